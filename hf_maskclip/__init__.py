@@ -1,0 +1,62 @@
+"""CLIP pre-training on a well-chosen part of each image's patches, inside 🤗 Transformers.
+
+Importing this package registers its models with the Auto classes.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPProcessor,
+    CLIPTokenizer,
+)
+
+from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
+from .conversion import export_to_clip
+from .losses import ContrastiveLoss
+from .modeling_maskclip import (
+    MaskCLIPForImageClassification,
+    MaskCLIPModel,
+    MaskCLIPVisionModel,
+    MaskCLIPVisionModelWithProjection,
+)
+from .patch_masking import PatchMask, PatchSelection, build_patch_mask, register_patch_mask
+
+__version__ = "0.1.0"
+
+
+def _register_auto_classes() -> None:
+    # Where several classes share a configuration, AutoModel takes the one that `architectures` in config.json names.
+    AutoConfig.register(MaskCLIPConfig.model_type, MaskCLIPConfig)
+    AutoConfig.register(MaskCLIPVisionConfig.model_type, MaskCLIPVisionConfig)
+    AutoModel.register(MaskCLIPConfig, (MaskCLIPModel, MaskCLIPForImageClassification))
+    AutoModel.register(MaskCLIPVisionConfig, (MaskCLIPVisionModel, MaskCLIPVisionModelWithProjection))
+    AutoModelForZeroShotImageClassification.register(MaskCLIPConfig, MaskCLIPModel)
+    AutoModelForImageClassification.register(MaskCLIPConfig, MaskCLIPForImageClassification)
+    AutoProcessor.register(MaskCLIPConfig, CLIPProcessor)
+    AutoTokenizer.register(MaskCLIPConfig, tokenizer_class=CLIPTokenizer)
+    for config_class in (MaskCLIPConfig, MaskCLIPVisionConfig):
+        AutoImageProcessor.register(config_class, image_processor_classes={"torchvision": CLIPImageProcessor})
+
+
+_register_auto_classes()
+
+__all__ = [
+    "ContrastiveLoss",
+    "MaskCLIPConfig",
+    "MaskCLIPForImageClassification",
+    "MaskCLIPModel",
+    "MaskCLIPVisionConfig",
+    "MaskCLIPVisionModel",
+    "MaskCLIPVisionModelWithProjection",
+    "PatchMask",
+    "PatchSelection",
+    "build_patch_mask",
+    "export_to_clip",
+    "register_patch_mask",
+]

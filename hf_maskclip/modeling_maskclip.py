@@ -1,0 +1,334 @@
+"""CLIP models that encode only the visible patches of each image.
+
+Shapes: B batch, L patches of an image, K kept patches, D width, E projection size, S caption tokens.
+The masks have no parameters, so state-dict keys are CLIP's, and a trained model is a plain CLIP.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.models.clip.modeling_clip import (
+    CLIPForImageClassification,
+    CLIPModel,
+    CLIPOutput,
+    CLIPPreTrainedModel,
+    CLIPTextModel,
+    CLIPVisionModel,
+    CLIPVisionModelOutput,
+    CLIPVisionModelWithProjection,
+    image_text_contrastive_loss,
+)
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
+from .patch_masking import PatchSelection, build_patch_mask
+
+# Transformers strips the `vision_model.` prefix of CLIP checkpoints by the name of the class: without this line a subclass
+# under another name would start from random weights.
+register_checkpoint_conversion_mapping(
+    "MaskCLIPVisionModel", get_checkpoint_conversion_mapping("CLIPVisionModel"), overwrite=True
+)
+
+# What a checkpoint of a whole CLIP holds beyond its vision tower; the vision classes leave it aside without a report.
+_TEXT_KEYS = [r"^text_model", r"^text_projection", r"^logit_scale"]
+
+
+@dataclass
+class MaskCLIPVisionOutput(BaseModelOutputWithPooling):
+    """Output of [`MaskCLIPVisionModel`]: `last_hidden_state` (B, 1 + K, D), `pooler_output` (B, D), and `patch_selection`, the
+    [`PatchSelection`] that was used, or None where every patch was encoded."""
+
+    patch_selection: PatchSelection | None = None
+
+
+@dataclass
+class MaskCLIPVisionModelOutput(CLIPVisionModelOutput):
+    """Output of [`MaskCLIPVisionModelWithProjection`]: CLIP's, and the `patch_selection` that was used."""
+
+    patch_selection: PatchSelection | None = None
+
+
+@dataclass
+class MaskCLIPOutput(CLIPOutput):
+    """Output of [`MaskCLIPModel`]: CLIP's, and the `patch_selection` that was used."""
+
+    patch_selection: PatchSelection | None = None
+
+
+@dataclass
+class MaskCLIPImageClassifierOutput(ImageClassifierOutput):
+    """Output of [`MaskCLIPForImageClassification`]: the usual one, and the `patch_selection` that was used."""
+
+    patch_selection: PatchSelection | None = None
+
+
+class MaskCLIPPreTrainedMixin:
+    """What all MaskCLIP classes share: CLIP's initial weights, and loading that is complete or fails."""
+
+    # Weights that a checkpoint may lack: heads that fine-tuning adds.
+    _new_weights_allowed: tuple[str, ...] = ()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # For classes from outside, Transformers skips `_init_weights` on modules without parameters of their own. CLIP sets the
+        # weights of its attention and MLP layers from just there, so they would start with another variance than CLIP's.
+        return False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, for MaskCLIP and CLIP checkpoints.
+
+        Raises:
+            ValueError: the checkpoint lacks weights of this class; the message names the first of them.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith(cls._new_weights_allowed or "\0"))
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: no weights for {len(missing)} tensors of {cls.__name__}, such as {missing[0]!r}"
+            )
+        return (model, info) if output_loading_info else model
+
+
+class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
+    """CLIP's vision tower with a patch mask.
+
+    In training mode the mask of `config.patch_mask` chooses the visible patches; in evaluation mode all are encoded, and the
+    output is exactly CLIP's.
+    """
+
+    config: MaskCLIPVisionConfig
+    _keys_to_ignore_on_load_unexpected = [*_TEXT_KEYS, r"^visual_projection"]
+
+    def __init__(self, config: MaskCLIPVisionConfig):
+        super().__init__(config)
+        self.patch_mask = build_patch_mask(config.patch_mask, patch_size=config.patch_size)
+
+    def select_patches(
+        self, pixel_values: torch.Tensor, *, progress: float = 0.0, generator: torch.Generator | None = None
+    ) -> PatchSelection:
+        """Let the patch mask choose the visible patches of images (B, C, H, W), whatever mode the model is in.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            progress: the share of training that is done, in [0, 1].
+            generator: the mask's own source of randomness, on the device of `pixel_values`.
+        """
+        patch_embeds = None
+        if self.patch_mask.needs_patch_embeds:
+            with torch.no_grad():
+                weight = self.embeddings.patch_embedding.weight
+                patch_embeds = self.embeddings.patch_embedding(pixel_values.to(weight.dtype))  # (B, D, rows, columns)
+                patch_embeds = patch_embeds.flatten(2).transpose(1, 2)  # (B, L, D)
+        return self.patch_mask(pixel_values, patch_embeds, progress=progress, generator=generator)
+
+    def _resolve_selection(self, pixel_values, patch_selection, apply_patch_mask) -> PatchSelection | None:
+        if patch_selection is not None:
+            if apply_patch_mask is False:
+                raise ValueError("apply_patch_mask=False contradicts the given patch_selection: pass one of the two")
+            return patch_selection
+        if apply_patch_mask is None:
+            apply_patch_mask = self.training
+            if self.training and not torch.is_grad_enabled() and self.config.patch_mask["name"] != "none":
+                warnings.warn(
+                    "a model in training mode masks patches at random, here without gradients: call model.eval() for whole"
+                    " images, or pass apply_patch_mask=True if masked features are wanted",
+                    stacklevel=2,
+                )
+        if not apply_patch_mask or self.config.patch_mask["name"] == "none":
+            return None
+        return self.select_patches(pixel_values)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = False,
+        patch_selection: PatchSelection | None = None,
+        apply_patch_mask: bool | None = None,
+        **kwargs,
+    ) -> MaskCLIPVisionOutput:
+        """Encode the visible patches.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            interpolate_pos_encoding: stretch the position embeddings to images of another size.
+            patch_selection: the visible patches; used as it is.
+            apply_patch_mask: True masks and False does not, in either mode; by default the model masks in training mode only.
+        """
+        patch_selection = self._resolve_selection(pixel_values, patch_selection, apply_patch_mask)
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # (B, 1 + L, D)
+        attention_mask = None
+        if patch_selection is not None:
+            hidden_states, token_mask = keep_visible(hidden_states, patch_selection)  # (B, 1 + K, D)
+            if token_mask is not None:
+                attention_mask = create_bidirectional_mask(self.config, hidden_states, token_mask)
+        hidden_states = self.pre_layrnorm(hidden_states)
+        encoded = self.encoder(inputs_embeds=hidden_states, attention_mask=attention_mask, **kwargs)
+        return MaskCLIPVisionOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            pooler_output=self.post_layernorm(encoded.last_hidden_state[:, 0, :]),
+            patch_selection=patch_selection,
+        )
+
+
+def keep_visible(tokens: torch.Tensor, selection: PatchSelection) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Keep the class token and the visible patches, after position embeddings are added.
+
+    Args:
+        tokens: (B, 1 + L, D), the class token first.
+
+    Returns:
+        tokens (B, 1 + K, D), and a BoolTensor (B, 1 + K) that is False for padding, or None where there is none.
+    """
+    batch, _, width = tokens.shape
+    rows = nn.functional.pad(selection.indices + 1, (1, 0))  # (B, 1 + K); 0 is the class token
+    kept = tokens.gather(1, rows[..., None].expand(-1, -1, width))
+    if selection.lengths is None:
+        return kept, None
+    return kept, nn.functional.pad(selection.valid(), (1, 0), value=True)
+
+
+class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
+    """CLIP whose vision tower is a [`MaskCLIPVisionModel`]. One seed gives it the same weights as `CLIPModel`."""
+
+    config: MaskCLIPConfig
+
+    def __init__(self, config: MaskCLIPConfig):
+        # CLIPModel.__init__ names the class of its vision tower, so the parts are built here, in its order.
+        CLIPPreTrainedModel.__init__(self, config)
+        self.projection_dim = config.projection_dim
+        self.text_embed_dim = config.text_config.hidden_size
+        self.vision_embed_dim = config.vision_config.hidden_size
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config)
+        self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(self.config.logit_scale_init_value))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        patch_selection: PatchSelection | None = None,
+        apply_patch_mask: bool | None = None,
+        **kwargs,
+    ) -> MaskCLIPOutput:
+        """As `CLIPModel.forward`, with the patch mask's arguments.
+
+        Args:
+            input_ids: (B, S).
+            pixel_values: (B, C, H, W).
+            attention_mask: (B, S).
+            return_loss: also return the contrastive loss of this batch; several processes need `ContrastiveLoss`.
+            patch_selection, apply_patch_mask: as in [`MaskCLIPVisionModel`].
+        """
+        vision_outputs = self.get_image_features(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            patch_selection=patch_selection,
+            apply_patch_mask=apply_patch_mask,
+            **kwargs,
+        )
+        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        image_embeds = _unit_length(vision_outputs.pooler_output)  # (B, E)
+        text_embeds = _unit_length(text_outputs.pooler_output)  # (B, E)
+        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()
+        return MaskCLIPOutput(
+            loss=image_text_contrastive_loss(logits_per_text) if return_loss else None,
+            logits_per_image=logits_per_text.t(),
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+            patch_selection=vision_outputs.patch_selection,
+        )
+
+
+def _unit_length(embeds: torch.Tensor) -> torch.Tensor:
+    # In CLIPModel's order of operations, so that the result is equal to the last bit.
+    return embeds / embeds.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
+
+
+class MaskCLIPVisionModelWithProjection(MaskCLIPPreTrainedMixin, CLIPVisionModelWithProjection):
+    """CLIP's vision tower and its projection, with a patch mask."""
+
+    config: MaskCLIPVisionConfig
+    _keys_to_ignore_on_load_unexpected = _TEXT_KEYS
+
+    def __init__(self, config: MaskCLIPVisionConfig):
+        CLIPPreTrainedModel.__init__(self, config)
+        self.vision_model = MaskCLIPVisionModel._from_config(config)
+        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor | None = None, **kwargs) -> MaskCLIPVisionModelOutput:
+        """Arguments as in [`MaskCLIPVisionModel`]; `image_embeds` (B, E) are not normalised."""
+        outputs = self.vision_model(pixel_values, **kwargs)
+        return MaskCLIPVisionModelOutput(
+            image_embeds=self.visual_projection(outputs.pooler_output),
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            patch_selection=outputs.patch_selection,
+        )
+
+
+class MaskCLIPForImageClassification(MaskCLIPPreTrainedMixin, CLIPForImageClassification):
+    """A classifier on the mean of the visible patches' states, fine-tuned with a patch mask."""
+
+    config: MaskCLIPConfig
+    _keys_to_ignore_on_load_unexpected = [*_TEXT_KEYS, r"^visual_projection"]
+    _new_weights_allowed = ("classifier.",)
+
+    def __init__(self, config: MaskCLIPConfig):
+        CLIPPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config)
+        width = config.vision_config.hidden_size
+        self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+    ) -> MaskCLIPImageClassifierOutput:
+        """Arguments as in [`MaskCLIPVisionModel`], and `labels` (B,)."""
+        outputs = self.vision_model(pixel_values, **kwargs)
+        patches = outputs.last_hidden_state[:, 1:, :]  # (B, K, D)
+        selection = outputs.patch_selection
+        if selection is None or selection.lengths is None:
+            pooled = torch.mean(patches, dim=1)
+        else:
+            pooled = (patches * selection.valid()[..., None]).sum(dim=1) / selection.lengths[:, None]
+        logits = self.classifier(pooled)
+        return MaskCLIPImageClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            patch_selection=selection,
+        )
+
+
+__all__ = [
+    "MaskCLIPForImageClassification",
+    "MaskCLIPModel",
+    "MaskCLIPVisionModel",
+    "MaskCLIPVisionModelWithProjection",
+]

@@ -1,0 +1,49 @@
+"""How strong the edges in each patch are: what the PGS mask protects.
+
+Shapes: B batch, C channels, L patches.
+"""
+
+import kornia
+import torch
+from torch.nn import functional as F
+
+EDGE_DETECTORS = ("sobel", "canny", "none")
+
+
+def patch_edges(pixel_values: torch.Tensor, patch_size: int, detector: str = "sobel") -> torch.Tensor:
+    """The edge strength e of each patch: the mean edge magnitude of the grey image, scaled to [0, 1] per image.
+
+    Args:
+        pixel_values: (B, C, H, W), with C = 3 colours or 1.
+        detector: `"sobel"`; `"canny"`, the share of edge pixels; or `"none"`, zeros.
+
+    Returns:
+        (B, L) in float32.
+    """
+    pixels = pixel_values.float()
+    grey = kornia.color.rgb_to_grayscale(pixels) if pixels.shape[1] == 3 else pixels.mean(dim=1, keepdim=True)
+    if detector == "sobel":
+        magnitude = sobel_magnitude(grey)
+    elif detector == "canny":
+        magnitude = kornia.filters.canny(_unit_range(grey.flatten(1)).view_as(grey))[1]
+    else:
+        magnitude = torch.zeros_like(grey)
+    return _unit_range(F.avg_pool2d(magnitude, patch_size).flatten(1))  # (B, 1, rows, columns) -> (B, L)
+
+
+def sobel_magnitude(grey: torch.Tensor) -> torch.Tensor:
+    """Sobel gradient magnitude of (B, 1, H, W): `kornia.filters.sobel`, with the kernel applied as two passes of slices."""
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    left, right = padded[..., :-2], padded[..., 2:]
+    smooth = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+    difference = right - left
+    gradient_x = difference[..., :-2, :] + 2 * difference[..., 1:-1, :] + difference[..., 2:, :]
+    gradient_y = smooth[..., 2:, :] - smooth[..., :-2, :]
+    # kornia divides the kernel by 8 and adds 1e-6 below the root.
+    return (gradient_x.square().add_(gradient_y.square()).div_(64)).add_(1e-6).sqrt_()
+
+
+def _unit_range(values: torch.Tensor) -> torch.Tensor:
+    """Scale each row of (B, N) to [0, 1]; a constant row becomes zeros."""
+    low, high = values.aminmax(dim=1, keepdim=True)
+    return (values - low) / (high - low).clamp(min=1e-6)

@@ -1,0 +1,123 @@
+"""CLIP-PGS's mask, Patch Generation-to-Selection (Pei et al. 2025, arXiv 2503.17080)."""
+
+import torch
+
+from .patch_edges import EDGE_DETECTORS, patch_edges
+from .patch_masking import (
+    PatchMask,
+    PatchSelection,
+    check_choice,
+    check_range,
+    check_ratio,
+    drop_first,
+    drop_first_of_each,
+    keep_count,
+)
+from .patch_similarity import PatchFeatures, check_embedding_weight, resolve_embedding_weight, take_rows
+
+
+class PGSPatchMask(PatchMask):
+    """Patches that resemble a few random candidates are masked first, the edges of objects last.
+
+    1. Candidates: `candidate_ratio` of the patches, at random among those that are not edge patches.
+    2. Edge patches: edge strength e_i above the image's mean of e.
+    3. S = s_ij; optimal transport balances it: K = exp((S - 1) / regularization), scaled to a doubly stochastic W by Sinkhorn.
+    4. Order: patches that are not edges by w_i = max over the candidates c of W_ci, descending; then edge patches by e_i,
+       ascending. The first n are masked: n = the number of patches that are not edges and have
+       max over c of s_ci > `similarity_threshold`, clamped to [`min_mask_ratio`, `max_mask_ratio`] * L.
+
+    CLIP-PGS 0.3 is the default; CLIP-PGS 0.5 has both bounds at 0.5, so that all images keep the same number.
+
+    Args:
+        min_mask_ratio: the least fraction removed, in [0, 1).
+        max_mask_ratio: the largest fraction removed, in [min_mask_ratio, 1).
+        candidate_ratio: the fraction of patches that are candidates, in [0, 1); at least one is.
+        edges: `"sobel"`, `"canny"` or `"none"`.
+        transport: balance the similarities by optimal transport.
+        similarity_threshold: a cosine in [-1, 1].
+        sinkhorn_regularization: entropic regularisation, in units of the similarity.
+        sinkhorn_iterations: alternations of the row and the column scaling.
+        embedding_weight: the share of the patch embeddings in the similarity, in [0, 1], or `"progress"` for the paper's linear
+            schedule.
+    """
+
+    citation = "Seeing What Matters: Empowering CLIP with Patch Generation-to-Selection, arXiv 2503.17080"
+
+    def __init__(
+        self,
+        min_mask_ratio: float = 0.3,
+        max_mask_ratio: float = 0.5,
+        candidate_ratio: float = 0.05,
+        edges: str = "sobel",
+        transport: bool = True,
+        similarity_threshold: float = 0.5,
+        sinkhorn_regularization: float = 0.1,
+        sinkhorn_iterations: int = 5,
+        embedding_weight: float | str = 0.0,
+        *,
+        patch_size: int = 16,
+    ):
+        super().__init__(patch_size=patch_size)
+        self.min_mask_ratio = check_ratio("min_mask_ratio", min_mask_ratio)
+        self.max_mask_ratio = check_ratio("max_mask_ratio", max_mask_ratio)
+        if min_mask_ratio > max_mask_ratio:
+            raise ValueError(f"min_mask_ratio={min_mask_ratio}: must be at most max_mask_ratio={max_mask_ratio}")
+        self.candidate_ratio = check_ratio("candidate_ratio", candidate_ratio)
+        self.edges = check_choice("edges", edges, EDGE_DETECTORS)
+        self.transport = check_choice("transport", transport, (True, False))
+        self.similarity_threshold = check_range("similarity_threshold", similarity_threshold, -1, 1)
+        self.sinkhorn_regularization = check_range("sinkhorn_regularization", sinkhorn_regularization, 0.01, 100)
+        self.sinkhorn_iterations = int(check_range("sinkhorn_iterations", sinkhorn_iterations, 1, 1000))
+        self.embedding_weight = check_embedding_weight(embedding_weight)
+
+    @property
+    def needs_patch_embeds(self) -> bool:
+        return self.embedding_weight != 0
+
+    @torch.no_grad()
+    def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None) -> PatchSelection:
+        edge_strength = patch_edges(pixel_values, self.patch_size, self.edges)  # e (B, L)
+        is_edge = edge_strength > edge_strength.mean(dim=1, keepdim=True)
+        candidates = self._candidates(edge_strength, is_edge, generator)  # (B, A)
+
+        weight = resolve_embedding_weight(self.embedding_weight, progress)
+        features = PatchFeatures(pixel_values, self.patch_size, patch_embeds, weight)
+        closeness = features.similarity(candidates).amax(dim=1)  # max over c of s_ci (B, L)
+        balanced = self.transport_plan(features.similarity(), candidates).amax(dim=1) if self.transport else closeness  # w
+
+        # Edge patches come after all others: w lies above -1, and e in [0, 1] is moved below it.
+        priority = torch.where(is_edge, -2 - edge_strength, balanced)
+        num_patches = priority.shape[1]
+        most_kept, least_kept = (keep_count(num_patches, r) for r in (self.min_mask_ratio, self.max_mask_ratio))
+        if most_kept == least_kept:
+            return drop_first(priority, num_patches - most_kept)
+        num_similar = ((closeness > self.similarity_threshold) & ~is_edge).sum(dim=1)
+        num_dropped = num_similar.clamp(num_patches - most_kept, num_patches - least_kept)
+        return drop_first_of_each(priority, num_dropped, max_kept=most_kept)
+
+    def _candidates(self, edge_strength, is_edge, generator) -> torch.Tensor:
+        """Indices (B, A) of the candidates; where too few patches are no edges, those with the least edge follow."""
+        batch, num_patches = edge_strength.shape
+        noise = torch.rand(batch, num_patches, generator=generator, device=edge_strength.device)
+        num_candidates = max(1, round(num_patches * self.candidate_ratio))
+        return torch.where(is_edge, -edge_strength, noise).topk(num_candidates, dim=1).indices
+
+    def transport_plan(self, similarity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (B, A) of the doubly stochastic matrix W (B, L, L) of the similarities, as (B, A, L)."""
+        kernel = ((similarity - 1) / self.sinkhorn_regularization).exp_()
+        row_scale, column_scale = sinkhorn_scaling(kernel, self.sinkhorn_iterations)
+        return take_rows(kernel, rows) * row_scale.gather(1, rows)[..., None] * column_scale[:, None, :]
+
+
+def sinkhorn_scaling(kernel: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors u, v (B, L) such that diag(u) K diag(v) is doubly stochastic: u = 1 / (K v), v = 1 / (K^T u).
+
+    Args:
+        kernel: K (B, L, L), positive. It is only read: the scaling vectors alone are iterated.
+        iterations: alternations of the two.
+    """
+    column_scale = kernel.new_ones(kernel.shape[0], kernel.shape[2], 1)  # v (B, L, 1)
+    for _ in range(iterations):
+        row_scale = 1 / (kernel @ column_scale)
+        column_scale = 1 / (kernel.transpose(1, 2) @ row_scale)
+    return row_scale.squeeze(-1), column_scale.squeeze(-1)
