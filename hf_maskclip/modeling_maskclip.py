@@ -91,7 +91,8 @@ class MaskCLIPPreTrainedMixin:
         missing = sorted(key for key in info["missing_keys"] if not key.startswith(cls._new_weights_allowed or "\0"))
         if missing:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: no weights for {len(missing)} tensors of {cls.__name__}, such as {missing[0]!r}"
+                f"{pretrained_model_name_or_path}: has no weights for {len(missing)} tensors of {cls.__name__}, "
+                f"such as {missing[0]!r}"
             )
         return (model, info) if output_loading_info else model
 

@@ -8,10 +8,13 @@ Silhouettes and noise textures are drawn once per process and cached, so a scene
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import cos, sin
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
+
+from training.scene_shapes import SHAPE_PAINTERS, Pen
 
 SUPERSAMPLING = 4
 NOISE_TILE = 256
@@ -19,6 +22,7 @@ NOISE_TILES = 4
 SHADOW_STRENGTH = 0.45
 STYLES = ("plain", "noise", "blur", "sketch", "recoloured", "flat")
 
+SHAPES = tuple(SHAPE_PAINTERS)
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.10, 0.12),
     "orange": (0.98, 0.52, 0.05),
@@ -32,8 +36,9 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0.11, 0.11, 0.13),
     "white": (0.97, 0.97, 0.97),
 }
-# Diameter as a fraction of the image side.
+# Diameter as a fraction of the image side. No point of a silhouette is farther than REACH diameters from its centre.
 SIZES: dict[str, float] = {"small": 0.23, "medium": 0.34, "large": 0.50}
+REACH = 0.56
 
 
 @dataclass(frozen=True)
@@ -58,212 +63,6 @@ class Scene:
     background: str
     light_angle: float
     texture_seed: int
-
-
-# ---------------------------------------------------------------------------------------------------- shapes
-
-
-class _Pen:
-    """Draws in unit coordinates (y down) on the layers of a silhouette: ``body``, ``dark`` and ``pale`` details."""
-
-    def __init__(self, side: int):
-        self.side = side
-        self.layers = {name: Image.new("L", (side, side)) for name in ("body", "dark", "pale")}
-        self._draw = {name: ImageDraw.Draw(layer) for name, layer in self.layers.items()}
-
-    def _scale(self, points):
-        return [(x * self.side, y * self.side) for x, y in points]
-
-    def polygon(self, *points, layer="body", value=255):
-        self._draw[layer].polygon(self._scale(points), fill=value)
-
-    def ellipse(self, left, top, right, bottom, layer="body", value=255):
-        self._draw[layer].ellipse(self._scale([(left, top), (right, bottom)]), fill=value)
-
-    def disc(self, x, y, radius, layer="body", value=255):
-        self.ellipse(x - radius, y - radius, x + radius, y + radius, layer, value)
-
-    def box(self, left, top, right, bottom, layer="body", value=255):
-        self._draw[layer].rectangle(self._scale([(left, top), (right, bottom)]), fill=value)
-
-    def line(self, *points, width=0.045, layer="dark"):
-        self._draw[layer].line(self._scale(points), fill=255, width=max(1, round(width * self.side)), joint="curve")
-
-    def arc(self, left, top, right, bottom, start, end, width=0.045, layer="dark"):
-        box = self._scale([(left, top), (right, bottom)])
-        self._draw[layer].arc(box, start, end, fill=255, width=max(1, round(width * self.side)))
-
-
-def _ball(pen: _Pen) -> None:
-    pen.disc(0.5, 0.5, 0.46)
-
-
-def _box(pen: _Pen) -> None:
-    pen.box(0.05, 0.14, 0.95, 0.36)
-    pen.box(0.11, 0.36, 0.89, 0.92)
-    pen.line((0.09, 0.37), (0.91, 0.37))
-    pen.box(0.38, 0.50, 0.62, 0.56, layer="dark")
-
-
-def _triangle(pen: _Pen) -> None:
-    pen.polygon((0.5, 0.05), (0.97, 0.9), (0.03, 0.9))
-
-
-def _star(pen: _Pen) -> None:
-    turns = np.arange(10) * np.pi / 5
-    radii = np.where(np.arange(10) % 2, 0.23, 0.52)
-    pen.polygon(*zip(0.5 + radii * np.sin(turns), 0.53 - radii * np.cos(turns), strict=True))
-
-
-def _heart(pen: _Pen) -> None:
-    t = np.linspace(0, 2 * np.pi, 60)
-    x = np.sin(t) ** 3
-    y = (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16
-    pen.polygon(*zip(0.5 + 0.48 * x, 0.46 - 0.48 * y, strict=True))
-
-
-def _moon(pen: _Pen) -> None:
-    pen.disc(0.52, 0.5, 0.46)
-    pen.disc(0.74, 0.4, 0.37, value=0)
-
-
-def _cloud(pen: _Pen) -> None:
-    for x, y, radius in ((0.23, 0.6, 0.2), (0.43, 0.42, 0.24), (0.66, 0.47, 0.2), (0.79, 0.63, 0.18)):
-        pen.disc(x, y, radius)
-    pen.box(0.23, 0.58, 0.79, 0.8)
-
-
-def _flower(pen: _Pen) -> None:
-    for turn in np.arange(6) * np.pi / 3:
-        pen.disc(0.5 + 0.29 * np.sin(turn), 0.5 - 0.29 * np.cos(turn), 0.185)
-    pen.disc(0.5, 0.5, 0.25)
-    pen.disc(0.5, 0.5, 0.17, layer="dark")
-    pen.disc(0.5, 0.5, 0.12, layer="dark", value=0)
-    pen.disc(0.5, 0.5, 0.13, layer="pale")
-
-
-def _tree(pen: _Pen) -> None:
-    pen.box(0.41, 0.8, 0.59, 0.98)
-    pen.box(0.41, 0.84, 0.59, 0.98, layer="dark")
-    for top, bottom, half in ((0.02, 0.36, 0.24), (0.2, 0.6, 0.34), (0.42, 0.85, 0.43)):
-        pen.polygon((0.5, top), (0.5 + half, bottom), (0.5 - half, bottom))
-
-
-def _mushroom(pen: _Pen) -> None:
-    pen.polygon((0.37, 0.5), (0.63, 0.5), (0.7, 0.95), (0.3, 0.95))
-    pen.polygon((0.37, 0.5), (0.63, 0.5), (0.7, 0.95), (0.3, 0.95), layer="pale")
-    pen.ellipse(0.04, 0.06, 0.96, 1.04)
-    pen.box(0, 0.56, 0.29, 1.0, value=0)
-    pen.box(0.71, 0.56, 1.0, 1.0, value=0)
-    pen.box(0.29, 0.96, 0.71, 1.0, value=0)
-    for edge, corner, foot in ((0.29, 0.37, 0.3), (0.71, 0.63, 0.7)):
-        pen.polygon((edge, 0.56), (corner, 0.56), (foot, 0.97), (edge, 0.97), value=0)
-    pen.box(0, 0, 1, 0.55, layer="pale", value=0)
-    pen.line((0.05, 0.55), (0.95, 0.55))
-
-
-def _house(pen: _Pen) -> None:
-    pen.box(0.7, 0.1, 0.82, 0.4)
-    pen.polygon((0.5, 0.04), (0.98, 0.48), (0.02, 0.48))
-    pen.box(0.12, 0.46, 0.88, 0.95)
-    pen.line((0.06, 0.48), (0.94, 0.48))
-    pen.box(0.55, 0.62, 0.74, 0.95, layer="dark")
-    pen.box(0.23, 0.6, 0.43, 0.78, layer="pale")
-
-
-def _umbrella(pen: _Pen) -> None:
-    pen.ellipse(0.02, 0.06, 0.98, 1.02)
-    pen.box(0, 0.53, 1, 1.03, value=0)
-    for x in (0.18, 0.5, 0.82):
-        pen.ellipse(x - 0.16, 0.45, x + 0.16, 0.62, value=0)
-    for layer in ("body", "dark"):
-        pen.line((0.5, 0.45), (0.5, 0.86), width=0.065, layer=layer)
-        pen.arc(0.5 - 0.03, 0.74, 0.5 + 0.2, 0.97, 0, 180, width=0.065, layer=layer)
-    pen.line((0.5, 0.0), (0.5, 0.08), width=0.05, layer="body")
-    for bend in (0.34, 0.66):
-        pen.line((0.5, 0.08), ((0.5 + bend) / 2, 0.24), (bend, 0.48), width=0.025)
-
-
-def _cup(pen: _Pen) -> None:
-    pen.ellipse(0.52, 0.28, 0.98, 0.74)
-    pen.ellipse(0.64, 0.39, 0.87, 0.63, value=0)
-    pen.polygon((0.06, 0.18), (0.74, 0.18), (0.66, 0.92), (0.14, 0.92))
-    pen.ellipse(0.06, 0.09, 0.74, 0.28)
-    pen.ellipse(0.12, 0.12, 0.68, 0.25, layer="dark")
-
-
-def _key(pen: _Pen) -> None:
-    pen.disc(0.26, 0.5, 0.25)
-    pen.disc(0.24, 0.5, 0.1, value=0)
-    pen.box(0.45, 0.42, 0.99, 0.58)
-    pen.box(0.66, 0.55, 0.77, 0.74)
-    pen.box(0.87, 0.55, 0.99, 0.78)
-
-
-def _crown(pen: _Pen) -> None:
-    pen.polygon((0.05, 0.24), (0.29, 0.5), (0.5, 0.14), (0.71, 0.5), (0.95, 0.24), (0.87, 0.86), (0.13, 0.86))
-    for x, y in ((0.07, 0.22), (0.5, 0.13), (0.93, 0.22)):
-        pen.disc(x, y, 0.07)
-    pen.line((0.13, 0.72), (0.87, 0.72))
-
-
-def _fish(pen: _Pen) -> None:
-    pen.polygon((0.3, 0.5), (0.02, 0.22), (0.08, 0.5), (0.02, 0.78))
-    pen.polygon((0.42, 0.3), (0.56, 0.1), (0.74, 0.32))
-    pen.ellipse(0.18, 0.22, 0.98, 0.78)
-    pen.arc(0.48, 0.3, 0.7, 0.7, -60, 60)
-    pen.disc(0.82, 0.43, 0.075, layer="pale")
-    pen.disc(0.83, 0.43, 0.04, layer="dark")
-
-
-def _boat(pen: _Pen) -> None:
-    pen.polygon((0.02, 0.68), (0.98, 0.68), (0.82, 0.94), (0.18, 0.94))
-    pen.polygon((0.46, 0.04), (0.46, 0.62), (0.1, 0.62))
-    pen.polygon((0.54, 0.14), (0.54, 0.62), (0.86, 0.62))
-    for layer in ("body", "dark"):
-        pen.line((0.5, 0.02), (0.5, 0.7), width=0.05, layer=layer)
-
-
-def _car(pen: _Pen) -> None:
-    pen.polygon((0.22, 0.5), (0.34, 0.24), (0.66, 0.24), (0.8, 0.5))
-    pen.box(0.03, 0.47, 0.97, 0.74)
-    for window in (
-        ((0.3, 0.48), (0.38, 0.31), (0.48, 0.31), (0.48, 0.48)),
-        ((0.53, 0.48), (0.53, 0.31), (0.63, 0.31), (0.72, 0.48)),
-    ):
-        pen.polygon(*window, layer="pale")
-    for x in (0.25, 0.75):
-        pen.disc(x, 0.74, 0.135)
-        pen.disc(x, 0.74, 0.135, layer="dark")
-        pen.disc(x, 0.74, 0.055, layer="dark", value=0)
-
-
-def _arrow(pen: _Pen) -> None:
-    pen.polygon((0.02, 0.36), (0.5, 0.36), (0.5, 0.12), (0.98, 0.5), (0.5, 0.88), (0.5, 0.64), (0.02, 0.64))
-
-
-_SHAPE_PAINTERS: dict[str, Callable[[_Pen], None]] = {
-    "ball": _ball,
-    "box": _box,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "moon": _moon,
-    "cloud": _cloud,
-    "flower": _flower,
-    "tree": _tree,
-    "mushroom": _mushroom,
-    "house": _house,
-    "umbrella": _umbrella,
-    "cup": _cup,
-    "key": _key,
-    "crown": _crown,
-    "fish": _fish,
-    "boat": _boat,
-    "car": _car,
-    "arrow": _arrow,
-}
-SHAPES = tuple(_SHAPE_PAINTERS)
 
 
 # ----------------------------------------------------------------------------------------------------- fills
@@ -509,16 +308,15 @@ class _Sprite(NamedTuple):
     slope_y: np.ndarray
 
     def mirrored(self) -> "_Sprite":
-        flipped = [layer[:, ::-1] for layer in self]
-        flipped[5] = -flipped[5]
-        return _Sprite(*flipped)
+        flipped = _Sprite(*(layer[:, ::-1] for layer in self))
+        return flipped._replace(slope_x=-flipped.slope_x)
 
 
 @lru_cache(maxsize=1024)
 def _sprite(shape: str, diameter: int, angle: int) -> _Sprite:
     """Draw ``shape`` ``diameter`` pixels wide, with a margin for its shadow."""
-    pen = _Pen(diameter * SUPERSAMPLING)
-    _SHAPE_PAINTERS[shape](pen)
+    pen = Pen(diameter * SUPERSAMPLING)
+    SHAPE_PAINTERS[shape](pen)
     margin = 2 + diameter // 6
     side = diameter + 2 * margin
     layers = {}
@@ -595,12 +393,12 @@ def _draw_object(canvas: np.ndarray, mask: np.ndarray, item: SceneObject, light_
         sprite = sprite.mirrored()
     side = len(sprite.body)
     left, top = (round(position * image_size - side / 2) for position in item.centre)
-    towards_light = np.cos(light_angle), np.sin(light_angle)
+    towards_light = cos(light_angle), sin(light_angle)
     if flat:
         surface = _surface(item, sprite, diameter, rim_strength=0.85)
     else:
         surface = _lit_colours(item, sprite, diameter, towards_light)
-        shift_x, shift_y = (round(-0.07 * diameter * part) for part in towards_light)
+        shift_x, shift_y = (round(-0.07 * diameter * component) for component in towards_light)
         region, part = _overlap(left + shift_x, top + shift_y, side, image_size)
         canvas[region] *= 1 - sprite.shadow[part][..., None] * np.float32(SHADOW_STRENGTH / 255)
     region, part = _overlap(left, top, side, image_size)
@@ -623,15 +421,15 @@ def _recolour(picture: np.ndarray, scene: Scene) -> np.ndarray:
 
 
 def _paint_background(scene: Scene, image_size: int, style: str, rng: np.random.Generator) -> np.ndarray:
-    picture = BACKGROUNDS[scene.background].paint(rng, image_size)
+    picture = BACKGROUNDS[scene.background].paint(rng, image_size).astype(np.float32, copy=False)
     if style == "recoloured":
         picture = _recolour(picture, scene)
     if style == "flat":
         upper, lower = (half.mean(axis=(0, 1)) for half in np.array_split(picture, 2))
         return _mix(upper, lower, np.broadcast_to(_grid(image_size)[1], picture.shape[:2]))
     x, y = _grid(image_size)
-    falloff = (x - 0.5) * np.cos(scene.light_angle) + (y - 0.5) * np.sin(scene.light_angle)
-    return picture * (1 + 0.22 * falloff)[..., None].astype(np.float32)
+    falloff = (x - 0.5) * cos(scene.light_angle) + (y - 0.5) * sin(scene.light_angle)
+    return picture * (1 + 0.22 * falloff)[..., None]
 
 
 def _sketch(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from training.scene_drawing import (
     BACKGROUNDS,
     COLOURS,
     FILLS,
+    REACH,
     SHAPES,
     SIZES,
     STYLES,
@@ -120,7 +121,7 @@ def sample_scene(index: int, *, seed: int = 0, split: str = "train") -> Scene:
 
 
 def _compose(rng: np.random.Generator, pairs: list[tuple[str, str]], sizes: tuple[str, ...]) -> Scene:
-    """Place an object for each (shape, colour) pair, at most one of them large; those that find no room are left out."""
+    """Place an object for each (shape, colour) pair, at most one of them large; some may find no room."""
     looks: dict[tuple[str, str], tuple[str, str]] = {}
     objects: list[SceneObject] = []
     for shape, colour in pairs:
@@ -153,9 +154,12 @@ def _fitting_backgrounds(objects: list[SceneObject]) -> list[str]:
 
 
 def _free_place(rng: np.random.Generator, diameter: float, objects: list[SceneObject]) -> tuple[float, float] | None:
-    """A centre at which a disc of this diameter lies inside the picture and touches no object, if one is found."""
-    for x, y in rng.uniform(diameter / 2 + 0.01, 0.99 - diameter / 2, (30, 2)).tolist():
-        if all(np.hypot(x - item.centre[0], y - item.centre[1]) > (diameter + item.diameter) / 2 + 0.02 for item in objects):
+    """A centre at which a silhouette lies inside the picture and touches no other object, if one is found."""
+    margin = REACH * diameter + 0.01
+    for x, y in rng.uniform(margin, 1 - margin, (30, 2)).tolist():
+        if all(
+            np.hypot(x - item.centre[0], y - item.centre[1]) > REACH * (diameter + item.diameter) + 0.02 for item in objects
+        ):
             return x, y
     return None
 

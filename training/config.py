@@ -1,0 +1,207 @@
+"""The options of a training run: one dataclass, read from YAML (`--config`) and from the command line (`--key value`)."""
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from hf_maskclip.patch_masking import resolve_patch_mask
+
+
+class ConfigError(ValueError):
+    """An option that cannot be used; the message is one line that says what is allowed."""
+
+
+def option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainingConfig:
+    """Every option has a default; together they run the quickstart on the embedded data set."""
+
+    output_dir: str = option("runs/quickstart", "folder of the run; an earlier run in it is moved aside, not overwritten")
+
+    # Model
+    model: str = option("tiny", "tiny, small, vit-s-16, vit-b-32 or vit-b-16 from random weights; or a folder or Hub id")
+    tokenizer: str = option("", "folder or Hub id; empty: the model's own, or one trained on the captions for a preset")
+    vocab_size: int = option(8192, "most tokens of a tokenizer that is trained on the captions")
+    patch_mask: str | dict = option(
+        "", "none, random, cluster, pgs, or {name: pgs, ...}; empty: the model's own, pgs for a preset"
+    )
+
+    # Data
+    train_data: str = option("scenes", "tar or parquet files (braces, globs), a folder, a Hub id, or scenes (drawn on the fly)")
+    eval_data: str = option(
+        "", "held-out data in the same forms, or clip-benchmark folders; empty: scenes for scenes, else off"
+    )
+    image_key: str = option("", "field of the picture, such as jpg or image; empty: the first known one")
+    caption_key: str = option(
+        "", "field of the caption, such as txt or json.caption, a list is drawn from; empty: the first known"
+    )
+    crop_scale: float = option(0.9, "least share of a picture's area in the random resized crop; 1 is off")
+    flip: float = option(
+        0.5, "probability of a horizontal flip (never for scenes, whose captions say left and right); 0 is off"
+    )
+    shuffle_buffer: int = option(2000, "samples from which a worker draws the next one; 0 is off (shards are still shuffled)")
+    num_workers: int = option(2, "data loading processes per training process; 0 loads in the training process")
+
+    # Budget: max_steps or samples_seen
+    max_steps: int = option(0, "optimizer steps; 0: derived from samples_seen")
+    samples_seen: int = option(
+        0, "image-text pairs over all processes; 0: derived from max_steps (both 0: the quickstart's budget)"
+    )
+    batch_size: int = option(128, "pairs per process and step")
+
+    # Optimisation
+    learning_rate: float = option(1e-3, "peak of the cosine schedule")
+    warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run; 0 is off")
+    weight_decay: float = option(0.2, "AdamW's, for matrices only; 0 is off")
+    max_grad_norm: float = option(1.0, "gradient clipping by norm; 0 is off")
+    unmasked_tuning_steps: int = option(0, "last steps that see whole images; 0 is off")
+    mixed_precision: Literal["bf16", "no"] = option("bf16", "bf16 autocast over float32 weights, or no")
+    seed: int = option(0, "of weights, data order and patch masks")
+
+    # Reports; 0 is off for each *_every
+    log_every: int = option(1, "steps between lines of metrics.jsonl")
+    eval_every: int = option(0, "steps between evaluations; one at the end in any case")
+    checkpoint_every: int = option(0, "steps between checkpoints")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = option("none", "tracker besides metrics.jsonl")
+
+    def __post_init__(self):
+        self._check_ranges()
+        if self.max_steps and self.samples_seen:
+            fail(f"max_steps={self.max_steps} and samples_seen={self.samples_seen}: give one of the two budgets")
+        if not self.max_steps and not self.samples_seen:
+            self.max_steps = QUICKSTART_STEPS
+        if self.patch_mask:
+            try:
+                self.patch_mask = resolve_patch_mask(self.patch_mask)
+            except ValueError as error:
+                fail(str(error))
+
+    def _check_ranges(self) -> None:
+        for name in ("batch_size", "vocab_size"):
+            if getattr(self, name) < 1:
+                fail(f"{name}={getattr(self, name)}: must be at least 1")
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            lowest = -1 if item.name == "warmup_steps" else 0
+            if item.type in (int, float) and not lowest <= value < float("inf"):
+                fail(f"{item.name}={value}: must be at least {lowest}")
+        if not 0 < self.crop_scale <= 1:
+            fail(f"crop_scale={self.crop_scale}: must be above 0 and at most 1")
+        if self.flip > 1:
+            fail(f"flip={self.flip}: must be a probability, from 0 to 1")
+        if self.batch_size == 1:
+            fail("batch_size=1: a contrastive loss needs at least 2 pairs")
+        if self.vocab_size < 1000:
+            fail(f"vocab_size={self.vocab_size}: must be at least 1000 (512 are the bytes)")
+
+    def schedule(self, num_processes: int) -> tuple[int, int]:
+        """The optimizer steps of the run on that many processes, and how many of them warm up."""
+        steps = self.max_steps or -(-self.samples_seen // (self.batch_size * num_processes))
+        warmup = steps // 10 if self.warmup_steps == -1 else self.warmup_steps
+        for name, value in (("warmup_steps", warmup), ("unmasked_tuning_steps", self.unmasked_tuning_steps)):
+            if value > steps:
+                fail(f"{name}={value}: the run has only {steps} steps")
+        return steps, warmup
+
+
+# About two and a half minutes for the tiny model on two CPU cores.
+QUICKSTART_STEPS = 300
+
+
+def fail(message: str) -> NoReturn:
+    raise ConfigError(message)
+
+
+def load_config(arguments: list[str] | None = None) -> TrainingConfig:
+    """Read `--config FILE` and `--key value` pairs, those of the command line winning.
+
+    Raises:
+        ConfigError: unknown key, missing value, wrong type, or options that contradict each other.
+    """
+    given = _parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    values: dict[str, Any] = {}
+    if config_file := given.pop("config", None):
+        values |= _read_yaml(Path(config_file))
+    values |= {key: value if _field(key).type is str else yaml.safe_load(value) for key, value in given.items()}
+    return TrainingConfig(**{key: _typed(key, value) for key, value in values.items()})
+
+
+def describe_options() -> str:
+    """One line an option: name, default, help."""
+    lines = ["  --config FILE  YAML file with any of the options below"]
+    lines += [f"  --{f.name} {f.default!r}  {f.metadata['help']}" for f in dataclasses.fields(TrainingConfig)]
+    return "\n".join(lines)
+
+
+def _parse_arguments(arguments: list[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            fail(f"unexpected argument {word!r}: options are given as --key value")
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if key != "config":
+            _field(key)
+        if not equals:
+            if not rest:
+                fail(f"--{key}: needs a value")
+            value = rest.pop(0)
+        given[key] = value
+    return given
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        fail(f"config={str(path)!r}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        fail(f"config={str(path)!r}: not valid YAML ({' '.join(str(error).split())})")
+    if not isinstance(values, dict):
+        fail(f"config={str(path)!r}: must hold 'key: value' lines")
+    return values
+
+
+def _field(key: str) -> dataclasses.Field:
+    known = {f.name: f for f in dataclasses.fields(TrainingConfig)}
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        fail(f"unknown option {key!r}" + (f": did you mean {close[0]!r}?" if close else f": must be one of {', '.join(known)}"))
+    return known[key]
+
+
+def _typed(key: str, value: Any) -> Any:
+    """The value as the option's type, or an error that names what is allowed."""
+    allowed = _field(key).type
+    if typing.get_origin(allowed) is Literal:
+        # YAML reads a bare `no` as False.
+        value = "no" if value is False else value
+        if value not in typing.get_args(allowed):
+            fail(f"{key}={value!r}: must be one of {', '.join(map(repr, typing.get_args(allowed)))}")
+        return value
+    if allowed is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3, which has no dot, as a string
+        except ValueError:
+            pass
+    if allowed is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    types_allowed = typing.get_args(allowed) if isinstance(allowed, types.UnionType) else (allowed,)
+    if not isinstance(value, types_allowed) or isinstance(value, bool):
+        fail(f"{key}={value!r}: must be {' or '.join(TYPE_NAMES[t] for t in types_allowed)}")
+    return value
+
+
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", dict: "a mapping such as {name: pgs}"}

@@ -1,0 +1,279 @@
+"""Batches of image-text pairs from a stream: decoded, cropped, tokenised in worker processes; bad samples skipped and counted.
+
+Shapes: B pairs, S caption tokens.
+"""
+
+import io
+import json
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from transformers import PreTrainedTokenizerBase
+
+from training.config import ConfigError
+from training.scenes import caption_scene, draw_scene
+
+IMAGE_KEYS = ("image", "jpg", "jpeg", "png", "webp")
+CAPTION_KEYS = ("txt", "text", "caption", "json.caption")
+# Above this many pixels a picture is not decoded: a small file can unfold to gigabytes.
+MAX_IMAGE_PIXELS = 89_478_485
+# So many samples without one usable pair mean wrong keys, not bad luck.
+PATIENCE = 1000
+
+
+class SkippedSample(Exception):
+    """A sample gives no image-text pair; the argument is the cause under which it is counted."""
+
+
+@dataclass
+class PairDecoder:
+    """Turns a row of a stream into a picture and its caption.
+
+    Args:
+        image_key, caption_key: the fields to read, or `""` for the first known one. `a.b` reads b in the JSON of field a.
+        image_size: the side in pixels at which scenes are drawn.
+    """
+
+    image_key: str = ""
+    caption_key: str = ""
+    image_size: int = 224
+
+    def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> tuple[Image.Image, str]:
+        """The picture in RGB and one caption (drawn by `rng` where there are several). Raises SkippedSample with the cause."""
+        if "__error__" in row:
+            raise SkippedSample(row["__error__"])
+        if "scene" in row:
+            picture, _ = draw_scene(row["scene"], self.image_size)
+            return picture, caption_scene(row["scene"], rng)
+        captions = self.captions(row)  # before the picture, for it is cheap
+        caption = captions[rng.integers(len(captions))]
+        return self.picture(row), caption
+
+    def picture(self, row: dict[str, Any]) -> Image.Image:
+        value = _first_field(row, (self.image_key,) if self.image_key else IMAGE_KEYS)
+        if isinstance(value, dict):  # an undecoded 🤗 Datasets image
+            value = value["bytes"] if value.get("bytes") is not None else _read_file(value.get("path"))
+        if value is None:
+            raise SkippedSample("image_missing")
+        return decode_image(value)
+
+    def captions(self, row: dict[str, Any]) -> list[str]:
+        value = _first_field(row, (self.caption_key,) if self.caption_key else CAPTION_KEYS)
+        if value is None:
+            raise SkippedSample("caption_missing")
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        captions = [caption for caption in map(_decode_text, texts) if caption]
+        if not captions:
+            raise SkippedSample("caption_empty")
+        return captions
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """Decode a picture to RGB, upright by its EXIF tag. Raises SkippedSample for what is no picture or far too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns of is either handled here or harmless
+            picture = Image.open(io.BytesIO(content))
+            if picture.width * picture.height > MAX_IMAGE_PIXELS:
+                raise SkippedSample("image_too_large")
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (Image.DecompressionBombError, MemoryError):
+        raise SkippedSample("image_too_large") from None
+    except (OSError, ValueError, SyntaxError, EOFError):  # Pillow's decoders raise all of these on damaged files
+        raise SkippedSample("image_undecodable") from None
+
+
+def _first_field(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        field, _, inner = key.partition(".")
+        value = row.get(key)
+        if value is None and inner and row.get(field) is not None:
+            value = _json_field(row[field], inner)
+        if value is not None:
+            return value
+    return None
+
+
+def _json_field(value: bytes | str | dict[str, Any], key: str) -> Any:
+    try:
+        content = value if isinstance(value, dict) else json.loads(value)
+    except ValueError:
+        raise SkippedSample("json_undecodable") from None
+    return content.get(key) if isinstance(content, dict) else None
+
+
+def _decode_text(value: Any) -> str:
+    try:
+        return (value.decode("utf-8-sig") if isinstance(value, bytes) else str(value)).strip()
+    except UnicodeDecodeError:
+        raise SkippedSample("caption_not_utf8") from None
+
+
+def _read_file(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    with datasets.download.streaming_download_manager.xopen(path, "rb") as file:
+        return file.read()
+
+
+def train_transform(image_size: int, crop_scale: float, flip: float) -> Callable[[Image.Image], torch.Tensor]:
+    """Random resized crop and flip, to a uint8 tensor (3, image_size, image_size)."""
+    crop = v2.RandomResizedCrop(image_size, scale=(crop_scale, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], context_length: int) -> torch.LongTensor:
+    """Token ids (B, S): cut to the context length, S the longest caption rounded up to a multiple of 8.
+
+    That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
+    """
+    token_ids = tokenizer(captions, truncation=True, max_length=context_length)["input_ids"]
+    longest = max(map(len, token_ids))
+    length = min(context_length, -(-longest // 8) * 8)
+    padded = tokenizer.pad({"input_ids": token_ids}, padding="max_length", max_length=length, return_tensors="pt")
+    return padded["input_ids"]
+
+
+class PairBatches(torch.utils.data.IterableDataset):
+    """Endless training batches of the shards that fall to this process and worker.
+
+    A batch is `{"pixel_values": uint8 (B, 3, H, W), "input_ids": (B, S), "keys": list, "skipped": Counter}`; `skipped` counts,
+    by cause, the samples passed over since this worker's last batch. An epoch is one pass over all samples.
+    """
+
+    def __init__(self, stream, decoder, transform, tokenizer, context_length, batch_size, seed):
+        self.stream, self.decoder, self.transform = stream, decoder, transform
+        self.tokenizer, self.context_length = tokenizer, context_length
+        self.batch_size, self.seed = batch_size, seed
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        pairs: list[tuple[torch.Tensor, str, str]] = []
+        skipped: Counter[str] = Counter()
+        for sample in self.samples():
+            if isinstance(sample, SkippedSample):
+                skipped[str(sample)] += 1
+                continue
+            pairs.append(sample)
+            if len(pairs) == self.batch_size:
+                yield self._collate(pairs, skipped)
+                pairs, skipped = [], Counter()
+
+    def samples(self) -> Iterator[tuple[torch.Tensor, str, str] | SkippedSample]:
+        """Pixels, caption and key of each sample, epoch after epoch; the SkippedSample in place of one that gives no pair."""
+        epoch = num_pairs = num_skipped = 0
+        while True:
+            self.stream.set_epoch(epoch)
+            for row in self.stream:
+                try:
+                    sample = self._decode(row, epoch)
+                    num_pairs += 1
+                except SkippedSample as skipped:
+                    sample = skipped
+                    num_skipped += 1
+                yield sample
+                if not num_pairs and num_skipped >= PATIENCE:
+                    break
+            if not num_pairs:
+                raise RuntimeError(f"no usable image-text pair in {num_skipped} samples")
+            epoch += 1
+
+    def _decode(self, row: dict[str, Any], epoch: int) -> tuple[torch.Tensor, str, str]:
+        key = str(row.get("__key__", ""))
+        rng = np.random.default_rng([self.seed, epoch, zlib.crc32(key.encode())])
+        picture, caption = self.decoder(row, rng)
+        # The transforms draw from PyTorch's global generator; seeded by the sample they do not depend on order or worker.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
+            return self.transform(picture), caption, key
+
+    def _collate(self, pairs: list[tuple[torch.Tensor, str, str]], skipped: Counter[str]) -> dict[str, Any]:
+        pixels, captions, keys = zip(*pairs, strict=True)
+        input_ids = tokenize(self.tokenizer, list(captions), self.context_length)
+        return {"pixel_values": torch.stack(pixels), "input_ids": input_ids, "keys": list(keys), "skipped": skipped}
+
+
+def shard_stream(
+    stream: datasets.IterableDataset, *, process: int, num_processes: int, num_workers: int, seed: int, buffer_size: int
+) -> datasets.IterableDataset:
+    """Shuffle a stream by shard and by a buffer, and give this process its shards; the DataLoader splits them over workers.
+
+    Each shard goes to one process, so that none reads what another uses, and every sample is seen once an epoch. Where shards
+    do not divide, some processes have one more; the order, and so the split, differs from epoch to epoch.
+
+    Raises:
+        ConfigError: fewer shards than processes x workers.
+    """
+    readers = num_processes * max(1, num_workers)
+    if stream.num_shards < readers:
+        raise ConfigError(
+            f"train_data has {stream.num_shards} shards for {num_processes} processes x {max(1, num_workers)} workers: "
+            f"use --num_workers {stream.num_shards // num_processes} or split the data into at least {readers} shards"
+            if stream.num_shards >= num_processes
+            else f"train_data has {stream.num_shards} shards for {num_processes} processes: split the data into more shards"
+        )
+    stream = stream.shuffle(seed=seed, buffer_size=max(1, buffer_size))
+    return split_dataset_by_node(stream, rank=process, world_size=num_processes, strategy="shards")
+
+
+def first_pair(stream: datasets.IterableDataset, decoder: PairDecoder, source: str) -> None:
+    """Read up to the first usable pair, so that wrong keys are found before anything expensive starts.
+
+    Raises:
+        ConfigError: none in the first samples; the message has the causes and the fields that the last sample has.
+    """
+    causes: Counter[str] = Counter()
+    fields: list[str] = []
+    for row in stream.take(PATIENCE):
+        try:
+            decoder(row, np.random.default_rng(0))
+            return
+        except SkippedSample as skipped:
+            causes[str(skipped)] += 1
+            fields = [key for key in row if not key.startswith("__")] or fields
+    found = ", ".join(f"{cause} {count}" for cause, count in causes.items()) or "it is empty"
+    raise ConfigError(
+        f"{source!r}: no usable image-text pair in the first {sum(causes.values())} samples ({found}); "
+        f"the samples have the fields {', '.join(fields) or 'none'}: name them by --image_key and --caption_key"
+    )
+
+
+def sample_images(stream: datasets.IterableDataset, decoder: PairDecoder, count: int) -> list[Image.Image]:
+    """The first `count` pictures of a stream that can be decoded."""
+    images: list[Image.Image] = []
+    for row in stream:
+        try:
+            images.append(decoder(row, np.random.default_rng(0))[0])
+        except SkippedSample:
+            continue
+        if len(images) == count:
+            break
+    return images
+
+
+def captions_of(stream: datasets.IterableDataset, decoder: PairDecoder, limit: int) -> Iterator[str]:
+    """The captions of the first `limit` samples, pictures untouched."""
+    rng = np.random.default_rng(0)
+    for row in stream.take(limit):
+        if "scene" in row:
+            yield caption_scene(row["scene"], rng)
+        elif "__error__" not in row:
+            try:
+                yield from decoder.captions(row)
+            except SkippedSample:
+                continue
+
+
+def build_loader(batches: PairBatches, num_workers: int) -> DataLoader:
+    """The loader of ready batches. It is not for `accelerator.prepare`, which would split the stream a second time."""
+    return DataLoader(batches, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)

@@ -1,0 +1,168 @@
+"""Where image-text pairs come from: tar shards, parquet, image folders, Hub data sets, scenes, each as one 🤗 Datasets stream.
+
+The rows of a stream are dicts of undecoded fields, so that a bad picture or caption is the business of the one sample it is in.
+A row that stands for unreadable data has the single key `"__error__"`, with the cause.
+"""
+
+import glob
+import logging
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+
+from training.config import ConfigError
+from training.scenes import sample_scene
+
+logger = logging.getLogger(__name__)
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# An epoch of scenes: shards x scenes in each. The supply is endless; another epoch draws the same again in another order.
+SCENE_SHARDS, SCENES_PER_SHARD = 1024, 1024
+
+
+def open_stream(spec: str, split: str = "train", seed: int = 0) -> datasets.IterableDataset:
+    """Open a data source as a stream of undecoded rows, in the order of its shards.
+
+    Args:
+        spec: `scenes`; files or folders, with braces and globs; or a Hub id.
+        split: the split of a Hub data set or a clip-benchmark folder, and of scenes.
+        seed: of the scenes.
+
+    Raises:
+        ConfigError: nothing is there, or it holds no known kind of file.
+    """
+    if spec == "scenes":
+        return _scenes(split, seed)
+    paths = [path for pattern in expand_braces(spec) for path in _expand(pattern, spec, split)]
+    if not paths:
+        return _with_undecoded_images(datasets.load_dataset(spec, split=split, streaming=True))
+    kinds = sorted({_kind(path) for path in paths})
+    if len(kinds) > 1:
+        raise ConfigError(f"{spec!r}: mixes {' and '.join(kinds)}; give one kind of data")
+    if kinds == ["tar files"]:
+        return datasets.IterableDataset.from_generator(_read_tars, gen_kwargs={"paths": paths})
+    if kinds == ["parquet files"]:
+        return _with_undecoded_images(datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True))
+    return _image_folders(paths)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `{a,b}` and `{000..012}` as a shell does."""
+    match = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
+    if not match:
+        return [pattern]
+    first, last = match[1].split("..") if re.fullmatch(r"\d+\.\.\d+", match[1]) else ("", "")
+    numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)] if first else match[1].split(",")
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [path for number in numbers for path in expand_braces(f"{before}{number}{after}")]
+
+
+def clip_benchmark_split(folder: Path, split: str) -> Path | None:
+    """The folder of a split in clip-benchmark's local layout (`<root>/<split>/nshards.txt`), or None for another folder."""
+    return folder / split if (folder / split / "nshards.txt").is_file() else None
+
+
+def _expand(pattern: str, spec: str, split: str) -> list[str]:
+    """The files or image folders that a path or glob stands for; none where it can only be a Hub id."""
+    if glob.has_magic(pattern):
+        filesystem, path = fsspec.core.url_to_fs(pattern)
+        remote = "://" in pattern
+        found = [filesystem.unstrip_protocol(p) for p in filesystem.glob(path)] if remote else glob.glob(pattern)
+        if not found:
+            raise ConfigError(f"{spec!r}: no file matches {pattern!r}")
+        return sorted(found)
+    if "://" in pattern:
+        return [pattern]
+    path = Path(pattern)
+    if path.is_dir():
+        path = clip_benchmark_split(path, split) or path
+        shards = [str(p) for suffix in (*TAR_SUFFIXES, ".parquet") for p in sorted(path.glob(f"*{suffix}"))]
+        return shards or [str(path)]
+    if path.exists():
+        return [pattern]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", pattern) and not pattern.endswith((*TAR_SUFFIXES, ".parquet")) and pattern[0] != ".":
+        return []
+    raise ConfigError(f"{spec!r}: there is no {pattern!r}")
+
+
+def _kind(path: str) -> str:
+    if path.endswith(TAR_SUFFIXES):
+        return "tar files"
+    if path.endswith(".parquet"):
+        return "parquet files"
+    if Path(path).is_dir():
+        return "image folders"
+    raise ConfigError(f"{path!r}: must be a folder or end in {', '.join((*TAR_SUFFIXES, '.parquet'))}")
+
+
+def _scenes(split: str, seed: int) -> datasets.IterableDataset:
+    gen_kwargs = {"shards": list(range(SCENE_SHARDS)), "split": split, "seed": seed}
+    return datasets.IterableDataset.from_generator(_sample_scenes, gen_kwargs=gen_kwargs)
+
+
+def _sample_scenes(shards: list[int], split: str, seed: int) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        for index in range(shard * SCENES_PER_SHARD, (shard + 1) * SCENES_PER_SHARD):
+            yield {"__key__": f"{split}-{index:08d}", "scene": sample_scene(index, seed=seed, split=split)}
+
+
+def _read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
+    """Samples of webdataset shards: files that share a key, the base name up to its first dot. Extensions are lower-cased."""
+    for path in paths:
+        sample: dict[str, Any] = {}
+        try:
+            with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+                for member in tar:
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, extension = name.partition(".")
+                    key = f"{folder}/{stem}" if folder else stem
+                    if not member.isfile() or not stem:
+                        continue
+                    if sample and sample["__key__"] != key:
+                        yield sample
+                        sample = {}
+                    content = tar.extractfile(member).read()
+                    if len(content) < member.size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    sample |= {"__key__": key, "__url__": path, extension.lower(): content}
+        except (tarfile.TarError, EOFError, OSError) as error:
+            # What was read of the last sample may lack files, so it goes with the unreadable rest.
+            logger.warning("%s: the rest of this shard is unreadable (%s)", path, error)
+            yield {"__error__": "shard_unreadable"}
+            continue
+        if sample:
+            yield sample
+
+
+def _image_folders(paths: list[str]) -> datasets.IterableDataset:
+    """Folders with a `metadata.jsonl` or `.csv` (as 🤗 Datasets has them), or with a caption file beside each picture."""
+    if any(list(Path(path).glob("metadata.*")) for path in paths):
+        patterns = [f"{path}/**" for path in paths]
+        return _with_undecoded_images(datasets.load_dataset("imagefolder", data_files=patterns, split="train", streaming=True))
+    pictures = [p for path in paths for p in sorted(Path(path).rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
+    if not pictures:
+        wanted = ", ".join((*TAR_SUFFIXES, ".parquet", *IMAGE_SUFFIXES))
+        raise ConfigError(f"{paths[0]!r}: holds no file that ends in {wanted}")
+    # A shard is what one worker reads at a time; a few hundred pictures make enough of them to shuffle and to split.
+    shards = [[str(p) for p in pictures[i : i + 256]] for i in range(0, len(pictures), 256)]
+    return datasets.IterableDataset.from_generator(_read_pictures, gen_kwargs={"shards": shards})
+
+
+def _read_pictures(shards: list[list[str]]) -> Iterator[dict[str, Any]]:
+    for picture in (Path(p) for shard in shards for p in shard):
+        caption = picture.with_suffix(".txt")
+        sample = {"__key__": str(picture), picture.suffix.lower()[1:]: picture.read_bytes()}
+        yield sample | ({"txt": caption.read_bytes()} if caption.is_file() else {})
+
+
+def _with_undecoded_images(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+    for name, feature in (stream.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            stream = stream.cast_column(name, datasets.Image(decode=False))
+    return stream
