@@ -41,7 +41,7 @@ class TrainingConfig:
     eval_data: str = option(
         "", "held-out data in the same forms, or clip-benchmark folders; empty: scenes for scenes, else off"
     )
-    image_key: str = option("", "field of the picture, such as jpg or image; empty: the first known one")
+    image_key: str = option("", "field of the picture, such as jpg (jpg,png: the first that is there); empty: the known ones")
     caption_key: str = option(
         "", "field of the caption, such as txt or json.caption, a list is drawn from; empty: the first known"
     )

@@ -8,7 +8,7 @@ import json
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,8 @@ class PairDecoder:
     """Turns a row of a stream into a picture and its caption.
 
     Args:
-        image_key, caption_key: the fields to read, or `""` for the first known one. `a.b` reads b in the JSON of field a.
+        image_key, caption_key: the field to read, or several separated by commas, of which the first that a sample has is read;
+            `""` tries the known ones. `a.b` reads b in the JSON of field a.
         image_size: the side in pixels at which scenes are drawn.
     """
 
@@ -61,7 +62,7 @@ class PairDecoder:
         return self.picture(row), caption
 
     def picture(self, row: dict[str, Any]) -> Image.Image:
-        value = _first_field(row, (self.image_key,) if self.image_key else IMAGE_KEYS)
+        value = _first_field(row, self.image_key.split(",") if self.image_key else IMAGE_KEYS)
         if isinstance(value, dict):  # an undecoded 🤗 Datasets image
             value = value["bytes"] if value.get("bytes") is not None else _read_file(value.get("path"))
         if value is None:
@@ -69,7 +70,7 @@ class PairDecoder:
         return decode_image(value)
 
     def captions(self, row: dict[str, Any]) -> list[str]:
-        value = _first_field(row, (self.caption_key,) if self.caption_key else CAPTION_KEYS)
+        value = _first_field(row, self.caption_key.split(",") if self.caption_key else CAPTION_KEYS)
         if value is None:
             raise SkippedSample("caption_missing")
         texts = value if isinstance(value, (list, tuple)) else [value]
@@ -94,7 +95,7 @@ def decode_image(content: bytes) -> Image.Image:
         raise SkippedSample("image_undecodable") from None
 
 
-def _first_field(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
+def _first_field(row: dict[str, Any], keys: Iterable[str]) -> Any:
     for key in keys:
         field, _, inner = key.partition(".")
         value = row.get(key)
@@ -276,4 +277,10 @@ def captions_of(stream: datasets.IterableDataset, decoder: PairDecoder, limit: i
 
 def build_loader(batches: PairBatches, num_workers: int) -> DataLoader:
     """The loader of ready batches. It is not for `accelerator.prepare`, which would split the stream a second time."""
-    return DataLoader(batches, batch_size=None, num_workers=num_workers, prefetch_factor=4 if num_workers else None)
+    prefetch_factor = 4 if num_workers else None
+    # The default collate function would rebuild each batch, and so double the counts of a Counter.
+    return DataLoader(batches, batch_size=None, collate_fn=_unchanged, num_workers=num_workers, prefetch_factor=prefetch_factor)
+
+
+def _unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_maskclip.evaluation import evaluate_retrieval, evaluate_zero_shot
-from training.config import ConfigError
 from training.data import PairDecoder, SkippedSample
 from training.scenes import classification_set, retrieval_set
 from training.sources import expand_braces, open_stream
@@ -31,22 +31,22 @@ class EvaluationSet:
 
 
 def load_evaluation_sets(spec: str, decoder: PairDecoder, image_size: int, seed: int = 0) -> list[EvaluationSet]:
-    """The evaluations of `eval_data`.
+    """The evaluations of `eval_data`, one for each folder that the braces of `spec` lead to, and named after it.
 
-    A clip-benchmark folder with `classnames.txt` is a zero-shot classification; all other data together is one retrieval set.
-    Data is opened here, so that a wrong name is found before training starts, and read anew at each evaluation.
+    A clip-benchmark folder with `classnames.txt` is a zero-shot classification; all else is retrieval. Data is opened here, so
+    that a wrong name is found before training starts, and read anew at each evaluation.
     """
     if not spec:
         return []
     if spec == "scenes":
         return _scene_sets(image_size, seed)
-    paths = expand_braces(spec)
-    classification = [Path(path) for path in paths if (Path(path) / "classnames.txt").is_file()]
-    sets = [_classification_set(folder) for folder in classification]
-    pairs = [path for path in paths if Path(path) not in classification]
-    if pairs:
-        sets.append(_retrieval_set(pairs, decoder))
-    return sets
+    by_folder: dict[Path, list[str]] = {}
+    for path in expand_braces(spec):
+        by_folder.setdefault(Path(path) if Path(path).is_dir() else Path(path).parent, []).append(path)
+    return [
+        _classification_set(folder) if (folder / "classnames.txt").is_file() else _retrieval_set(folder, paths, decoder)
+        for folder, paths in by_folder.items()
+    ]
 
 
 def evaluate_sets(model: CLIPModel, processor: CLIPProcessor, sets: list[EvaluationSet]) -> dict[str, dict[str, Any]]:
@@ -89,27 +89,25 @@ def _classification_set(folder: Path) -> EvaluationSet:
     return _zero_shot(f"zero_shot_{folder.name}", samples, class_names, templates)
 
 
-def _retrieval_set(paths: list[str], decoder: PairDecoder) -> EvaluationSet:
-    streams = [(open_stream(path, split="test"), _one_caption_a_line(path)) for path in paths]
+def _retrieval_set(folder: Path, paths: list[str], decoder: PairDecoder) -> EvaluationSet:
+    streams = [open_stream(path, split="test") for path in paths]
+    by_line = _one_caption_a_line(folder)
 
     def pairs() -> Iterator[tuple[Image.Image, list[str]]]:
-        for stream, by_line in streams:
-            for row in stream:
-                try:
-                    captions = decoder.captions(row)
-                    captions = [line for text in captions for line in text.splitlines() if line] if by_line else captions
-                    yield decoder.picture(row), captions
-                except SkippedSample as skipped:
-                    logger.warning("evaluation leaves out %s (%s)", row.get("__key__"), skipped)
+        for row in chain(*streams):
+            try:
+                captions = decoder.captions(row)
+                captions = [line for text in captions for line in text.splitlines() if line] if by_line else captions
+                yield decoder.picture(row), captions
+            except SkippedSample as skipped:
+                logger.warning("%s: evaluation leaves out %s (%s)", folder, row.get("__key__"), skipped)
 
-    if all(stream.num_shards == 0 for stream, _ in streams):
-        raise ConfigError(f"eval_data={paths[0]!r}: is empty")
-    return EvaluationSet("retrieval", lambda model, processor: evaluate_retrieval(model, processor, pairs()))
+    return EvaluationSet(f"retrieval_{folder.name}", lambda model, processor: evaluate_retrieval(model, processor, pairs()))
 
 
-def _one_caption_a_line(path: str) -> bool:
+def _one_caption_a_line(folder: Path) -> bool:
     """Whether this is clip-benchmark's retrieval layout, where the lines of a text file are captions of their own."""
-    marker = Path(path) / "dataset_type.txt"
+    marker = folder / "dataset_type.txt"
     return marker.is_file() and marker.read_text().strip() == "retrieval"
 
 

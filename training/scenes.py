@@ -312,8 +312,10 @@ def classification_set(
 ) -> tuple[list[tuple[Image.Image, int]], list[str], list[str]]:
     """Pictures of one medium or large object, to be told apart by shape, colour or (shape, colour) pair.
 
-    The same arguments but ``style`` give the same scenes, so that styles can be compared. The objects are held-out
-    pairs, or with ``split="train"`` only others, for example to fit a linear probe on. Classes come equally often.
+    The same arguments but ``style`` give the same scenes, so that styles can be compared. Classes come equally often.
+    With ``split="test"`` the classes of kind "pair" are the held-out pairs; shapes come in all colours, and colours on
+    all shapes: a class of held-out pairs alone would be told by the one or two colours that it comes in.
+    ``split="train"`` has no held-out pair, for example to fit a linear probe on.
 
     Returns the ``n`` (image, label) pairs, the class names, and prompt templates with ``{c}`` for the class name.
     Raises ValueError for an unknown kind, style or split or a negative n.
@@ -322,8 +324,9 @@ def classification_set(
     _require("style", style, STYLES)
     _require("split", split, SPLITS)
     _require_count("n", n)
-    pairs = _TRAINING_PAIRS if split == "train" else _HELD_OUT_PAIRS
+    pairs = _TRAINING_PAIRS if split == "train" else _TRAINING_PAIRS + _HELD_OUT_PAIRS
     if kind == "pair":
+        pairs = _TRAINING_PAIRS if split == "train" else _HELD_OUT_PAIRS
         members = {f"{colour} {shape}": [(shape, colour)] for shape, colour in pairs}
     else:
         place, names = (0, SHAPES) if kind == "shape" else (1, tuple(COLOURS))

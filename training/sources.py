@@ -53,14 +53,15 @@ def open_stream(spec: str, split: str = "train", seed: int = 0) -> datasets.Iter
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand `{a,b}` and `{000..012}` as a shell does."""
+    """Expand `{a,b}` and `{000..012}` as a shell does; what comes up twice is there once."""
     match = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
     if not match:
         return [pattern]
     first, last = match[1].split("..") if re.fullmatch(r"\d+\.\.\d+", match[1]) else ("", "")
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)] if first else match[1].split(",")
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [path for number in numbers for path in expand_braces(f"{before}{number}{after}")]
+    expanded = [path for number in numbers for path in expand_braces(f"{before}{number}{after}")]
+    return list(dict.fromkeys(expanded))
 
 
 def clip_benchmark_split(folder: Path, split: str) -> Path | None:

@@ -28,7 +28,10 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: in
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     word_ends = [byte + END_OF_WORD for byte in alphabet]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(word_ends) - 2,
+        vocab_size=vocab_size - 2,
+        # Given here, the bytes at word ends have fixed ids. Left to the trainer they get theirs in the random order of a hash
+        # map, which decides between pairs of equal count, so that processes and runs would disagree.
+        special_tokens=word_ends,
         min_frequency=2,
         initial_alphabet=alphabet,
         end_of_word_suffix=END_OF_WORD,

@@ -1,0 +1,96 @@
+"""Proves that the options are read as meant, and that what cannot be meant is one clear line and exit code 2."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.config import ConfigError, TrainingConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_defaults_are_the_quickstart():
+    config = load_config([])
+    assert (config.train_data, config.model, config.output_dir) == ("scenes", "tiny", "runs/quickstart")
+    assert config.max_steps > 0 and config.log_every == 1
+
+
+def test_there_are_few_options_and_each_says_what_it_is():
+    options = dataclasses.fields(TrainingConfig)
+    assert len(options) <= 35
+    assert all(len(option.metadata["help"]) > 10 for option in options)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: small\nlearning_rate: 5e-4\npatch_mask: {name: cluster, mask_ratio: 0.4}\nmixed_precision: no\n")
+    config = load_config(["--config", str(file), "--model", "tiny", "--max-steps=7", "--learning_rate", "1e-3"])
+    assert (config.model, config.max_steps, config.learning_rate, config.mixed_precision) == ("tiny", 7, 1e-3, "no")
+    assert config.patch_mask["name"] == "cluster" and config.patch_mask["mask_ratio"] == 0.4
+
+
+def test_a_mask_is_a_name_or_a_mapping():
+    assert load_config(["--patch_mask", "random"]).patch_mask == {"name": "random", "mask_ratio": 0.5}
+    assert load_config(["--patch_mask", "{name: random, mask_ratio: 0.75}"]).patch_mask["mask_ratio"] == 0.75
+
+
+def test_text_that_looks_like_a_number_stays_text():
+    assert load_config(["--train_data", "2024", "--output_dir", "1e3"]).train_data == "2024"
+
+
+def test_the_budget_is_in_steps_or_samples():
+    assert load_config(["--max_steps", "40"]).schedule(2) == (40, 4)
+    assert load_config(["--samples_seen", "1000", "--batch_size", "64", "--warmup_steps", "3"]).schedule(2) == (8, 3)
+    with pytest.raises(ConfigError, match="unmasked_tuning_steps=50: the run has only 40 steps"):
+        load_config(["--max_steps", "40", "--unmasked_tuning_steps", "50"]).schedule(1)
+
+
+BAD = [
+    (["--learning_rat", "1"], "unknown option 'learning_rat': did you mean 'learning_rate'?"),
+    (["--qqq", "1"], "unknown option 'qqq': must be one of output_dir"),
+    (["--max_steps", "many"], "max_steps='many': must be a whole number"),
+    (["--max_steps", "1.5"], "max_steps=1.5: must be a whole number"),
+    (["--max_steps", "true"], "max_steps=True: must be a whole number"),
+    (["--max_steps", "-1"], "max_steps=-1: must be at least 0"),
+    (["--learning_rate", "nan"], "learning_rate=nan: must be at least 0"),
+    (["--max_steps"], "--max_steps: needs a value"),
+    (["max_steps", "3"], "unexpected argument 'max_steps': options are given as --key value"),
+    (["--mixed_precision", "fp16"], "mixed_precision='fp16': must be one of 'bf16', 'no'"),
+    (["--max_steps", "3", "--samples_seen", "9"], "max_steps=3 and samples_seen=9: give one of the two budgets"),
+    (["--patch_mask", "pqs"], "unknown patch mask 'pqs': must be one of none, random, cluster, pgs"),
+    (["--patch_mask", "{name: pgs, ratio: 1}"], "patch mask 'pgs' has no option 'ratio'"),
+    (["--patch_mask", "3"], "patch_mask=3: must be text or a mapping such as {name: pgs}"),
+    (["--crop_scale", "0"], "crop_scale=0.0: must be above 0 and at most 1"),
+    (["--flip", "2"], "flip=2.0: must be a probability, from 0 to 1"),
+    (["--batch_size", "1"], "batch_size=1: a contrastive loss needs at least 2 pairs"),
+    (["--vocab_size", "10"], "vocab_size=10: must be at least 1000"),
+    (["--config", "absent.yaml"], "config='absent.yaml': no such file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_what_cannot_be_meant_is_one_line(arguments, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(arguments)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["model: [", "- 3", "model small", "modell: small", "max_steps: yes"])
+def test_a_bad_file_is_one_line(content, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        load_config(["--config", str(file)])
+    assert "\n" not in str(error.value)
+
+
+def test_the_program_ends_with_code_2_and_the_line_and_writes_nothing(tmp_path):
+    output_dir = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "training" / "train.py"), "--output_dir", str(output_dir), "--batchsize", "3"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines()[-1] == "error: unknown option 'batchsize': did you mean 'batch_size'?"
+    assert "Traceback" not in finished.stderr and not output_dir.exists()

@@ -1,0 +1,316 @@
+"""Proves that the models are CLIP where nothing is masked, encode only what is visible where something is, and load and save
+completely through every class and key layout."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    CLIPForImageClassification,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
+
+from hf_maskclip import (
+    MaskCLIPConfig,
+    MaskCLIPForImageClassification,
+    MaskCLIPModel,
+    MaskCLIPVisionConfig,
+    MaskCLIPVisionModel,
+    MaskCLIPVisionModelWithProjection,
+    PatchMask,
+    PatchSelection,
+    register_patch_mask,
+)
+
+MASKS = ["random", "cluster", "pgs", {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}]
+VISION_CLASSES = {
+    MaskCLIPVisionModel: CLIPVisionModel,
+    MaskCLIPVisionModelWithProjection: CLIPVisionModelWithProjection,
+    MaskCLIPForImageClassification: CLIPForImageClassification,
+}
+ALL_CLASSES = [MaskCLIPModel, *VISION_CLASSES]
+
+
+def as_class(model: MaskCLIPModel, cls):
+    """The model's weights in one of the other classes, with a random classifier where it has one."""
+    torch.manual_seed(1)
+    other = cls(model.config.vision_config if cls.config_class is MaskCLIPVisionConfig else model.config)
+    prefix = "vision_model." if cls is MaskCLIPVisionModel else ""
+    weights = {key.removeprefix(prefix): value for key, value in model.state_dict().items()}
+    assert set(other.load_state_dict(weights, strict=False).missing_keys) <= {"classifier.weight", "classifier.bias"}
+    return other
+
+
+def vision_weights(model) -> dict[str, torch.Tensor]:
+    weights = {key.removeprefix("vision_model."): value for key, value in model.state_dict().items()}
+    return {key: value for key, value in weights.items() if key.startswith(("embeddings", "encoder", "p"))}
+
+
+def assert_same_vision_weights(first, second):
+    first, second = vision_weights(first), vision_weights(second)
+    assert len(first) > 30 and first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+# ---- Not masked: CLIP -------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_gives_the_weights_and_the_keys_of_clip(make_clip, make_model):
+    clip, model = make_clip(seed=3).state_dict(), make_model(seed=3).state_dict()
+    assert list(clip) == list(model)
+    assert all(torch.equal(clip[key], model[key]) for key in clip)
+
+
+def test_evaluation_output_is_exactly_that_of_clip(make_clip, make_model, inputs):
+    clip, model = make_clip().eval(), make_model("pgs").eval()
+    with torch.no_grad():
+        expected, output = clip(**inputs, return_loss=True), model(**inputs, return_loss=True)
+    for name in ("loss", "logits_per_image", "logits_per_text", "image_embeds", "text_embeds"):
+        assert torch.equal(expected[name], output[name]), name
+    assert output.patch_selection is None
+
+
+@pytest.mark.parametrize("cls", VISION_CLASSES)
+def test_evaluation_output_of_the_vision_classes_is_exactly_that_of_clip(cls, make_model, inputs):
+    model = as_class(make_model(), cls).eval()
+    peer = VISION_CLASSES[cls](model.config)
+    peer.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        output, expected = model(inputs["pixel_values"]), peer.eval()(inputs["pixel_values"])
+    assert all(torch.equal(expected[key], output[key]) for key in expected)
+
+
+@pytest.mark.parametrize("patch_mask", ["none", {"name": "random", "mask_ratio": 0}])
+def test_training_output_without_masked_patches_is_exactly_that_of_clip(patch_mask, make_clip, make_model, inputs):
+    model = make_model(patch_mask).train()
+    with torch.enable_grad():
+        assert torch.equal(model(**inputs).logits_per_image, make_clip().train()(**inputs).logits_per_image)
+
+
+# ---- Masked -----------------------------------------------------------------------------------------------------------
+
+
+def one_by_one(model: MaskCLIPVisionModel, pixel_values, selection: PatchSelection) -> torch.Tensor:
+    """Pooled outputs (B, D): each image alone, its dropped patches really not there."""
+    pooled = []
+    for image, patches in zip(pixel_values, selection.visible(16), strict=True):
+        tokens = model.embeddings(image[None])  # (1, 1 + L, D)
+        tokens = tokens[:, torch.cat([torch.tensor([True]), patches])]
+        hidden = model.encoder(inputs_embeds=model.pre_layrnorm(tokens)).last_hidden_state
+        pooled.append(model.post_layernorm(hidden[:, 0]))
+    return torch.cat(pooled)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("patch_mask", MASKS, ids=str)
+def test_masked_output_is_that_of_each_image_alone_with_its_visible_patches(patch_mask, attention, make_model, inputs):
+    model = make_model(patch_mask).vision_model.train()
+    model.set_attn_implementation(attention)
+    output = model(inputs["pixel_values"])
+    selection = output.patch_selection
+    assert 1 <= selection.indices.shape[1] < 16
+    if patch_mask in ("cluster", "pgs"):
+        assert selection.lengths is not None
+    torch.testing.assert_close(output.pooler_output, one_by_one(model, inputs["pixel_values"], selection))
+
+
+def test_lengths_that_differ_give_the_same_output_and_gradient_as_each_image_alone(make_model, inputs):
+    selection = PatchSelection(
+        torch.tensor([[0, 5, 9, 15], [3, 3, 3, 3], [1, 2, 1, 1], [4, 6, 8, 4]]), torch.tensor([4, 1, 2, 3])
+    )
+    model = make_model("none").vision_model.train()
+    pixel_values = inputs["pixel_values"].requires_grad_()
+    gradients = []
+    for output in (model(pixel_values, patch_selection=selection).pooler_output, one_by_one(model, pixel_values, selection)):
+        weights = torch.linspace(0, 1, output.numel()).view_as(output)
+        gradients.append(torch.autograd.grad((output * weights).sum(), [pixel_values, *model.parameters()]))
+    assert gradients[0][0].abs().max() > 0
+    for padded, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", ALL_CLASSES)
+def test_outputs_do_not_depend_on_dropped_pixels(cls, make_model, inputs):
+    model = as_class(make_model("pgs"), cls).train()
+    selection = PatchSelection(torch.tensor([[0, 5, 9]] * 3 + [[7, 7, 7]]), torch.tensor([3, 3, 3, 1]))
+    text = {"input_ids": inputs["input_ids"]} if cls is MaskCLIPModel else {}
+    pixels = inputs["pixel_values"]
+    dropped = ~selection.visible(16).view(4, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    changed = torch.where(dropped, torch.full_like(pixels, 50.0), pixels)
+    name = {MaskCLIPModel: "image_embeds", MaskCLIPVisionModel: "pooler_output"}.get(cls)
+    name = name or ("logits" if cls is MaskCLIPForImageClassification else "image_embeds")
+    first, second = (model(pixel_values=p, patch_selection=selection, **text)[name] for p in (pixels, changed))
+    assert torch.equal(first, second)
+    assert not torch.equal(model(pixel_values=changed, apply_patch_mask=False, **text)[name], first)
+
+
+def test_apply_patch_mask_overrides_the_mode(make_model, inputs):
+    model = make_model("random")
+    for training in (True, False):
+        model.train(training)
+        assert model(**inputs, apply_patch_mask=True).patch_selection.indices.shape == (4, 8)
+        assert model(**inputs, apply_patch_mask=False).patch_selection is None
+    assert model.train()(**inputs).patch_selection is not None
+    with pytest.raises(ValueError, match="contradicts the given patch_selection"):
+        model(**inputs, apply_patch_mask=False, patch_selection=PatchSelection(torch.zeros(4, 1, dtype=torch.long)))
+
+
+def test_masking_without_gradients_in_training_mode_warns(make_model, inputs, recwarn):
+    model = make_model("random")
+    with torch.no_grad():
+        model.eval()(**inputs)
+        model.train()(**inputs, apply_patch_mask=True)
+        assert not [w for w in recwarn if "model.eval()" in str(w.message)]
+        with pytest.warns(UserWarning, match=r"call model.eval\(\)"):
+            model.train()(**inputs)
+
+
+@pytest.mark.parametrize("patch_mask", [None, "random", "pgs"])
+def test_hidden_states_and_attentions_have_the_length_of_what_is_kept(patch_mask, make_model, inputs):
+    model = make_model(patch_mask or "none").train()
+    model.set_attn_implementation("eager")
+    output = model(**inputs, output_hidden_states=True, output_attentions=True)
+    tokens = 1 + (16 if patch_mask is None else output.patch_selection.indices.shape[1])
+    vision = output.vision_model_output
+    assert [tuple(h.shape) for h in vision.hidden_states] == [(4, tokens, 32)] * 3
+    assert [tuple(a.shape) for a in vision.attentions] == [(4, 2, tokens, tokens)] * 2
+
+
+def test_another_image_size_and_shape_through_interpolated_positions(make_model):
+    model = make_model("pgs").vision_model
+    pixel_values = torch.randn(2, 3, 48, 64)
+    output = model.train()(pixel_values, interpolate_pos_encoding=True)
+    assert output.patch_selection.indices.max() < 48 and output.last_hidden_state.shape[1] < 49
+    with pytest.raises(ValueError, match="doesn't match model"):
+        model(pixel_values)
+
+
+def test_patch_embeddings_reach_a_mask_that_compares_them(make_model, inputs):
+    model = make_model({"name": "pgs", "embedding_weight": "progress"}).vision_model
+    pixels = inputs["pixel_values"]
+    start, end = (model.select_patches(pixels, progress=p, generator=torch.Generator().manual_seed(0)) for p in (0.0, 1.0))
+    assert not torch.equal(start.visible(16), end.visible(16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("patch_mask", MASKS, ids=str)
+def test_half_precision_outputs_and_gradients_are_finite(patch_mask, dtype, make_model, inputs):
+    model = make_model(patch_mask).to(dtype).train()
+    output = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"].to(dtype), return_loss=True)
+    assert output.loss.isfinite() and output.loss.dtype == dtype
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+# ---- Loading and saving -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", ALL_CLASSES)
+def test_every_class_loads_a_clip_folder_completely(cls, make_clip, tmp_path):
+    clip = make_clip(seed=5)
+    clip.save_pretrained(tmp_path)
+    model, info = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert {key for key in info["missing_keys"] if not key.startswith("classifier.")} == set()
+    assert_same_vision_weights(model, clip)
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+@pytest.mark.parametrize("cls", VISION_CLASSES)
+def test_both_key_layouts_of_a_vision_tower_load_completely(cls, prefix, make_clip, tmp_path):
+    clip = make_clip(seed=5)
+    tower = clip.vision_model
+    tower.config.save_pretrained(tmp_path)
+    weights = {prefix + key: value.clone() for key, value in tower.state_dict().items()}
+    if cls is MaskCLIPVisionModelWithProjection:
+        weights["visual_projection.weight"] = clip.visual_projection.weight.detach().clone()
+    if cls is MaskCLIPForImageClassification:
+        MaskCLIPConfig(vision_config=tower.config.to_dict(), text_config=clip.config.text_config).save_pretrained(tmp_path)
+    if not prefix and cls is not MaskCLIPVisionModel:
+        weights = {key if key.startswith("visual") else f"vision_model.{key}": value for key, value in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, info = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert {key for key in info["missing_keys"] if not key.startswith("classifier.")} == set()
+    assert_same_vision_weights(model, clip)
+
+
+def test_a_checkpoint_without_all_weights_is_refused_by_name(make_clip, tmp_path):
+    make_clip().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="no weights for 1 tensors of MaskCLIPModel, such as 'text_projection.weight'"):
+        MaskCLIPModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cls", ALL_CLASSES)
+def test_save_and_load_keep_class_tensors_and_patch_mask(cls, make_model, tmp_path):
+    patch_mask = {"name": "pgs", "min_mask_ratio": 0.2, "max_mask_ratio": 0.4, "edges": "none"}
+    model = as_class(make_model(patch_mask, seed=7), cls)
+    model.save_pretrained(tmp_path)
+    for loaded in (cls.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(loaded) is cls
+        weights, expected = loaded.state_dict(), model.state_dict()
+        assert list(weights) == list(expected) and all(torch.equal(weights[key], expected[key]) for key in expected)
+        config = loaded.config if cls.config_class is MaskCLIPVisionConfig else loaded.config.vision_config
+        assert config.patch_mask.items() >= patch_mask.items()
+
+
+def test_the_other_auto_classes_find_their_models(make_model, tmp_path):
+    model = make_model("cluster")
+    for cls, auto in (
+        (MaskCLIPModel, AutoModelForZeroShotImageClassification),
+        (MaskCLIPForImageClassification, AutoModelForImageClassification),
+    ):
+        as_class(model, cls).save_pretrained(tmp_path / cls.__name__)
+        assert type(auto.from_pretrained(tmp_path / cls.__name__)) is cls
+        assert type(AutoConfig.from_pretrained(tmp_path / cls.__name__)) is MaskCLIPConfig
+
+
+@pytest.mark.parametrize("cls", VISION_CLASSES)
+def test_what_the_vision_classes_save_is_read_by_their_clip_twins(cls, make_model, tmp_path):
+    model = as_class(make_model(seed=2), cls)
+    model.save_pretrained(tmp_path)
+    twin, info = VISION_CLASSES[cls].from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert_same_vision_weights(twin, model)
+
+
+def test_a_mask_of_ones_own_survives_save_and_load(make_model, tmp_path):
+    class FirstPatches(PatchMask):
+        def __init__(self, count: int = 3, *, patch_size: int = 16):
+            super().__init__(patch_size=patch_size)
+            self.count = count
+
+        def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None):
+            return PatchSelection(torch.arange(self.count).expand(len(pixel_values), -1))
+
+    register_patch_mask("first", FirstPatches)
+    make_model({"name": "first", "count": 2}).save_pretrained(tmp_path)
+    model = MaskCLIPModel.from_pretrained(tmp_path).train()
+    assert model.config.vision_config.patch_mask == {"name": "first", "count": 2}
+    assert model.vision_model(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape == (1, 3, 32)
+
+
+def test_configurations_refuse_typos_and_impossible_sizes(config_parts):
+    vision = config_parts()["vision_config"]
+    for extra, message in (
+        ({"patch_mask": {"name": "pgs", "min_ratio": 0.3}}, "has no option 'min_ratio'"),
+        ({"patch_mask": {"name": "unheard"}}, "unknown patch mask 'unheard'"),
+        ({"mask_ratio": 0.5}, "unknown option 'mask_ratio': the options of a mask go into patch_mask"),
+        ({"image_size": 30}, "image_size=30: must be a multiple of patch_size=8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MaskCLIPVisionConfig(**(vision | extra))
+
+
+def test_config_json_holds_every_option_of_the_mask(make_model, tmp_path):
+    make_model("random").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["vision_config"]["patch_mask"] == {"name": "random", "mask_ratio": 0.5}
+    assert saved["model_type"] == "maskclip" and saved["architectures"] == ["MaskCLIPModel"]

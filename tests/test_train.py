@@ -1,0 +1,263 @@
+"""Proves that the training program does its job: the real `main` on small data, on one process and on two, over dirty data,
+with what it writes, and what it refuses."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from conftest import CAPTIONS, encode_image, pair, random_picture, shared_data, write_shard
+from PIL import Image
+from transformers import AutoModel, AutoTokenizer
+
+from hf_maskclip import MaskCLIPModel
+from training.checkpoint import prepare_output_dir
+from training.config import ConfigError, TrainingConfig
+from training.tracking import read_metrics
+from training.train import MAX_LOGIT_SCALE, main, mask_seed, parameter_groups
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two training shards and one validation shard, all of random pictures."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index in range(2):
+        write_shard(folder / f"train-{index}.tar", {f"{index}-{n:02d}": pair(10 * index + n) for n in range(10)})
+    write_shard(folder / "val-0.tar", {f"v{n}": pair(100 + n) for n in range(6)})
+    return folder
+
+
+@pytest.fixture
+def run(data, tmp_path):
+    """Run `main` on the small data and return its summary, its records of losses, and its folder."""
+
+    def run(**options):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "train_data": f"{data}/train-*.tar",
+            "batch_size": 4,
+            "max_steps": STEPS,
+        }
+        config = TrainingConfig(**(defaults | {"num_workers": 0, "mixed_precision": "no", "vocab_size": 1000} | options))
+        summary = main(config)
+        folder = Path(config.output_dir)
+        steps = [record for record in read_metrics(folder / "metrics.jsonl") if "loss" in record]
+        return summary, steps, folder
+
+    return run
+
+
+def test_a_run_trains_evaluates_and_exports(run, data, capsys):
+    summary, steps, folder = run(eval_data=f"{data}/val-0.tar", eval_every=2, checkpoint_every=3)
+    assert [record["step"] for record in steps] == [1, 2, 3, 4]
+    expected = {"loss", "learning_rate", "logit_scale", "kept_share", "samples_seen", "samples_per_second"}
+    assert expected | {"data_seconds", "step_seconds"} < steps[0].keys()
+    assert all(math.isfinite(record["loss"]) for record in steps) and steps[0]["loss"] == pytest.approx(math.log(4), abs=0.5)
+    assert all(0.5 <= record["kept_share"] <= 0.71 for record in steps)  # the bounds of PGS 0.3
+    assert [record["samples_seen"] for record in steps] == [4, 8, 12, 16]
+
+    evaluated = [r for r in read_metrics(folder / "metrics.jsonl") if "eval/retrieval_data/image_to_text_recall@10" in r]
+    assert [record["step"] for record in evaluated] == [2, 4]
+    results = json.loads((folder / "eval.json").read_text())
+    assert results == summary and results["results"]["retrieval_data"]["num_images"] == 6
+    assert results["patch_mask"]["name"] == "pgs" and results["samples_seen"] == 16
+
+    for name in ("masks.png", "curves.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 300
+    exported, info = AutoModel.from_pretrained(folder / "export", output_loading_info=True)
+    assert type(exported).__name__ == "CLIPModel" and not info["missing_keys"]
+    assert AutoTokenizer.from_pretrained(folder / "export")("a ball")["input_ids"]
+    printed = capsys.readouterr().out
+    assert f'AutoModel.from_pretrained("{folder}/export")' in printed and "retrieval_data" in printed
+
+    checkpoint = MaskCLIPModel.from_pretrained(folder / "checkpoints" / "step-000003")
+    assert checkpoint.config.vision_config.patch_mask["name"] == "pgs"
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000003"]
+
+
+@pytest.mark.parametrize("patch_mask", ["none", "random", "cluster", "pgs"])
+def test_training_changes_every_weight_and_learns_with_every_mask(patch_mask, run, tmp_path):
+    torch.manual_seed(0)
+    _, steps, folder = run(patch_mask=patch_mask, max_steps=15, batch_size=10, learning_rate=3e-3, crop_scale=1.0, flip=0.0)
+    first, last = (sum(r["loss"] for r in part) / 5 for part in (steps[:5], steps[-5:]))
+    assert last < first - 0.3
+    assert (steps[0]["kept_share"] == 1) == (patch_mask == "none")
+    before = MaskCLIPModel(MaskCLIPModel.from_pretrained(folder / "export").config)
+    after = AutoModel.from_pretrained(folder / "export").state_dict()
+    assert all(not torch.equal(value, after[key]) for key, value in before.state_dict().items())
+
+
+def test_one_seed_gives_one_run_and_another_seed_another(run, tmp_path):
+    losses = []
+    for number, seed in enumerate((0, 0, 1)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        _, steps, _ = run(seed=seed, output_dir=str(tmp_path / f"run{number}"))
+        losses.append([record["loss"] for record in steps])
+    assert losses[0] == losses[1] and losses[0] != losses[2]
+
+
+def test_the_last_steps_see_whole_images(run):
+    _, steps, _ = run(patch_mask="random", unmasked_tuning_steps=2)
+    assert [record["kept_share"] for record in steps] == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_samples_seen_is_a_budget_too_and_logging_can_be_sparse_or_off(run, tmp_path):
+    summary, steps, _ = run(max_steps=0, samples_seen=10, log_every=2)
+    assert summary["steps"] == 3 and [record["step"] for record in steps] == [2]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main(
+        TrainingConfig(
+            output_dir=str(tmp_path / "quiet"),
+            train_data=str(tmp_path / "data" / "train-*.tar"),
+            batch_size=4,
+            max_steps=1,
+            num_workers=0,
+            log_every=0,
+        )
+    )
+    assert not (tmp_path / "quiet" / "metrics.jsonl").exists() and (tmp_path / "quiet" / "export").is_dir()
+
+
+def test_training_goes_on_from_an_export_with_its_mask_and_tokenizer(run, tmp_path):
+    _, _, folder = run(patch_mask={"name": "random", "mask_ratio": 0.25})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    AutoModel.from_pretrained(folder / "export").to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    for name in (folder / "export").iterdir():
+        if name.name not in ("config.json", "model.safetensors"):
+            (tmp_path / "half" / name.name).write_bytes(name.read_bytes())
+    summary, steps, again = run(model=str(tmp_path / "half"), output_dir=str(tmp_path / "again"))
+    assert summary["patch_mask"] == {"name": "random", "mask_ratio": 0.25} and steps[0]["kept_share"] == 0.75
+    weights = AutoModel.from_pretrained(again / "export").state_dict().values()
+    assert {value.dtype for value in weights} == {torch.float32}
+    first, second = (AutoTokenizer.from_pretrained(f / "export").get_vocab() for f in (folder, again))
+    assert first == second
+
+
+def test_bf16_training_is_close_to_float32(run, tmp_path):
+    losses = []
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        _, steps, _ = run(mixed_precision=precision, output_dir=str(tmp_path / precision))
+        losses.append(steps[0]["loss"])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=1e-2)
+
+
+def test_dirty_data_trains_through_and_is_reported_by_cause(run, data, capsys):
+    bad = {"x0": {"png": b"", "txt": b"a ball"}, "x1": {"png": encode_image(random_picture(0)), "txt": b" "}}
+    write_shard(data / "train-2.tar", bad | {f"2-{n}": pair(n) for n in range(8)})
+    whole = (data / "train-1.tar").read_bytes()
+    cut = whole.index(b"1-05.png") + 1000  # inside that picture
+    (data / "train-1.tar").write_bytes(whole[:cut])
+    summary, steps, _ = run(max_steps=12, shuffle_buffer=0)
+    # 48 pairs are two passes over 10 + 5 + 8, and the start of a third.
+    assert summary["skipped"].keys() == {"image_undecodable", "caption_empty", "shard_unreadable"}
+    assert all(2 <= count <= 3 for count in summary["skipped"].values())
+    assert steps[-1]["skipped"] == summary["skipped"]
+    assert "skipped samples: " in capsys.readouterr().out
+
+
+def test_the_broken_sample_data_trains_through(run):
+    folder = shared_data("broken")
+    summary, steps, _ = run(train_data=str(folder), max_steps=16, shuffle_buffer=10)
+    assert len(steps) == 16
+    causes = {"image_undecodable", "image_too_large", "image_missing", "caption_missing", "caption_empty", "caption_not_utf8"}
+    assert causes | {"shard_unreadable"} == summary["skipped"].keys()
+
+
+def test_a_mask_can_be_replayed_from_seed_step_and_process():
+    seeds = {mask_seed(seed, step, process) for seed in range(3) for step in (1, 2, 10**6) for process in range(8)}
+    assert len(seeds) == 3 * 3 * 8 and max(seeds) < 2**63
+
+
+def test_only_matrices_decay(make_model):
+    model = make_model()
+    decayed, rest = (group["params"] for group in parameter_groups(model, 0.2))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all(parameter.ndim >= 2 for parameter in decayed) and len(decayed) + len(rest) == len(names)
+    kept = {names[id(parameter)].split(".")[-1] for parameter in rest if parameter.ndim < 2}
+    assert kept == {"bias", "weight", "logit_scale", "class_embedding"}  # one-dimensional weights are those of norms
+    assert not any("embedding" in names[id(parameter)] for parameter in decayed)
+
+
+def test_the_logit_scale_stays_below_its_bound(run, data, tmp_path):
+    _, _, folder = run(max_steps=1)
+    model = MaskCLIPModel.from_pretrained(folder / "export")
+    with torch.no_grad():
+        model.logit_scale.fill_(MAX_LOGIT_SCALE + 1)
+    for name in (folder / "export").iterdir():
+        (tmp_path / "hot").mkdir(exist_ok=True)
+        (tmp_path / "hot" / name.name).write_bytes(name.read_bytes())
+    model.save_pretrained(tmp_path / "hot")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    _, steps, _ = run(model=str(tmp_path / "hot"), output_dir=str(tmp_path / "clamped"))
+    assert all(record["logit_scale"] <= 100.001 for record in steps)
+
+
+def test_an_earlier_run_is_moved_aside(tmp_path):
+    folder = tmp_path / "run"
+    assert prepare_output_dir(folder) is None
+    for number in (1, 2):
+        (folder / "metrics.jsonl").write_text(f"run {number}")
+        assert prepare_output_dir(folder) == tmp_path / f"run.{number}"
+        assert (tmp_path / f"run.{number}" / "metrics.jsonl").read_text() == f"run {number}"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_data": "absent/train-{0..3}.tar"}, "there is no 'absent/train-0.tar'"),
+        ({"num_workers": 3}, "2 shards for 1 processes x 3 workers: use --num_workers 2"),
+        ({"image_key": "jpg"}, "no usable image-text pair in the first 20 samples"),
+        ({"model": "hugee"}, "model='hugee': must be one of tiny, small"),
+        ({"tokenizer": "./absent"}, "tokenizer='./absent': must be an existing folder"),
+        ({"eval_data": "absent/val.tar"}, "there is no 'absent/val.tar'"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_an_earlier_run_alone(options, message, run, tmp_path):
+    earlier = tmp_path / "run" / "metrics.jsonl"
+    earlier.parent.mkdir()
+    earlier.write_text("precious")
+    with pytest.raises(ConfigError, match=message) as error:
+        run(**options)
+    assert "\n" not in str(error.value)
+    assert earlier.read_text() == "precious" and [p.name for p in tmp_path.glob("run*")] == ["run"]
+
+
+def test_two_processes_train_together(data, tmp_path):
+    output_dir = tmp_path / "two"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    options = {"train_data": f"{data}/train-*.tar", "eval_data": f"{data}/val-0.tar", "output_dir": str(output_dir)}
+    options |= {"batch_size": "4", "max_steps": "3", "num_workers": "0", "checkpoint_every": "2", "eval_every": "2"}
+    arguments = [word for key, value in options.items() for word in (f"--{key}", value)]
+    finished = subprocess.run(
+        [*launch, str(ROOT / "training" / "train.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    records = read_metrics(output_dir / "metrics.jsonl")
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3]
+    assert [r["samples_seen"] for r in records if "loss" in r] == [8, 16, 24]
+    assert json.loads((output_dir / "eval.json").read_text())["results"]["retrieval_data"]["num_images"] == 6
+    assert (output_dir / "checkpoints" / "step-000002" / "model.safetensors").is_file()
+    assert CAPTIONS and not AutoModel.from_pretrained(output_dir / "export", output_loading_info=True)[1]["missing_keys"]
