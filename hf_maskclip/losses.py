@@ -14,9 +14,9 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features: torch.Tensor) -> torch.Tensor:
-        gathered = features.new_empty(dist.get_world_size() * len(features), *features.shape[1:])
-        dist.all_gather_into_tensor(gathered, features.contiguous())
-        return gathered
+        gathered = [torch.empty_like(features) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, features.contiguous())
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:

@@ -242,7 +242,7 @@ def test_what_cannot_work_is_one_line_and_leaves_an_earlier_run_alone(options, m
 
 def test_two_processes_train_together(data, tmp_path):
     output_dir = tmp_path / "two"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = {"train_data": f"{data}/train-*.tar", "eval_data": f"{data}/val-0.tar", "output_dir": str(output_dir)}
     options |= {"batch_size": "4", "max_steps": "3", "num_workers": "0", "checkpoint_every": "2", "eval_every": "2"}
     arguments = [word for key, value in options.items() for word in (f"--{key}", value)]
