@@ -95,7 +95,10 @@ def encode_image(image: Image.Image, form: str = "PNG") -> bytes:
 
 
 def random_picture(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    """A picture of one colour with noise on it, so that a few steps of training can tell pictures apart."""
+    rng = np.random.default_rng(seed)
+    noisy = rng.integers(0, 216, 3) + rng.integers(0, 40, (size[1], size[0], 3))
+    return Image.fromarray(noisy.astype(np.uint8))
 
 
 def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> None:

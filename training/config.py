@@ -5,6 +5,8 @@ import difflib
 import sys
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -120,6 +122,17 @@ QUICKSTART_STEPS = 300
 
 def fail(message: str) -> NoReturn:
     raise ConfigError(message)
+
+
+@contextmanager
+def naming(option: str, value: str) -> Iterator[None]:
+    """Turn the errors of loading what an option names into one line that names the option and its value."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        fail(f"{option}={value!r}: cannot be loaded ({' '.join(str(error).split())})")
 
 
 def load_config(arguments: list[str] | None = None) -> TrainingConfig:

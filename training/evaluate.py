@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_maskclip.evaluation import evaluate_retrieval, evaluate_zero_shot
-from training.data import PairDecoder, SkippedSample
+from training.config import ConfigError
+from training.data import PairDecoder, SkippedSample, first_pair
 from training.scenes import classification_set, retrieval_set
 from training.sources import expand_braces, open_stream
 
@@ -82,11 +83,25 @@ def _classification_set(folder: Path) -> EvaluationSet:
     def samples() -> Iterator[tuple[Image.Image, int]]:
         for row in stream:
             try:
-                yield decoder.picture(row), int(row["cls"])
+                yield decoder.picture(row), _label(row)
             except SkippedSample as skipped:
                 logger.warning("%s: evaluation leaves out %s (%s)", folder, row.get("__key__"), skipped)
 
+    # All labels are looked at now: a wrong one would end the training at its first evaluation.
+    labels = sorted({_label(row) for row in stream})
+    if not labels:
+        raise ConfigError(f"eval_data={str(folder)!r}: its test split is empty")
+    if not 0 <= labels[0] <= labels[-1] < len(class_names):
+        wrong = labels[0] if labels[0] < 0 else labels[-1]
+        raise ConfigError(f"eval_data={str(folder)!r}: class index {wrong}, but there are {len(class_names)} class names")
     return _zero_shot(f"zero_shot_{folder.name}", samples, class_names, templates)
+
+
+def _label(row: dict[str, Any]) -> int:
+    try:
+        return int(row["cls"])
+    except (KeyError, ValueError):
+        raise ConfigError(f"sample {row.get('__key__')!r}: has no class index in its field cls") from None
 
 
 def _retrieval_set(folder: Path, paths: list[str], decoder: PairDecoder) -> EvaluationSet:
@@ -102,6 +117,8 @@ def _retrieval_set(folder: Path, paths: list[str], decoder: PairDecoder) -> Eval
             except SkippedSample as skipped:
                 logger.warning("%s: evaluation leaves out %s (%s)", folder, row.get("__key__"), skipped)
 
+    for stream, path in zip(streams, paths, strict=True):
+        first_pair(stream, decoder, path)
     return EvaluationSet(f"retrieval_{folder.name}", lambda model, processor: evaluate_retrieval(model, processor, pairs()))
 
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTr
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.patch_masking import resolve_patch_mask
-from training.config import ConfigError
+from training.config import ConfigError, naming
 
 CONTEXT_LENGTH = 77  # caption tokens, as in CLIP
 
@@ -37,11 +37,12 @@ def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrain
         tokenizer: needed for a preset.
     """
     if name not in PRESETS:
-        config = MaskCLIPConfig.from_pretrained(name)
-        if patch_mask:
-            config.vision_config.patch_mask = resolve_patch_mask(patch_mask)
-        # float32 whatever the checkpoint holds: half-precision weights lose small updates.
-        return MaskCLIPModel.from_pretrained(name, config=config, dtype=torch.float32)
+        with naming("model", name):
+            config = MaskCLIPConfig.from_pretrained(name)
+            if patch_mask:
+                config.vision_config.patch_mask = resolve_patch_mask(patch_mask)
+            # float32 whatever the checkpoint holds: half-precision weights lose small updates.
+            return MaskCLIPModel.from_pretrained(name, config=config, dtype=torch.float32)
     vision, text, projection_dim = PRESETS[name]
     tokens = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = text | tokens | {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT_LENGTH}
@@ -56,7 +57,10 @@ def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrain
 def load_tokenizer(tokenizer: str, model: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer that the options name; None where one has to be trained on the captions (a preset without a tokenizer)."""
     source = tokenizer or (None if model in PRESETS else model)
-    return None if source is None else AutoTokenizer.from_pretrained(source)
+    if source is None:
+        return None
+    with naming("tokenizer", source):
+        return AutoTokenizer.from_pretrained(source)
 
 
 def check_names(model: str, tokenizer: str) -> None:

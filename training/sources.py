@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 import fsspec
 
-from training.config import ConfigError
+from training.config import ConfigError, naming
 from training.scenes import sample_scene
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ def open_stream(spec: str, split: str = "train", seed: int = 0) -> datasets.Iter
         return _scenes(split, seed)
     paths = [path for pattern in expand_braces(spec) for path in _expand(pattern, spec, split)]
     if not paths:
-        return _with_undecoded_images(datasets.load_dataset(spec, split=split, streaming=True))
+        with naming("Hub data set", spec):
+            return _with_undecoded_images(datasets.load_dataset(spec, split=split, streaming=True))
     kinds = sorted({_kind(path) for path in paths})
     if len(kinds) > 1:
         raise ConfigError(f"{spec!r}: mixes {' and '.join(kinds)}; give one kind of data")

@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
+from datasets import IterableDataset
 from torchvision.transforms.v2.functional import normalize
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script from anywhere
 
-from hf_maskclip import ContrastiveLoss, MaskCLIPModel, export_to_clip
+from hf_maskclip import ContrastiveLoss, MaskCLIPModel, MaskCLIPVisionConfig, export_to_clip
 from hf_maskclip.visualization import draw_patch_masks
 from training.checkpoint import prepare_output_dir, save_checkpoint
 from training.config import ConfigError, TrainingConfig, describe_options, load_config
@@ -170,7 +171,7 @@ def main(config: TrainingConfig) -> dict[str, Any]:
                 "data_seconds": data_seconds,
                 "step_seconds": step_seconds,
             }
-            log.write(step, **values, **({"skipped": dict(skipped)} if skipped else {}))
+            log.write(step, **values, skipped=total_counts(skipped))
             progress_bar.set_postfix_str(
                 f"loss {mean_loss:.3f}, {values['samples_per_second']:.0f} pairs/s, {values['kept_share']:.0%} of patches"
             )
@@ -184,6 +185,8 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     train_seconds = time.perf_counter() - loop_start
 
     # ---- Results -------------------------------------------------------------------------------------------------------
+    if accelerator.is_main_process:
+        export_to_clip(model, output_dir / "export", processor)  # before anything else can fail
     results = evaluate_sets(model, processor, eval_sets)
     report_evaluation(log, num_steps, results)
     summary = {
@@ -193,11 +196,11 @@ def main(config: TrainingConfig) -> dict[str, Any]:
         "steps": num_steps,
         "samples_seen": num_steps * samples_per_step,
         "train_seconds": round(train_seconds, 1),
-        "skipped": dict(skipped),
+        "skipped": total_counts(skipped),
         "results": results,
     }
     if accelerator.is_main_process:
-        save_results(output_dir, summary, model, processor, open_stream(config.train_data, seed=config.seed), decoder)
+        save_results(output_dir, summary, vision_config, open_stream(config.train_data, seed=config.seed), decoder)
         print_summary(output_dir, summary)
     accelerator.end_training()
     return summary
@@ -207,6 +210,11 @@ def use_all_cores(accelerator: Accelerator) -> None:
     """Give each training process its share of the CPU: `accelerate launch` leaves a single thread to it."""
     if accelerator.device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+
+
+def total_counts(counts: Counter[str]) -> dict[str, int]:
+    """The sum of the counts of all processes."""
+    return dict(sum(gather_object([counts]), Counter()))
 
 
 def mask_seed(seed: int, step: int, process: int) -> int:
@@ -228,12 +236,16 @@ def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, A
         log.write(step, **{key: value for key, value in numbers.items() if isinstance(value, (int, float))})
 
 
-def save_results(output_dir, summary, model, processor, stream, decoder) -> None:
-    """Write `export/`, `eval.json`, `masks.png` (eight training pictures) and `curves.png`."""
-    export_to_clip(model, output_dir / "export", processor)
+def save_results(
+    output_dir: Path,
+    summary: dict[str, Any],
+    vision_config: MaskCLIPVisionConfig,
+    stream: IterableDataset,
+    decoder: PairDecoder,
+) -> None:
+    """Write `eval.json`, `masks.png` (eight training pictures) and `curves.png`."""
     (output_dir / "eval.json").write_text(json.dumps(summary, indent=2) + "\n")
     images = sample_images(stream, decoder, count=8)
-    vision_config = model.config.vision_config
     masks = {"random": "random", "cluster": "cluster", "PGS 0.3": "pgs"}
     masks["PGS 0.5"] = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
     sizes = {"image_size": vision_config.image_size, "patch_size": vision_config.patch_size}
