@@ -110,26 +110,23 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
     return patches.reshape(batch, rows * columns, channels, patch_size * patch_size)
 
 
-def drop_first(priority: torch.Tensor, num_dropped: int) -> PatchSelection:
-    """Drop the `num_dropped` patches of highest priority (B, L) from each image; the count is the same for all."""
-    kept = priority.topk(priority.shape[1] - num_dropped, dim=1, largest=False, sorted=False).indices
-    return PatchSelection(kept.sort(dim=1).values)
+def keep_first(order: torch.Tensor, num_kept: int) -> PatchSelection:
+    """Keep the first `num_kept` patches of each row of `order` (B, L), which lists all patches; one count for all images."""
+    return PatchSelection(order[:, :num_kept].sort(dim=1).values)
 
 
-def drop_first_of_each(priority: torch.Tensor, num_dropped: torch.Tensor, max_kept: int) -> PatchSelection:
-    """Drop `num_dropped[b]` patches of highest priority from image b.
+def keep_first_of_each(order: torch.Tensor, num_kept: torch.Tensor, max_kept: int) -> PatchSelection:
+    """Keep the first `num_kept[b]` patches of row b of `order` (B, L), which lists all patches.
 
     Args:
-        priority: (B, L), finite.
-        num_dropped: LongTensor (B,), each in [L - max_kept, L - 1].
+        order: (B, L).
+        num_kept: LongTensor (B,), each in [1, max_kept].
         max_kept: K of the result. A bound that is known without looking at the data spares a wait for the device.
     """
-    num_patches = priority.shape[1]
-    lengths = num_patches - num_dropped
-    kept = priority.topk(max_kept, dim=1, largest=False, sorted=True).indices  # (B, K), last to go first
-    padding = torch.arange(max_kept, device=kept.device) >= lengths[:, None]
-    indices = kept.masked_fill(padding, num_patches).sort(dim=1).values  # padding sorts to the end
-    return PatchSelection(torch.where(indices == num_patches, indices[:, :1], indices), lengths)
+    num_patches = order.shape[1]
+    padding = torch.arange(max_kept, device=order.device) >= num_kept[:, None]  # (B, K)
+    indices = order[:, :max_kept].masked_fill(padding, num_patches).sort(dim=1).values  # padding sorts to the end
+    return PatchSelection(torch.where(indices == num_patches, indices[:, :1], indices), num_kept)
 
 
 def check_ratio(name: str, value: float) -> float:

@@ -2,7 +2,7 @@
 
 import torch
 
-from .patch_masking import PatchMask, PatchSelection, check_range, check_ratio, drop_first_of_each, keep_count
+from .patch_masking import PatchMask, PatchSelection, check_range, check_ratio, keep_count, keep_first_of_each
 from .patch_similarity import PatchFeatures, check_embedding_weight, resolve_embedding_weight
 
 # Equal patches have a cosine of 1 up to rounding. A threshold just below 1 masks them with their anchor in every case.
@@ -66,10 +66,10 @@ class ClusterPatchMask(PatchMask):
         masked = closeness > self._threshold(closeness)
         masked = masked.scatter(1, anchors, True)
 
-        # Masked patches go first; the surplus that an image owes is taken at random from the others.
-        least = num_patches - keep_count(num_patches, self.min_mask_ratio)
-        num_dropped = masked.sum(dim=1).clamp(min=least, max=num_patches - 1)
-        return drop_first_of_each(masked + noise(), num_dropped, max_kept=num_patches - least)
+        # Masked patches come last; the surplus that an image owes is taken at random from the others.
+        most_kept = keep_count(num_patches, self.min_mask_ratio)
+        num_kept = (~masked).sum(dim=1).clamp(1, most_kept)
+        return keep_first_of_each((masked + noise()).argsort(dim=1), num_kept, most_kept)
 
     def _threshold(self, closeness: torch.Tensor) -> torch.Tensor | float:
         if self.similarity_threshold != "auto":

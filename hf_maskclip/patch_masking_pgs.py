@@ -9,9 +9,9 @@ from .patch_masking import (
     check_choice,
     check_range,
     check_ratio,
-    drop_first,
-    drop_first_of_each,
     keep_count,
+    keep_first,
+    keep_first_of_each,
 )
 from .patch_similarity import PatchFeatures, check_embedding_weight, resolve_embedding_weight, take_rows
 
@@ -24,7 +24,7 @@ class PGSPatchMask(PatchMask):
     3. S = s_ij; optimal transport balances it: K = exp((S - 1) / regularization), scaled to a doubly stochastic W by Sinkhorn.
     4. Order: patches that are not edges by w_i = max over the candidates c of W_ci, descending; then edge patches by e_i,
        ascending. The first n are masked: n = the number of patches that are not edges and have
-       max over c of s_ci > `similarity_threshold`, clamped to [`min_mask_ratio`, `max_mask_ratio`] * L.
+       max over c of s_ci > `similarity_threshold`, clamped to [`min_mask_ratio`, `max_mask_ratio`] * L. Ties go at random.
 
     CLIP-PGS 0.3 is the default; CLIP-PGS 0.5 has both bounds at 0.5, so that all images keep the same number.
 
@@ -78,28 +78,30 @@ class PGSPatchMask(PatchMask):
     def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None) -> PatchSelection:
         edge_strength = patch_edges(pixel_values, self.patch_size, self.edges)  # e (B, L)
         is_edge = edge_strength > edge_strength.mean(dim=1, keepdim=True)
-        candidates = self._candidates(edge_strength, is_edge, generator)  # (B, A)
+        noise = torch.rand(edge_strength.shape, generator=generator, device=edge_strength.device)
+        candidates = self._candidates(edge_strength, is_edge, noise)  # (B, A)
 
         weight = resolve_embedding_weight(self.embedding_weight, progress)
         features = PatchFeatures(pixel_values, self.patch_size, patch_embeds, weight)
         closeness = features.similarity(candidates).amax(dim=1)  # max over c of s_ci (B, L)
         balanced = self.transport_plan(features.similarity(), candidates).amax(dim=1) if self.transport else closeness  # w
 
-        # Edge patches come after all others: w lies above -1, and e in [0, 1] is moved below it.
+        # Edge patches go after all others: w lies above -1, and e in [0, 1] is moved below it.
         priority = torch.where(is_edge, -2 - edge_strength, balanced)
+        # A stable sort of the patches in random order: the equal patches of a plain background go at random, not row by row.
+        shuffled = noise.argsort(dim=1)
+        order = shuffled.gather(1, priority.gather(1, shuffled).argsort(dim=1, stable=True))  # last to go first
+
         num_patches = priority.shape[1]
         most_kept, least_kept = (keep_count(num_patches, r) for r in (self.min_mask_ratio, self.max_mask_ratio))
         if most_kept == least_kept:
-            return drop_first(priority, num_patches - most_kept)
+            return keep_first(order, most_kept)
         num_similar = ((closeness > self.similarity_threshold) & ~is_edge).sum(dim=1)
-        num_dropped = num_similar.clamp(num_patches - most_kept, num_patches - least_kept)
-        return drop_first_of_each(priority, num_dropped, max_kept=most_kept)
+        return keep_first_of_each(order, (num_patches - num_similar).clamp(least_kept, most_kept), most_kept)
 
-    def _candidates(self, edge_strength, is_edge, generator) -> torch.Tensor:
+    def _candidates(self, edge_strength, is_edge, noise) -> torch.Tensor:
         """Indices (B, A) of the candidates; where too few patches are no edges, those with the least edge follow."""
-        batch, num_patches = edge_strength.shape
-        noise = torch.rand(batch, num_patches, generator=generator, device=edge_strength.device)
-        num_candidates = max(1, round(num_patches * self.candidate_ratio))
+        num_candidates = max(1, round(edge_strength.shape[1] * self.candidate_ratio))
         return torch.where(is_edge, -edge_strength, noise).topk(num_candidates, dim=1).indices
 
     def transport_plan(self, similarity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from .patch_masking import PatchMask, PatchSelection, check_ratio, drop_first, keep_count, patch_grid
+from .patch_masking import PatchMask, PatchSelection, check_ratio, keep_count, keep_first, patch_grid
 
 
 class RandomPatchMask(PatchMask):
@@ -22,4 +22,4 @@ class RandomPatchMask(PatchMask):
         rows, columns = patch_grid(pixel_values, self.patch_size)
         num_patches = rows * columns
         noise = torch.rand(len(pixel_values), num_patches, generator=generator, device=pixel_values.device)
-        return drop_first(noise, num_patches - keep_count(num_patches, self.mask_ratio))
+        return keep_first(noise.argsort(dim=1), keep_count(num_patches, self.mask_ratio))

@@ -46,7 +46,7 @@ def draw_patch_masks(
     axes = figure.subplots(len(images), 2 + len(masks), squeeze=False)
     for row, image, edge in zip(axes, pixels, edges, strict=True):
         _show(row[0], image)
-        row[1].imshow(edge, cmap="magma", vmin=0, vmax=1)
+        row[1].imshow(edge.numpy(), cmap="magma", vmin=0, vmax=1)
     for column, (_, spec) in enumerate(masks.items(), start=2):
         generator = torch.Generator().manual_seed(seed)
         selection = build_patch_mask(spec, patch_size=patch_size)(pixel_values, generator=generator)

@@ -110,6 +110,28 @@ def test_an_image_that_the_patch_size_does_not_divide_is_refused():
             build_patch_mask(name, patch_size=8)(torch.zeros(1, 3, 60, 56))
 
 
+@pytest.mark.parametrize("spec", ["pgs", PGS_05], ids=str)
+def test_pgs_favours_no_place_on_a_plain_background(spec):
+    images = torch.ones(1, 3, 64, 64) * torch.tensor([1.93, 2.07, 2.15])[:, None, None]
+    images[:, :, 24:40, 24:40] = photo_like(1, 16, 16, seed=5)
+    background = torch.ones(8, 8, dtype=torch.bool)
+    background[2:6, 2:6] = False
+    assert_uniform(select(spec, images.expand(1000, -1, -1, -1)).visible(64)[:, background.flatten()])
+
+
+def test_the_surplus_rule_of_cluster_favours_no_place():
+    # Patches of noise resemble nothing, so that all but the anchors are surplus.
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).expand(1000, -1, -1, -1)
+    assert_uniform(select({"name": "cluster", "similarity_threshold": 0.9}, images).visible(64))
+
+
+def assert_uniform(visible: torch.Tensor) -> None:
+    """Each share is a mean of 1000 draws: it lies within five standard errors of the mean of all."""
+    shares = visible.double().mean(dim=0)
+    assert len(visible) == 1000 and 0.1 < shares.mean() < 0.9
+    assert (shares - shares.mean()).abs().max() < 5 * (shares.mean() * (1 - shares.mean()) / 1000).sqrt()
+
+
 def test_the_registry_and_the_literal_of_the_configuration_agree():
     assert set(typing.get_args(PatchMaskName)) == set(patch_masks())
 
@@ -305,9 +327,9 @@ def slow_pgs(image, noise, *, min_ratio, max_ratio, transport, edges) -> list[bo
     candidates = order[: max(1, round(num_patches * 0.05))]
     similarity = np.array([[slow_similarity(image, i, j) for j in range(num_patches)] for i in range(num_patches)])
     weight = slow_sinkhorn(np.exp((similarity - 1) / 0.1), 5) if transport else similarity
-    w = [max(weight[c, i] for c in candidates) for i in range(num_patches)]
+    w = [round(max(weight[c, i] for c in candidates), 9) for i in range(num_patches)]
     similar = [max(similarity[c, i] for c in candidates) > 0.5 for i in range(num_patches)]
-    order = sorted(range(num_patches), key=lambda i: (is_edge[i], strength[i] if is_edge[i] else -w[i]))
+    order = sorted(range(num_patches), key=lambda i: (is_edge[i], strength[i] if is_edge[i] else -w[i], -noise[i]))
     n = sum(s and not e for s, e in zip(similar, is_edge, strict=True))
     low, high = (num_patches - keep_count(num_patches, r) for r in (min_ratio, max_ratio))
     masked = set(order[: min(max(n, low), high)])

@@ -107,6 +107,8 @@ def _label(row: dict[str, Any]) -> int:
 def _retrieval_set(folder: Path, paths: list[str], decoder: PairDecoder) -> EvaluationSet:
     streams = [open_stream(path, split="test") for path in paths]
     by_line = _one_caption_a_line(folder)
+    if by_line:
+        decoder = PairDecoder()  # the layout fixes the fields, whatever those of the training data are
 
     def pairs() -> Iterator[tuple[Image.Image, list[str]]]:
         for row in chain(*streams):

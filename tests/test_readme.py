@@ -1,0 +1,71 @@
+"""Proves that the README is true: its tree is the tree, its files exist, its commands parse, its code runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_picture
+
+from hf_maskclip import export_to_clip
+from training.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    assert found
+    return found
+
+
+def test_the_tree_names_every_module_and_nothing_else():
+    (tree,) = [block for block in blocks("text") if "hf_maskclip/" in block]
+    named, folder = set(), Path()
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        for word in line.split("  ")[0 if indent == 0 else indent // 2].split():
+            path = Path(word)
+            if indent == 0:
+                folder = path if word.endswith("/") else Path()
+            named.add(str(path if indent == 0 else folder / path))
+    actual = {str(p.relative_to(ROOT)) for p in (*ROOT.glob("hf_maskclip/*.py"), *ROOT.glob("training/*.py"))}
+    modules = {name for name in named if name.endswith(".py")}
+    assert modules == actual
+    assert all((ROOT / name).exists() for name in named)
+
+
+def test_every_file_it_names_exists():
+    named = set(re.findall(r"`((?:hf_maskclip|training|tests|model_cards)/[\w./-]+)`", README))
+    named |= set(re.findall(r"\]\((?!http)([^)#]+)\)", README))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def training_commands() -> list[list[str]]:
+    commands = []
+    for block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            _, found, arguments = line.partition("training/train.py")
+            if found:
+                commands.append(shlex.split(arguments, comments=True))
+    return commands
+
+
+def test_every_training_command_parses():
+    commands = training_commands()
+    assert len(commands) >= 3 and [] in commands
+    for arguments in commands:
+        load_config([word for word in arguments if word not in ("--help",)])
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
+def test_the_code_runs_as_written(code, make_model, processor, tmp_path, monkeypatch):
+    """The run's export is a tiny model here; everything else is the README's text."""
+    monkeypatch.chdir(tmp_path)
+    export_to_clip(make_model(), tmp_path / "runs" / "quickstart" / "export", processor)
+    random_picture(0).save(tmp_path / "photo.jpg")
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), {})
