@@ -2,6 +2,7 @@
 the same scores without an error in its log; and that the export trains on here with the mask it records."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_picture
-from transformers import AutoTokenizer, CLIPTokenizer, pipeline
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPProcessor, CLIPTokenizer, pipeline
 
 from hf_maskclip import MaskCLIPModel, export_to_clip
 
@@ -89,6 +90,22 @@ def test_the_exported_folder_says_it_is_clip_and_has_its_tokenizer(export, token
     loaded = AutoTokenizer.from_pretrained(folder)
     assert isinstance(loaded, CLIPTokenizer)
     assert loaded("a red Ünïcode 漢字")["input_ids"] == tokenizer("a red Ünïcode 漢字")["input_ids"]
+
+
+def test_a_maskclip_folder_has_its_processor_and_pipeline_once_the_package_is_imported(make_model, processor, tmp_path, caplog):
+    model = make_model("random")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert isinstance(AutoTokenizer.from_pretrained(tmp_path), CLIPTokenizer)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path), CLIPProcessor)
+    assert AutoImageProcessor.from_pretrained(tmp_path).crop_size["height"] == 32
+    transformers_log = logging.getLogger("transformers")
+    transformers_log.addHandler(caplog.handler)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path))
+    transformers_log.removeHandler(caplog.handler)
+    assert type(classify.model) is MaskCLIPModel and not classify.model.training
+    first, second = (classify(random_picture(0), candidate_labels=["ball", "fish"]) for _ in range(2))
+    assert first == second and not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_exporting_leaves_the_model_as_it_was(export, inputs):

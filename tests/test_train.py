@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from hf_maskclip import MaskCLIPModel
 from training.checkpoint import prepare_output_dir
-from training.config import ConfigError, TrainingConfig
+from training.config import ConfigError, TrainingConfig, load_config
 from training.tracking import read_metrics
 from training.train import MAX_LOGIT_SCALE, main, mask_seed, parameter_groups
 
@@ -74,6 +74,7 @@ def test_a_run_trains_evaluates_and_exports(run, data, capsys):
     evaluated = [r for r in read_metrics(folder / "metrics.jsonl") if "eval/retrieval_data/image_to_text_recall@10" in r]
     assert [record["step"] for record in evaluated] == [2, 4]
     results = json.loads((folder / "eval.json").read_text())
+    assert load_config(["--config", str(folder / "config.yaml")]).max_steps == STEPS
     assert results == summary and results["results"]["retrieval_data"]["num_images"] == 6
     assert results["patch_mask"]["name"] == "pgs" and results["samples_seen"] == 16
 
@@ -227,6 +228,7 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
         ({"image_key": "jpg"}, "no usable image-text pair in the first 20 samples"),
         ({"model": "hugee"}, "model='hugee': must be one of tiny, small"),
         ({"tokenizer": "./absent"}, "tokenizer='./absent': must be an existing folder"),
+        ({"report_to": "wandb"}, r"report_to='wandb': this tracker's package is not installed \(pip install wandb\)"),
         ({"eval_data": "absent/val.tar"}, "there is no 'absent/val.tar'"),
     ],
 )

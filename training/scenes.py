@@ -44,7 +44,6 @@ __all__ = [
     "compositionality_set",
     "draw_scene",
     "is_held_out",
-    "iter_scenes",
     "relations",
     "retrieval_set",
     "sample_scene",
@@ -284,21 +283,6 @@ def caption_scene(scene: Scene, rng: np.random.Generator) -> str:
     if rng.random() < 1 / 6:
         return _partial_caption(scene, rng)
     return _full_caption(scene, rng, says_colour=0.85, details=(0.5, 0.3, 0.15), says_background=0.6)
-
-
-def iter_scenes(
-    start: int, stop: int, *, seed: int = 0, split: str = "train", image_size: int = 96
-) -> Iterator[dict[str, str | Image.Image]]:
-    """Draw the scenes ``start`` to ``stop - 1`` as dicts with ``__key__``, ``image`` and ``caption``.
-
-    A sample depends on its index alone, so workers can share a data set by taking ranges of it.
-    """
-    _require("split", split, SPLITS)
-    for index in range(start, stop):
-        scene = sample_scene(index, seed=seed, split=split)
-        rng = np.random.default_rng((seed, SPLITS.index(split), index, _CAPTION_STREAM))
-        image, _ = draw_scene(scene, image_size)
-        yield {"__key__": f"{split}-{index:08d}", "image": image, "caption": caption_scene(scene, rng)}
 
 
 # ------------------------------------------------------------------------------------------- evaluation sets

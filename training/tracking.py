@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from matplotlib.figure import Figure
+
+from training.config import ConfigError
+
+
+def check_tracker(name: str) -> None:
+    """Raise a ConfigError where a tracker's package is not installed; Accelerate would leave the tracker out in silence."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if name not in ("none", *installed):
+        raise ConfigError(f"report_to={name!r}: this tracker's package is not installed (pip install {name})")
 
 
 class MetricsLog:

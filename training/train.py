@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from datasets import IterableDataset
@@ -44,7 +45,7 @@ from training.evaluate import evaluate_sets, load_evaluation_sets
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
 from training.sources import open_stream
 from training.tokenizer import train_tokenizer
-from training.tracking import MetricsLog, draw_curves
+from training.tracking import MetricsLog, check_tracker, draw_curves
 
 TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can diverge
@@ -56,6 +57,8 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     Raises:
         ConfigError: an option or the data it names cannot be used; raised before training starts.
     """
+    check_names(config.model, config.tokenizer)
+    check_tracker(config.report_to)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=None if config.report_to == "none" else config.report_to,
@@ -64,7 +67,6 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     use_all_cores(accelerator)
     set_seed(config.seed)
     num_steps, warmup_steps = config.schedule(accelerator.num_processes)
-    check_names(config.model, config.tokenizer)
 
     # ---- Data ----------------------------------------------------------------------------------------------------------
     decoder = PairDecoder(config.image_key, config.caption_key)
@@ -93,7 +95,7 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         if moved := prepare_output_dir(output_dir):
             print(f"{output_dir} held an earlier run: moved to {moved}")
-        (output_dir / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        (output_dir / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     accelerator.wait_for_everyone()
 
     flip = 0.0 if config.train_data == "scenes" else config.flip
@@ -209,7 +211,8 @@ def main(config: TrainingConfig) -> dict[str, Any]:
 def use_all_cores(accelerator: Accelerator) -> None:
     """Give each training process its share of the CPU: `accelerate launch` leaves a single thread to it."""
     if accelerator.device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, os.cpu_count() // processes_here))
 
 
 def total_counts(counts: Counter[str]) -> dict[str, int]:
