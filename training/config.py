@@ -45,7 +45,7 @@ class TrainingConfig:
     )
     image_key: str = option("", "field of the picture, such as jpg (jpg,png: the first that is there); empty: the known ones")
     caption_key: str = option(
-        "", "field of the caption, such as txt or json.caption, a list is drawn from; empty: the first known"
+        "", "field of the caption, such as txt or json.captions (of a list, one is drawn); empty: the known ones"
     )
     crop_scale: float = option(0.9, "least share of a picture's area in the random resized crop; 1 is off")
     flip: float = option(

@@ -40,22 +40,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(path: Path) -> Figure:
-    """Loss, learning rate and kept share over steps, and every evaluation accuracy, from a `metrics.jsonl`."""
+    """Loss, learning rate and zero-shot accuracies over steps, from a `metrics.jsonl`."""
     records = read_metrics(path)
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    loss_axis, rate_axis, accuracy_axis = figure.subplots(1, 3)
-    for axis, names in ((loss_axis, ["loss"]), (rate_axis, ["learning_rate"])):
+    accuracies = sorted({key for record in records for key in record if key.endswith(("/top1", "recall@10"))})
+    panels = {"loss": ["loss"], "learning rate": ["learning_rate"], "zero-shot accuracy": accuracies}
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    for axis, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
-            points = [(r["step"], r[name]) for r in records if name in r]
-            axis.plot(*zip(*points, strict=True) if points else ([], []), linewidth=1)
-            axis.set(title=name.replace("_", " "), xlabel="step")
-    accuracies = sorted({key for r in records for key in r if key.endswith(("/top1", "recall@10"))})
-    for name in accuracies:
-        points = [(r["step"], r[name]) for r in records if name in r]
-        accuracy_axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=name.removeprefix("eval/"))
-    accuracy_axis.set(title="zero-shot accuracy", xlabel="step", ylim=(0, None))
-    if accuracies:
-        accuracy_axis.legend(fontsize=6)
-    for axis in (loss_axis, rate_axis, accuracy_axis):
+            points = [(record["step"], record[name]) for record in records if name in record]
+            marker = "o" if len(points) < 20 else None
+            axis.plot(*zip(*points, strict=True), marker=marker, markersize=3, linewidth=1, label=name.removeprefix("eval/"))
+        axis.set(title=title, xlabel="step", ylim=(0, None))
         axis.grid(alpha=0.3)
+    if accuracies:
+        axis.legend(fontsize=6)
     return figure
