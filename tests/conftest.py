@@ -11,12 +11,18 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
+from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, patch_masking
 from training.tokenizer import train_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, CONTEXT_LENGTH = 32, 8, 32
 CAPTIONS = ["a red ball on grass", "two blue fish", "a small house", "a green tree left of a car"]
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def built_in_masks_only(monkeypatch):
+    """A mask that one test registers is unknown to the next."""
+    monkeypatch.setattr(patch_masking, "_registered", {})
 
 
 @pytest.fixture(scope="session")
