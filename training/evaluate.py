@@ -59,8 +59,8 @@ def _scene_sets(image_size: int, seed: int) -> list[EvaluationSet]:
     sets = []
     for kind in ("shape", "colour", "pair"):
         samples, class_names, templates = classification_set(kind, SCENES_PER_SET, seed=seed, image_size=image_size)
-        sets.append(_zero_shot(f"zero_shot_{kind}", list(samples).__iter__, class_names, templates))
-    pairs = list(retrieval_set(SCENES_PER_SET, seed=seed, image_size=image_size))
+        sets.append(_zero_shot(f"zero_shot_{kind}", samples.__iter__, class_names, templates))
+    pairs = retrieval_set(SCENES_PER_SET, seed=seed, image_size=image_size)
     sets.append(EvaluationSet("retrieval", lambda model, processor: evaluate_retrieval(model, processor, pairs)))
     return sets
 
