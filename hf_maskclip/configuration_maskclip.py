@@ -8,7 +8,7 @@ from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConf
 from .patch_masking import resolve_patch_mask
 
 # The masks that a bare name stands for. A mask of your own is named in the dict form: {"name": "mine", ...}.
-PatchMaskName = Literal["none", "random", "cluster", "pgs"]
+PatchMaskName = Literal["none", "random", "gaussian", "block", "grid", "cluster", "attentive", "pgs"]
 
 
 class FromCLIPMixin:

@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
-from .patch_masking import PatchSelection, build_patch_mask
+from .patch_masking import PatchMask, PatchSelection, build_patch_mask
 
 # Transformers strips the `vision_model.` prefix of CLIP checkpoints by the name of the class: without this line a subclass
 # under another name would start from random weights.
@@ -112,7 +112,13 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         self.patch_mask = build_patch_mask(config.patch_mask, patch_size=config.patch_size)
 
     def select_patches(
-        self, pixel_values: torch.Tensor, *, progress: float = 0.0, generator: torch.Generator | None = None
+        self,
+        pixel_values: torch.Tensor,
+        *,
+        progress: float = 0.0,
+        generator: torch.Generator | None = None,
+        patch_mask: PatchMask | None = None,
+        patch_scores: torch.Tensor | None = None,
     ) -> PatchSelection:
         """Let the patch mask choose the visible patches of images (B, C, H, W), whatever mode the model is in.
 
@@ -120,14 +126,18 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             pixel_values: (B, C, H, W).
             progress: the share of training that is done, in [0, 1].
             generator: the mask's own source of randomness, on the device of `pixel_values`.
+            patch_mask: used in place of the configured one, for example at another ratio.
+            patch_scores: (B, L), for masks that need a teacher's attention.
         """
+        patch_mask = self.patch_mask if patch_mask is None else patch_mask
         patch_embeds = None
-        if self.patch_mask.needs_patch_embeds:
+        if patch_mask.needs_patch_embeds:
             with torch.no_grad():
                 weight = self.embeddings.patch_embedding.weight
                 patch_embeds = self.embeddings.patch_embedding(pixel_values.to(weight.dtype))  # (B, D, rows, columns)
                 patch_embeds = patch_embeds.flatten(2).transpose(1, 2)  # (B, L, D)
-        return self.patch_mask(pixel_values, patch_embeds, progress=progress, generator=generator)
+        scores = {"patch_scores": patch_scores} if patch_mask.needs_patch_scores else {}
+        return patch_mask(pixel_values, patch_embeds, progress=progress, generator=generator, **scores)
 
     def _resolve_selection(self, pixel_values, patch_selection, apply_patch_mask) -> PatchSelection | None:
         if patch_selection is not None:

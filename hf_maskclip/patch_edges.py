@@ -34,13 +34,12 @@ def patch_edges(pixel_values: torch.Tensor, patch_size: int, detector: str = "so
 def sobel_magnitude(grey: torch.Tensor) -> torch.Tensor:
     """Sobel gradient magnitude of (B, 1, H, W): `kornia.filters.sobel`, with the kernel applied as two passes of slices."""
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    left, right = padded[..., :-2], padded[..., 2:]
-    smooth = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
-    difference = right - left
-    gradient_x = difference[..., :-2, :] + 2 * difference[..., 1:-1, :] + difference[..., 2:, :]
-    gradient_y = smooth[..., 2:, :] - smooth[..., :-2, :]
-    # kornia divides the kernel by 8 and adds 1e-6 below the root.
-    return (gradient_x.square().add_(gradient_y.square()).div_(64)).add_(1e-6).sqrt_()
+    across = padded[..., 2:] - padded[..., :-2]  # (B, 1, H + 2, W)
+    down = padded[..., 2:, :] - padded[..., :-2, :]  # (B, 1, H, W + 2)
+    gradient_x = torch.add(across[..., :-2, :], across[..., 1:-1, :], alpha=2).add_(across[..., 2:, :])
+    gradient_y = torch.add(down[..., :-2], down[..., 1:-1], alpha=2).add_(down[..., 2:])
+    # kornia divides the kernel by 8 and adds 1e-6 below the root. In place: new memory of this size costs more than the sums.
+    return gradient_x.square_().addcmul_(gradient_y, gradient_y).div_(64).add_(1e-6).sqrt_()
 
 
 def _unit_range(values: torch.Tensor) -> torch.Tensor:

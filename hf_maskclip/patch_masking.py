@@ -56,6 +56,8 @@ class PatchMask(nn.Module, ABC):
     """
 
     citation: ClassVar[str] = ""
+    # Whether `forward` takes and needs `patch_scores` (B, L), how much a teacher attends to each patch.
+    needs_patch_scores: ClassVar[bool] = False
 
     def __init__(self, *, patch_size: int = 16):
         super().__init__()
@@ -129,6 +131,15 @@ def keep_first_of_each(order: torch.Tensor, num_kept: torch.Tensor, max_kept: in
     return PatchSelection(torch.where(indices == num_patches, indices[:, :1], indices), num_kept)
 
 
+def sort_with_random_ties(priority: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Indices (B, L) that sort each row of `priority` (B, L) ascending; equal ones come in the random order of `noise` (B, L).
+
+    A plain sort leaves ties in raster order, so that of equal patches the upper ones would always go first.
+    """
+    shuffled = noise.argsort(dim=1)
+    return shuffled.gather(1, priority.gather(1, shuffled).argsort(dim=1, stable=True))
+
+
 def check_ratio(name: str, value: float) -> float:
     """Return a mask ratio that lies in [0, 1); raise a ValueError that names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
@@ -156,12 +167,25 @@ _registered: dict[str, type[PatchMask]] = {}
 def patch_masks() -> dict[str, type[PatchMask]]:
     """All known masks by name: the built-in ones, then those of `register_patch_mask`."""
     # Imported here because the masks import the contract from this module.
+    from .patch_masking_attentive import AttentivePatchMask
+    from .patch_masking_block import BlockPatchMask
     from .patch_masking_cluster import ClusterPatchMask
+    from .patch_masking_gaussian import GaussianPatchMask
+    from .patch_masking_grid import GridPatchMask
     from .patch_masking_none import NoPatchMask
     from .patch_masking_pgs import PGSPatchMask
     from .patch_masking_random import RandomPatchMask
 
-    built_in = {"none": NoPatchMask, "random": RandomPatchMask, "cluster": ClusterPatchMask, "pgs": PGSPatchMask}
+    built_in: dict[str, type[PatchMask]] = {
+        "none": NoPatchMask,
+        "random": RandomPatchMask,
+        "gaussian": GaussianPatchMask,
+        "block": BlockPatchMask,
+        "grid": GridPatchMask,
+        "cluster": ClusterPatchMask,
+        "attentive": AttentivePatchMask,
+        "pgs": PGSPatchMask,
+    }
     return built_in | _registered
 
 
@@ -208,6 +232,11 @@ def resolve_patch_mask(spec: str | Mapping[str, Any], **overrides: Any) -> dict[
     options = defaults | given
     known[name](**options)  # the mask checks the values
     return {"name": name, **options}
+
+
+def scale_mask_ratios(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The dict of a patch mask with each option that ends in `mask_ratio` times `factor` in [0, 1]: a step of a ramp."""
+    return {key: value * factor if key.endswith("mask_ratio") else value for key, value in options.items()}
 
 
 def build_patch_mask(spec: str | Mapping[str, Any], *, patch_size: int = 16, **overrides: Any) -> PatchMask:

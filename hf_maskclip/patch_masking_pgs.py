@@ -1,5 +1,7 @@
 """CLIP-PGS's mask, Patch Generation-to-Selection (Pei et al. 2025, arXiv 2503.17080)."""
 
+from typing import NamedTuple
+
 import torch
 
 from .patch_edges import EDGE_DETECTORS, patch_edges
@@ -12,8 +14,29 @@ from .patch_masking import (
     keep_count,
     keep_first,
     keep_first_of_each,
+    sort_with_random_ties,
 )
 from .patch_similarity import PatchFeatures, check_embedding_weight, resolve_embedding_weight, take_rows
+
+
+class PGSStages(NamedTuple):
+    """What PGS computes on its way to a selection, for L patches of each of B images.
+
+    Attributes:
+        edge_strength: e (B, L) in [0, 1].
+        is_edge: BoolTensor (B, L), the protected patches.
+        candidates: LongTensor (B, A), the indices of the candidates.
+        closeness: max over the candidates c of s_ci (B, L).
+        balanced: w (B, L), the same of the transport plan W; equal to `closeness` without transport.
+        order: LongTensor (B, L), all patches, those that go first at the end.
+    """
+
+    edge_strength: torch.Tensor
+    is_edge: torch.BoolTensor
+    candidates: torch.LongTensor
+    closeness: torch.Tensor
+    balanced: torch.Tensor
+    order: torch.LongTensor
 
 
 class PGSPatchMask(PatchMask):
@@ -76,6 +99,16 @@ class PGSPatchMask(PatchMask):
 
     @torch.no_grad()
     def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None) -> PatchSelection:
+        stages = self.stages(pixel_values, patch_embeds, progress=progress, generator=generator)
+        num_patches = stages.order.shape[1]
+        most_kept, least_kept = (keep_count(num_patches, r) for r in (self.min_mask_ratio, self.max_mask_ratio))
+        if most_kept == least_kept:
+            return keep_first(stages.order, most_kept)
+        num_similar = ((stages.closeness > self.similarity_threshold) & ~stages.is_edge).sum(dim=1)
+        return keep_first_of_each(stages.order, (num_patches - num_similar).clamp(least_kept, most_kept), most_kept)
+
+    def stages(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None) -> PGSStages:
+        """The steps that lead to the order in which patches go; arguments as in `forward`."""
         edge_strength = patch_edges(pixel_values, self.patch_size, self.edges)  # e (B, L)
         is_edge = edge_strength > edge_strength.mean(dim=1, keepdim=True)
         noise = torch.rand(edge_strength.shape, generator=generator, device=edge_strength.device)
@@ -83,21 +116,17 @@ class PGSPatchMask(PatchMask):
 
         weight = resolve_embedding_weight(self.embedding_weight, progress)
         features = PatchFeatures(pixel_values, self.patch_size, patch_embeds, weight)
-        closeness = features.similarity(candidates).amax(dim=1)  # max over c of s_ci (B, L)
-        balanced = self.transport_plan(features.similarity(), candidates).amax(dim=1) if self.transport else closeness  # w
+        if self.transport:
+            similarity = features.similarity()  # (B, L, L)
+            closeness = take_rows(similarity, candidates).amax(dim=1)  # max over c of s_ci (B, L)
+            balanced = self.transport_plan(similarity, candidates).amax(dim=1)  # w (B, L)
+        else:
+            closeness = balanced = features.similarity(candidates).amax(dim=1)
 
         # Edge patches go after all others: w lies above -1, and e in [0, 1] is moved below it.
         priority = torch.where(is_edge, -2 - edge_strength, balanced)
-        # A stable sort of the patches in random order: the equal patches of a plain background go at random, not row by row.
-        shuffled = noise.argsort(dim=1)
-        order = shuffled.gather(1, priority.gather(1, shuffled).argsort(dim=1, stable=True))  # last to go first
-
-        num_patches = priority.shape[1]
-        most_kept, least_kept = (keep_count(num_patches, r) for r in (self.min_mask_ratio, self.max_mask_ratio))
-        if most_kept == least_kept:
-            return keep_first(order, most_kept)
-        num_similar = ((closeness > self.similarity_threshold) & ~is_edge).sum(dim=1)
-        return keep_first_of_each(order, (num_patches - num_similar).clamp(least_kept, most_kept), most_kept)
+        order = sort_with_random_ties(priority, noise)  # last to go first
+        return PGSStages(edge_strength, is_edge, candidates, closeness, balanced, order)
 
     def _candidates(self, edge_strength, is_edge, noise) -> torch.Tensor:
         """Indices (B, A) of the candidates; where too few patches are no edges, those with the least edge follow."""
@@ -115,11 +144,12 @@ def sinkhorn_scaling(kernel: torch.Tensor, iterations: int) -> tuple[torch.Tenso
     """Vectors u, v (B, L) such that diag(u) K diag(v) is doubly stochastic: u = 1 / (K v), v = 1 / (K^T u).
 
     Args:
-        kernel: K (B, L, L), positive. It is only read: the scaling vectors alone are iterated.
+        kernel: K (B, L, L), positive and symmetric. It is only read: the scaling vectors alone are iterated.
         iterations: alternations of the two.
     """
-    column_scale = kernel.new_ones(kernel.shape[0], kernel.shape[2], 1)  # v (B, L, 1)
+    # K is symmetric, so both products can be a row vector times K, for which the matrix is read once, in memory's order.
+    column_scale = kernel.new_ones(kernel.shape[0], 1, kernel.shape[2])  # v (B, 1, L)
     for _ in range(iterations):
-        row_scale = 1 / (kernel @ column_scale)
-        column_scale = 1 / (kernel.transpose(1, 2) @ row_scale)
-    return row_scale.squeeze(-1), column_scale.squeeze(-1)
+        row_scale = 1 / (column_scale @ kernel)
+        column_scale = 1 / (row_scale @ kernel)
+    return row_scale.squeeze(1), column_scale.squeeze(1)

@@ -36,8 +36,9 @@ class PatchFeatures:
         # The variance about the patch's colour is the whole variance less that of the colour's channels about their mean.
         variance = norm.square() / centred.shape[-1] - self.colour.var(dim=-1, keepdim=True, correction=0)  # (B, L, 1)
         self.flat = variance < FLAT_STANDARD_DEVIATION**2
-        # The division by the standard deviation cancels in a cosine: unit vectors are all that is needed.
-        self.pixels = centred.div_(norm.clamp(min=1e-6))
+        # The division by the standard deviation cancels in a cosine: unit vectors are all that is needed, and zeros for flat
+        # patches, whose cosine with textured ones is then 0.
+        self.pixels = centred.mul_(torch.where(self.flat, 0, 1 / norm))
         self.embedding_weight = embedding_weight
         if embedding_weight > 0:
             if patch_embeds is None:
@@ -48,11 +49,12 @@ class PatchFeatures:
 
     def similarity(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Similarities (B, A, L) of the patches `rows` (B, A) with all patches, or of all with all (B, L, L)."""
-        cosine = take_rows(self.pixels, rows) @ self.pixels.transpose(1, 2)
-        flat, all_flat = take_rows(self.flat, rows), self.flat.transpose(1, 2)  # (B, A, 1), (B, 1, L)
+        similarity = take_rows(self.pixels, rows) @ self.pixels.transpose(1, 2)
         colour_difference = torch.cdist(take_rows(self.colour, rows), self.colour, p=float("inf"))
-        same_flat = flat & all_flat & (colour_difference < FLAT_COLOUR_DIFFERENCE)
-        similarity = torch.where(flat | all_flat, same_flat.to(cosine.dtype), cosine)
+        same_flat = colour_difference < FLAT_COLOUR_DIFFERENCE
+        same_flat &= take_rows(self.flat, rows)  # (B, A, 1)
+        same_flat &= self.flat.transpose(1, 2)  # (B, 1, L)
+        similarity.masked_fill_(same_flat, 1)
         if self.embedding_weight > 0:
             cosine_embeds = take_rows(self.embeds, rows) @ self.embeds.transpose(1, 2)
             similarity = (1 - self.embedding_weight) * similarity + self.embedding_weight * cosine_embeds

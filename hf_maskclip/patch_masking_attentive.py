@@ -1,0 +1,117 @@
+"""A-CLIP's mask: what a teacher's class token attends to stays (Yang et al. 2023, arXiv 2212.08653)."""
+
+import torch
+from torch.nn import functional as F
+from transformers import CLIPVisionModel
+
+from .patch_masking import (
+    PatchMask,
+    PatchSelection,
+    check_choice,
+    check_range,
+    check_ratio,
+    keep_count,
+    keep_first,
+    patch_grid,
+    sort_with_random_ties,
+)
+
+
+class AttentivePatchMask(PatchMask):
+    """The `keep_count(L, mask_ratio)` patches that a teacher attends to most stay.
+
+    The teacher is an exponential moving average of the vision tower, which training keeps; `forward` takes its
+    [`class_attention`] as `patch_scores`.
+
+    Args:
+        mask_ratio: the fraction removed, in [0, 1).
+        merge: the side, in patches, of the blocks that are kept or dropped whole, by their mean score; 1 or 2. Only the last
+            block may be cut, to keep exactly `keep_count` patches: it keeps those of the highest scores.
+        teacher_image_size: the side in pixels of the image that the teacher sees, a multiple of the patch size; 0 is the
+            student's. Half of it costs the teacher a quarter of the patches.
+        momentum: of the moving average at the start, in [0, 1]; it grows to 1 by a half cosine over training.
+    """
+
+    citation = "Attentive Mask CLIP, arXiv 2212.08653"
+    needs_patch_scores = True
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.5,
+        merge: int = 1,
+        teacher_image_size: int = 0,
+        momentum: float = 0.996,
+        *,
+        patch_size: int = 16,
+    ):
+        super().__init__(patch_size=patch_size)
+        self.mask_ratio = check_ratio("mask_ratio", mask_ratio)
+        self.merge = check_choice("merge", merge, (1, 2))
+        self.teacher_image_size = check_range("teacher_image_size", teacher_image_size, 0, 10_000)
+        self.momentum = check_range("momentum", momentum, 0, 1)
+
+    def forward(
+        self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None, patch_scores: torch.Tensor | None = None
+    ) -> PatchSelection:
+        """As [`PatchMask`], with `patch_scores` (B, L)."""
+        rows, columns = patch_grid(pixel_values, self.patch_size)
+        if patch_scores is None or patch_scores.shape != (len(pixel_values), rows * columns):
+            shape = None if patch_scores is None else tuple(patch_scores.shape)
+            raise ValueError(
+                f"patch_scores of shape {shape}: the attentive mask needs a teacher's attention to each patch, "
+                f"({len(pixel_values)}, {rows * columns}), see hf_maskclip.patch_masking_attentive.class_attention"
+            )
+        noise = torch.rand(patch_scores.shape, generator=generator, device=pixel_values.device)
+        order = sort_with_random_ties(-patch_scores, noise)  # (B, L), highest scores first
+        if self.merge > 1:
+            rank = self._block_rank(patch_scores.view(-1, rows, columns), noise)  # (B, L)
+            order = order.gather(1, rank.gather(1, order).argsort(dim=1, stable=True))
+        return keep_first(order, keep_count(rows * columns, self.mask_ratio))
+
+    def _block_rank(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The rank (B, L) of each patch's block among the blocks of `scores` (B, rows, columns), the highest mean first."""
+        rows, columns = scores.shape[1:]
+        # On odd grids the blocks at the right and lower border are smaller: their means are over the patches they have.
+        means = F.avg_pool2d(scores[:, None].float(), self.merge, ceil_mode=True, count_include_pad=False)[:, 0]
+        order = sort_with_random_ties(-means.flatten(1), noise[:, : means[0].numel()])  # (B, blocks)
+        rank = order.argsort(dim=1).view_as(means)  # the inverse of a permutation
+        rank = rank.repeat_interleave(self.merge, dim=1).repeat_interleave(self.merge, dim=2)
+        return rank[:, :rows, :columns].flatten(1)
+
+
+@torch.no_grad()
+def class_attention(vision_model: CLIPVisionModel, pixel_values: torch.Tensor, image_size: int = 0) -> torch.Tensor:
+    """How much the class token attends to each patch: attention weights, averaged over heads and layers.
+
+    Args:
+        vision_model: in evaluation mode, with the attention implementation "eager", the one that has weights to look at.
+        pixel_values: (B, C, H, W).
+        image_size: the side in pixels at which the model sees the images; the scores are interpolated back. 0: as they are.
+
+    Returns:
+        (B, L) in float32.
+    """
+    patch_size = vision_model.config.patch_size
+    grid = patch_grid(pixel_values, patch_size)
+    if image_size:
+        pixel_values = F.interpolate(pixel_values, (image_size, image_size), mode="bicubic", antialias=True)
+    seen_grid = patch_grid(pixel_values, patch_size)
+
+    scores: list[
+        torch.Tensor
+    ] = []  # (B, L) of each layer; taken as they come, for all whole maps at once would fill the memory
+
+    def take_class_row(module, inputs, outputs):
+        scores.append(outputs[1][:, :, 0, 1:].float().mean(dim=1))
+
+    attentions = [layer.self_attn for layer in vision_model.encoder.layers]
+    hooks = [attention.register_forward_hook(take_class_row) for attention in attentions]
+    try:
+        vision_model(pixel_values, interpolate_pos_encoding=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    mean = torch.stack(scores).mean(dim=0).view(-1, 1, *seen_grid)  # (B, 1, rows, columns)
+    if seen_grid != grid:
+        mean = F.interpolate(mean, grid, mode="bilinear", align_corners=False)
+    return mean.flatten(1)
