@@ -104,12 +104,12 @@ def patch_grid(pixel_values: torch.Tensor, patch_size: int) -> tuple[int, int]:
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Cut images (B, C, H, W) into patches (B, L, C, P * P) in raster order, in float32."""
+    """Cut images (B, C, H, W) into patches (B, L, C, P * P) in raster order, in float32: always a copy."""
     rows, columns = patch_grid(pixel_values, patch_size)
     batch, channels = pixel_values.shape[:2]
     patches = pixel_values.float().reshape(batch, channels, rows, patch_size, columns, patch_size)
     patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, rows, columns, C, P, P)
-    return patches.reshape(batch, rows * columns, channels, patch_size * patch_size)
+    return patches.clone(memory_format=torch.contiguous_format).view(batch, rows * columns, channels, patch_size * patch_size)
 
 
 def keep_first(order: torch.Tensor, num_kept: int) -> PatchSelection:

@@ -1,5 +1,7 @@
 """Grid-wise masking, as in the ablations of MAE: a regular pattern (He et al. 2022, arXiv 2111.06377)."""
 
+from fractions import Fraction
+
 import torch
 
 from .patch_masking import (
@@ -35,7 +37,7 @@ class GridPatchMask(PatchMask):
         offset = torch.rand(batch, 1, generator=generator, device=device)
         noise = torch.rand(batch, rows * columns, generator=generator, device=device)
 
-        spacing = 1 / (1 - self.mask_ratio)  # n
+        spacing = float(1 / (1 - Fraction(str(self.mask_ratio))))  # n, exact in the ratio's decimal form
         y, x = torch.arange(rows, device=device), torch.arange(columns, device=device)
         position = (x + round(spacing / 2) * y[:, None]).flatten()  # (L,)
         # Rounded, so that what is equal but for the last bits is a tie.

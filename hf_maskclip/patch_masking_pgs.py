@@ -135,7 +135,7 @@ class PGSPatchMask(PatchMask):
 
     def transport_plan(self, similarity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Rows (B, A) of the doubly stochastic matrix W (B, L, L) of the similarities, as (B, A, L)."""
-        kernel = ((similarity - 1) / self.sinkhorn_regularization).exp_()
+        kernel = similarity.sub(1).div_(self.sinkhorn_regularization).exp_()
         row_scale, column_scale = sinkhorn_scaling(kernel, self.sinkhorn_iterations)
         return take_rows(kernel, rows) * row_scale.gather(1, rows)[..., None] * column_scale[:, None, :]
 

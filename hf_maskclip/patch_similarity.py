@@ -31,7 +31,7 @@ class PatchFeatures:
     def __init__(self, pixel_values, patch_size, patch_embeds=None, embedding_weight: float = 0.0):
         patches = patchify(pixel_values, patch_size)  # (B, L, C, P * P)
         self.colour = patches.mean(dim=-1)  # (B, L, C)
-        centred = patches.flatten(2) - self.colour.mean(dim=-1, keepdim=True)  # (B, L, C * P * P)
+        centred = patches.flatten(2).sub_(self.colour.mean(dim=-1, keepdim=True))  # (B, L, C * P * P), in place of a copy
         norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
         # The variance about the patch's colour is the whole variance less that of the colour's channels about their mean.
         variance = norm.square() / centred.shape[-1] - self.colour.var(dim=-1, keepdim=True, correction=0)  # (B, L, 1)

@@ -22,11 +22,12 @@ from training.data import (
     captions_of,
     decode_image,
     first_pair,
+    pad_tokens,
     shard_stream,
-    tokenize,
     train_transform,
 )
 from training.sources import expand_braces, open_stream
+from training.text_masking import TextMask
 
 RNG = np.random.default_rng(0)
 
@@ -52,9 +53,12 @@ def test_every_sample_once_an_epoch_over_processes_and_workers(shards, num_proce
     assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
 
 
-def batches_of(stream, tokenizer, decoder=None, batch_size=13, seed=0) -> PairBatches:
+NO_TEXT_MASK = TextMask("none", CONTEXT_LENGTH)
+
+
+def batches_of(stream, tokenizer, decoder=None, batch_size=13, seed=0, text_mask=NO_TEXT_MASK) -> PairBatches:
     transform = train_transform(32, 0.9, 0.5)
-    return PairBatches(stream, decoder or PairDecoder(), transform, tokenizer, CONTEXT_LENGTH, batch_size, seed)
+    return PairBatches(stream, decoder or PairDecoder(), transform, tokenizer, text_mask, batch_size, seed)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -229,10 +233,22 @@ def test_extreme_shapes_are_cropped_to_the_square(size):
     assert train_transform(32, 0.9, 0.5)(random_picture(0, size)).shape == (3, 32, 32)
 
 
-def test_long_captions_are_cut_with_their_end_token_and_short_batches_are_trimmed(tokenizer):
-    ids = tokenize(tokenizer, ["a ball " * 500, "two fish"], CONTEXT_LENGTH)
+@pytest.mark.parametrize("longest", [2, 7, 8, 9, 29, 32])
+def test_a_batch_of_tokens_is_trimmed_to_its_longest_caption_in_steps_of_eight(tokenizer, longest):
+    ids = pad_tokens(tokenizer, [[5] * longest, [5, 6]], max_length=30 if longest < 30 else 32)
+    assert ids.shape == (2, {2: 8, 7: 8, 8: 8, 9: 16, 29: 30, 32: 32}[longest])
+    assert ids[0, :longest].tolist() == [5] * longest and set(ids[1, 2:].tolist()) == {tokenizer.pad_token_id}
+
+
+def test_long_captions_are_cut_with_their_end_token_and_a_text_mask_shortens_all(tmp_path, tokenizer):
+    captions = ["a ball " * 500, "a small house on a hill"]
+    write_shard(tmp_path / "a.tar", {str(n): pair(n, caption) for n, caption in enumerate(captions)})
+    stream = open_stream(str(tmp_path))
+    ids = next(iter(batches_of(stream, tokenizer, batch_size=2)))["input_ids"]
     assert ids.shape == (2, CONTEXT_LENGTH) and ids[0, -1] == tokenizer.eos_token_id
-    assert tokenize(tokenizer, ["a ball", "fish"], CONTEXT_LENGTH).shape == (2, 8)
+    ids = next(iter(batches_of(stream, tokenizer, batch_size=2, text_mask=TextMask("block", 4))))["input_ids"]
+    assert ids.shape == (2, 4)
+    assert set(ids[:, 0].tolist()) == {tokenizer.bos_token_id} and set(ids[:, -1].tolist()) == {tokenizer.eos_token_id}
 
 
 def test_the_tokenizer_learns_from_captions_alone(shards):

@@ -17,7 +17,7 @@ from conftest import photo_like
 from hf_maskclip import PatchMask, PatchSelection, build_patch_mask, register_patch_mask
 from hf_maskclip.configuration_maskclip import PatchMaskName
 from hf_maskclip.patch_edges import patch_edges, sobel_magnitude
-from hf_maskclip.patch_masking import keep_count, patch_masks, patchify, resolve_patch_mask
+from hf_maskclip.patch_masking import keep_count, patch_masks, patchify, resolve_patch_mask, scale_mask_ratios
 from hf_maskclip.patch_masking_pgs import sinkhorn_scaling
 from hf_maskclip.patch_similarity import PatchFeatures
 
@@ -28,6 +28,14 @@ MASKS = {
     "random": ("random", 0.5, 0.5),
     "random 0.75": ({"name": "random", "mask_ratio": 0.75}, 0.75, 0.75),
     "random 0": ({"name": "random", "mask_ratio": 0}, 0, 0),
+    "gaussian": ("gaussian", 0.5, 0.5),
+    "gaussian narrow": ({"name": "gaussian", "sigma": 0.01, "mask_ratio": 0.9}, 0.9, 0.9),
+    "block": ("block", 0.5, 0.5),
+    "block 0.9": ({"name": "block", "mask_ratio": 0.9, "max_block_ratio": 0.1}, 0.9, 0.9),
+    "grid": ("grid", 0.5, 0.5),
+    "grid 0.7": ({"name": "grid", "mask_ratio": 0.7}, 0.7, 0.7),
+    "attentive": ("attentive", 0.5, 0.5),
+    "attentive merged": ({"name": "attentive", "merge": 2, "mask_ratio": 0.3}, 0.3, 0.3),
     "cluster": ("cluster", 0.3, None),
     "cluster threshold": ({"name": "cluster", "similarity_threshold": 0.6}, 0.3, None),
     "cluster embeds": ({"name": "cluster", "embedding_weight": "progress"}, 0.3, None),
@@ -41,8 +49,12 @@ GRIDS = {"7x7": (56, 56), "14x14": (112, 112), "16x16": (128, 128), "5x9": (40, 
 
 
 def select(spec, images, seed=0, **kwargs) -> PatchSelection:
+    """Run a mask; the attention of its teacher, where it has one, changes with the seed as it would with the epoch."""
     mask = build_patch_mask(spec, patch_size=8)
-    embeds = torch.randn(len(images), patchify(images, 8).shape[1], 12, generator=torch.Generator().manual_seed(1))
+    num_patches = patchify(images, 8).shape[1]
+    embeds = torch.randn(len(images), num_patches, 12, generator=torch.Generator().manual_seed(1))
+    if mask.needs_patch_scores and "patch_scores" not in kwargs:
+        kwargs["patch_scores"] = torch.rand(len(images), num_patches, generator=torch.Generator().manual_seed(seed + 100))
     return mask(images, embeds, generator=torch.Generator().manual_seed(seed), **kwargs)
 
 
@@ -139,7 +151,7 @@ def test_the_registry_and_the_literal_of_the_configuration_agree():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("pqs", "unknown patch mask 'pqs': must be one of none, random, cluster, pgs"),
+        ("pqs", "unknown patch mask 'pqs': must be one of none, random, gaussian, block, grid, cluster, attentive, pgs"),
         ({"mask_ratio": 0.5}, "unknown patch mask None"),
         ({"name": "random", "mask_ration": 0.5}, "'random' has no option 'mask_ration': its options are mask_ratio"),
         ({"name": "none", "mask_ratio": 0.5}, "'none' has no option 'mask_ratio': its options are none"),
@@ -152,6 +164,11 @@ def test_the_registry_and_the_literal_of_the_configuration_agree():
         ({"name": "pgs", "min_mask_ratio": 0.6}, "min_mask_ratio=0.6: must be at most max_mask_ratio=0.5"),
         ({"name": "pgs", "edges": "prewitt"}, "edges='prewitt': must be one of 'sobel', 'canny', 'none'"),
         ({"name": "pgs", "sinkhorn_iterations": 0}, "sinkhorn_iterations=0: must be"),
+        ({"name": "gaussian", "sigma": 0}, "sigma=0: must be a number from 0.01 to 100"),
+        ({"name": "block", "min_block_ratio": 0.5}, "min_block_ratio=0.5: must be at most max_block_ratio=0.3"),
+        ({"name": "grid", "mask_ratio": -0.1}, "mask_ratio=-0.1: must be a number in"),
+        ({"name": "attentive", "merge": 3}, "merge=3: must be one of 1, 2"),
+        ({"name": "attentive", "momentum": 1.5}, "momentum=1.5: must be a number from 0 to 1"),
     ],
 )
 def test_bad_options_are_refused_with_what_is_allowed(spec, message):
@@ -179,6 +196,17 @@ def test_a_mask_of_ones_own_in_ten_lines():
         register_patch_mask("pgs", CentreMask)
     with pytest.raises(TypeError, match="subclass of hf_maskclip.PatchMask"):
         register_patch_mask("linear", torch.nn.Linear)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_ratios_scaled_by_a_ramp_go_from_nothing_to_the_full_mask(name):
+    spec, least, most = MASKS[name]
+    full = resolve_patch_mask(spec)
+    assert scale_mask_ratios(full, 1.0) == full
+    images = photo_like(4, 112, 112)
+    if name not in ("cluster threshold",):  # what resembles an anchor by a threshold of one's own goes at any ratio
+        kept = [select(scale_mask_ratios(full, factor), images).kept_share(196).item() for factor in (0.0, 0.5, 1.0)]
+        assert kept[0] >= 0.96 and (most == 0 or kept[0] > kept[1] > kept[2])  # cluster always masks its anchors
 
 
 def test_selection_views():
@@ -272,6 +300,98 @@ def test_random_keeps_the_patches_of_lowest_noise_and_favours_no_position():
     # Chi-square of 16 counts, each 1000 expected, variance 500 each: 15 degrees of freedom, 37.7 at 0.1 %.
     counts = selection.visible(16).sum(dim=0).double()
     assert ((counts - 1000).square() / 500).sum() * 15 / 16 < 37.7
+
+
+def test_gaussian_draws_without_replacement_by_its_weights():
+    """The probability of a first draw is the weight; the noise is that of the definition, one patch at a time."""
+    images, sigma = torch.zeros(3, 3, 32, 48), 0.3
+    visible = select({"name": "gaussian", "sigma": sigma}, images).visible(24)
+    noise = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
+    for row, seen in zip(noise.tolist(), visible.tolist(), strict=True):
+        race = []  # an exponential race: the patch of weight w arrives after -log(u) / w
+        for i, u in enumerate(row):
+            y, x = (i // 6 + 0.5) / 4 - 0.5, (i % 6 + 0.5) / 6 - 0.5
+            race.append((-math.log(u) / math.exp(-(x**2 + y**2) / (2 * sigma**2)), i))
+        kept = {i for _, i in sorted(race)[:12]}
+        assert seen == [i in kept for i in range(24)]
+
+    # One patch of 2 x 4 stays: how often it is each one is its weight, by a chi-square of 7 degrees of freedom at 0.1 %.
+    counts = select({"name": "gaussian", "mask_ratio": 0.87}, torch.zeros(4000, 3, 16, 32)).visible(8).sum(dim=0).double()
+    x = torch.tensor([-0.375, -0.125, 0.125, 0.375])
+    weights = torch.exp(-(x.square() + 0.0625) / (2 * 0.2**2)).repeat(2).double()
+    expected = 4000 * weights / weights.sum()
+    assert counts.sum() == 4000 and ((counts - expected).square() / expected).sum() < 24.3
+
+
+def slow_block(draws: list[list[float]], noise: list[float], rows: int, columns: int, num_masked: int) -> list[bool]:
+    """Visible patches of one image; `draws` are area, aspect, top and left of each rectangle, in [0, 1)."""
+    masked: set[int] = set()
+    for area, aspect, top, left in draws:
+        area, aspect = 0.08 + area * (0.3 - 0.08), (0.3 ** (0.5 - aspect)) ** 2  # aspect: height over width, in [0.3, 1 / 0.3]
+        height = min(rows, max(1, round(math.sqrt(area * aspect) * rows)))
+        width = min(columns, max(1, round(math.sqrt(area / aspect) * columns)))
+        y, x = int(top * (rows - height + 1)), int(left * (columns - width + 1))
+        rectangle = {r * columns + c for r in range(y, y + height) for c in range(x, x + width)} - masked
+        surplus = len(masked) + len(rectangle) - num_masked
+        masked |= set(sorted(rectangle, key=lambda i: noise[i])[: len(rectangle) - max(0, surplus)])
+        if surplus >= 0:
+            break
+    return [i not in masked for i in range(rows * columns)]
+
+
+def test_block_masks_rectangles_until_the_ratio_is_met():
+    images = torch.zeros(20, 3, 64, 96)
+    visible = select("block", images).visible(96)
+    generator = torch.Generator().manual_seed(0)
+    draws, noise = torch.rand(4, 20, 32, generator=generator), torch.rand(20, 96, generator=generator)
+    for b, seen in enumerate(visible):
+        rectangles = list(zip(*draws[:, b].tolist(), strict=True))
+        assert seen.tolist() == slow_block(rectangles, noise[b].tolist(), 8, 12, 48)
+    together = (visible.view(20, 8, 12)[:, :, 1:] == visible.view(20, 8, 12)[:, :, :-1]).float().mean()
+    assert together > 0.75  # against 0.5 at random: what is dropped hangs together
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.8])
+def test_grid_keeps_every_nth_patch_of_each_row_shifted_row_by_row(ratio):
+    n = round(1 / (1 - ratio))
+    visible = select({"name": "grid", "mask_ratio": ratio}, torch.zeros(6, 3, 8 * 2 * n, 8 * 2 * n)).visible(4 * n * n)
+    offsets = set()
+    for seen in visible.view(6, 2 * n, 2 * n).tolist():
+        (offset,) = {(x + round(n / 2) * y) % n for y, row in enumerate(seen) for x, kept in enumerate(row) if kept}
+        assert all(kept == ((x + round(n / 2) * y) % n == offset) for y, row in enumerate(seen) for x, kept in enumerate(row))
+        offsets.add(offset)
+    assert len(offsets) > 1
+
+
+def slow_attentive(scores: list[float], rows: int, columns: int, merge: int, num_kept: int) -> list[bool]:
+    """Visible patches of one image, the blocks of the highest mean score first, their patches by their own."""
+    blocks: dict[tuple[int, int], list[int]] = {}
+    for i in range(rows * columns):
+        blocks.setdefault((i // columns // merge, i % columns // merge), []).append(i)
+    kept: list[int] = []
+    for block in sorted(blocks.values(), key=lambda block: -sum(scores[i] for i in block) / len(block)):
+        kept += sorted(block, key=lambda i: -scores[i])[: num_kept - len(kept)]
+    return [i in kept for i in range(rows * columns)]
+
+
+@pytest.mark.parametrize("merge", [1, 2])
+@pytest.mark.parametrize("grid", [(6, 6), (5, 7), (4, 9)])
+def test_attentive_keeps_what_the_teacher_attends_to(grid, merge):
+    rows, columns = grid
+    scores = torch.rand(4, rows * columns, generator=torch.Generator().manual_seed(7))
+    images = torch.zeros(4, 3, 8 * rows, 8 * columns)
+    visible = select({"name": "attentive", "merge": merge}, images, patch_scores=scores).visible(rows * columns)
+    num_kept = keep_count(rows * columns, 0.5)
+    for seen, row in zip(visible.tolist(), scores.tolist(), strict=True):
+        assert seen == slow_attentive(row, rows, columns, merge, num_kept)
+
+
+def test_attentive_takes_equal_scores_in_random_order_and_says_what_it_needs():
+    spec, images = {"name": "attentive", "merge": 2}, torch.zeros(1000, 3, 48, 48)
+    assert_uniform(select(spec, images, patch_scores=torch.ones(1000, 36)).visible(36))
+    for scores in (None, torch.ones(1000, 35)):
+        with pytest.raises(ValueError, match=r"teacher's attention to each patch, \(1000, 36\)"):
+            select(spec, images, patch_scores=scores)
 
 
 def slow_cluster(image: torch.Tensor, anchors: list[int], threshold: float) -> list[bool]:

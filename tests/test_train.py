@@ -16,10 +16,11 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from hf_maskclip import MaskCLIPModel
+from hf_maskclip.patch_masking import patch_masks
 from training.checkpoint import prepare_output_dir
 from training.config import ConfigError, TrainingConfig, load_config
 from training.tracking import read_metrics
-from training.train import MAX_LOGIT_SCALE, main, mask_seed, parameter_groups
+from training.train import MAX_LOGIT_SCALE, main, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
@@ -92,7 +93,7 @@ def test_a_run_trains_evaluates_and_exports(run, data, capsys):
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000003"]
 
 
-@pytest.mark.parametrize("patch_mask", ["none", "random", "cluster", "pgs"])
+@pytest.mark.parametrize("patch_mask", patch_masks())
 def test_training_changes_every_weight_and_learns_with_every_mask(patch_mask, run, tmp_path):
     torch.manual_seed(0)
     _, steps, folder = run(patch_mask=patch_mask, max_steps=15, batch_size=10, learning_rate=3e-3, crop_scale=1.0, flip=0.0)
@@ -116,6 +117,16 @@ def test_one_seed_gives_one_run_and_another_seed_another(run, tmp_path):
 def test_the_last_steps_see_whole_images(run):
     _, steps, _ = run(patch_mask="random", unmasked_tuning_steps=2)
     assert [record["kept_share"] for record in steps] == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_the_mask_ratio_grows_over_the_schedule(run):
+    _, steps, _ = run(patch_mask="random", mask_schedule=0.5, unmasked_tuning_steps=1, max_steps=8)
+    assert [record["kept_share"] for record in steps] == [1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5, 1.0]
+
+
+def test_a_text_mask_shortens_captions_and_trains(run):
+    _, steps, _ = run(text_mask="random", text_tokens=4, max_steps=2)
+    assert all(math.isfinite(record["loss"]) for record in steps)
 
 
 def test_samples_seen_is_a_budget_too_and_logging_can_be_sparse_or_off(run, tmp_path):
@@ -181,11 +192,6 @@ def test_the_broken_sample_data_trains_through(run):
     assert causes | {"shard_unreadable"} == summary["skipped"].keys()
 
 
-def test_a_mask_can_be_replayed_from_seed_step_and_process():
-    seeds = {mask_seed(seed, step, process) for seed in range(3) for step in (1, 2, 10**6) for process in range(8)}
-    assert len(seeds) == 3 * 3 * 8 and max(seeds) < 2**63
-
-
 def test_only_matrices_decay(make_model):
     model = make_model()
     decayed, rest = (group["params"] for group in parameter_groups(model, 0.2))
@@ -227,6 +233,9 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
         ({"num_workers": 3}, "2 shards for 1 processes x 3 workers: use --num_workers 2"),
         ({"image_key": "jpg"}, "no usable image-text pair in the first 20 samples"),
         ({"model": "hugee"}, "model='hugee': must be one of tiny, small"),
+        ({"text_mask": "random", "text_tokens": 78}, "text_tokens=78: the context of model='tiny' has 77"),
+        ({"patch_mask": "none", "mask_schedule": 0.5}, "mask_schedule=0.5: the patch mask 'none' has no mask_ratio"),
+        ({"patch_mask": {"name": "attentive", "teacher_image_size": 36}}, "teacher_image_size=36: must be a multiple of .* 8"),
         ({"tokenizer": "./absent"}, "tokenizer='./absent': must be an existing folder"),
         ({"report_to": "wandb"}, r"report_to='wandb': this tracker's package is not installed \(pip install wandb\)"),
         ({"eval_data": "absent/val.tar"}, "there is no 'absent/val.tar'"),

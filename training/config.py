@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from hf_maskclip.patch_masking import resolve_patch_mask
+from training.text_masking import TextMaskName
 
 
 class ConfigError(ValueError):
@@ -37,6 +38,12 @@ class TrainingConfig:
     patch_mask: str | dict = option(
         "", "none, random, cluster, pgs, or {name: pgs, ...}; empty: the model's own, pgs for a preset"
     )
+
+    mask_schedule: float = option(0.0, "share of training over which the mask ratios grow linearly from 0; 0 is constant")
+    text_mask: TextMaskName = option(
+        "none", "which tokens of a caption stay: truncate (the first), random, block (a run); none is off"
+    )
+    text_tokens: int = option(0, "tokens that text_mask leaves a caption, with start and end token; 0 is the context length")
 
     # Data
     train_data: str = option("scenes", "tar or parquet files (braces, globs), a folder, a Hub id, or scenes (drawn on the fly)")
@@ -99,6 +106,12 @@ class TrainingConfig:
                 fail(f"{item.name}={value}: must be at least {lowest}")
         if not 0 < self.crop_scale <= 1:
             fail(f"crop_scale={self.crop_scale}: must be above 0 and at most 1")
+        if self.mask_schedule > 1:
+            fail(f"mask_schedule={self.mask_schedule}: must be a share of training, from 0 to 1")
+        if (self.text_mask == "none") != (self.text_tokens == 0):
+            fail(f"text_mask={self.text_mask!r} and text_tokens={self.text_tokens}: a text mask and its tokens go together")
+        if self.text_tokens in (1, 2):
+            fail(f"text_tokens={self.text_tokens}: must be at least 3 (start, one token of a word, end), or 0")
         if self.flip > 1:
             fail(f"flip={self.flip}: must be a probability, from 0 to 1")
         if self.batch_size == 1:

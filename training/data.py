@@ -134,16 +134,13 @@ def train_transform(image_size: int, crop_scale: float, flip: float) -> Callable
     return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str], context_length: int) -> torch.LongTensor:
-    """Token ids (B, S): cut to the context length, S the longest caption rounded up to a multiple of 8.
+def pad_tokens(tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], max_length: int) -> torch.LongTensor:
+    """Token ids (B, S), S the longest caption rounded up to a multiple of 8, at most `max_length`.
 
     That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
     """
-    token_ids = tokenizer(captions, truncation=True, max_length=context_length)["input_ids"]
-    longest = max(map(len, token_ids))
-    length = min(context_length, -(-longest // 8) * 8)
-    padded = tokenizer.pad({"input_ids": token_ids}, padding="max_length", max_length=length, return_tensors="pt")
-    return padded["input_ids"]
+    length = min(max_length, -(-max(map(len, token_ids)) // 8) * 8)
+    return tokenizer.pad({"input_ids": token_ids}, padding="max_length", max_length=length, return_tensors="pt")["input_ids"]
 
 
 class PairBatches(torch.utils.data.IterableDataset):
@@ -151,15 +148,18 @@ class PairBatches(torch.utils.data.IterableDataset):
 
     A batch is `{"pixel_values": uint8 (B, 3, H, W), "input_ids": (B, S), "keys": list, "skipped": Counter}`; `skipped` counts,
     by cause, the samples passed over since this worker's last batch. An epoch is one pass over all samples.
+
+    Args:
+        text_mask: also cuts captions that are longer than the context.
     """
 
-    def __init__(self, stream, decoder, transform, tokenizer, context_length, batch_size, seed):
+    def __init__(self, stream, decoder, transform, tokenizer, text_mask, batch_size, seed):
         self.stream, self.decoder, self.transform = stream, decoder, transform
-        self.tokenizer, self.context_length = tokenizer, context_length
+        self.tokenizer, self.text_mask = tokenizer, text_mask
         self.batch_size, self.seed = batch_size, seed
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        pairs: list[tuple[torch.Tensor, str, str]] = []
+        pairs: list[tuple[torch.Tensor, list[int], str]] = []
         skipped: Counter[str] = Counter()
         for sample in self.samples():
             if isinstance(sample, SkippedSample):
@@ -170,8 +170,8 @@ class PairBatches(torch.utils.data.IterableDataset):
                 yield self._collate(pairs, skipped)
                 pairs, skipped = [], Counter()
 
-    def samples(self) -> Iterator[tuple[torch.Tensor, str, str] | SkippedSample]:
-        """Pixels, caption and key of each sample, epoch after epoch; the SkippedSample in place of one that gives no pair."""
+    def samples(self) -> Iterator[tuple[torch.Tensor, list[int], str] | SkippedSample]:
+        """Pixels, token ids and key of each sample, epoch after epoch; the SkippedSample in place of one that gives no pair."""
         epoch = num_pairs = num_skipped = 0
         while True:
             self.stream.set_epoch(epoch)
@@ -189,18 +189,19 @@ class PairBatches(torch.utils.data.IterableDataset):
                 raise RuntimeError(f"no usable image-text pair in {num_skipped} samples")
             epoch += 1
 
-    def _decode(self, row: dict[str, Any], epoch: int) -> tuple[torch.Tensor, str, str]:
+    def _decode(self, row: dict[str, Any], epoch: int) -> tuple[torch.Tensor, list[int], str]:
         key = str(row.get("__key__", ""))
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(key.encode())])
         picture, caption = self.decoder(row, rng)
+        token_ids = self.text_mask(self.tokenizer(caption, verbose=False)["input_ids"], rng)
         # The transforms draw from PyTorch's global generator; seeded by the sample they do not depend on order or worker.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
-            return self.transform(picture), caption, key
+            return self.transform(picture), token_ids, key
 
-    def _collate(self, pairs: list[tuple[torch.Tensor, str, str]], skipped: Counter[str]) -> dict[str, Any]:
-        pixels, captions, keys = zip(*pairs, strict=True)
-        input_ids = tokenize(self.tokenizer, list(captions), self.context_length)
+    def _collate(self, pairs: list[tuple[torch.Tensor, list[int], str]], skipped: Counter[str]) -> dict[str, Any]:
+        pixels, token_ids, keys = zip(*pairs, strict=True)
+        input_ids = pad_tokens(self.tokenizer, list(token_ids), self.text_mask.num_tokens)
         return {"pixel_values": torch.stack(pixels), "input_ids": input_ids, "keys": list(keys), "skipped": skipped}
 
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from hf_maskclip import ContrastiveLoss, MaskCLIPModel, MaskCLIPVisionConfig, export_to_clip
 from hf_maskclip.visualization import draw_patch_masks
 from training.checkpoint import prepare_output_dir, save_checkpoint
-from training.config import ConfigError, TrainingConfig, describe_options, load_config
+from training.config import ConfigError, TrainingConfig, describe_options, fail, load_config
 from training.data import (
     PairBatches,
     PairDecoder,
@@ -42,8 +42,10 @@ from training.data import (
     train_transform,
 )
 from training.evaluate import evaluate_sets, load_evaluation_sets
+from training.masking import PatchSelector
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
 from training.sources import open_stream
+from training.text_masking import TextMask
 from training.tokenizer import train_tokenizer
 from training.tracking import MetricsLog, check_tracker, draw_curves
 
@@ -91,17 +93,13 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     eval_data = config.eval_data or ("scenes" if config.train_data == "scenes" else "")
     eval_sets = load_evaluation_sets(eval_data, decoder, vision_config.image_size)
 
-    output_dir = Path(config.output_dir)
-    if accelerator.is_main_process:
-        if moved := prepare_output_dir(output_dir):
-            print(f"{output_dir} held an earlier run: moved to {moved}")
-        (output_dir / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-    accelerator.wait_for_everyone()
-
     flip = 0.0 if config.train_data == "scenes" else config.flip
     transform = train_transform(vision_config.image_size, config.crop_scale, flip)
     context_length = text_config.max_position_embeddings
-    batches = PairBatches(train_stream, decoder, transform, tokenizer, context_length, config.batch_size, config.seed)
+    if config.text_tokens > context_length:
+        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {context_length}")
+    text_mask = TextMask(config.text_mask, config.text_tokens or context_length)
+    batches = PairBatches(train_stream, decoder, transform, tokenizer, text_mask, config.batch_size, config.seed)
     loader = build_loader(batches, config.num_workers)
 
     # ---- Optimizer -----------------------------------------------------------------------------------------------------
@@ -112,10 +110,16 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     # The schedule is stepped by the loop alone: prepared, it would advance once for every process.
     trained_model, optimizer = accelerator.prepare(model, optimizer)
     contrastive_loss = ContrastiveLoss()
-    mask_generator = torch.Generator(accelerator.device)
+    patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
     image_mean, image_std = processor.image_processor.image_mean, processor.image_processor.image_std
 
     # ---- Loop ----------------------------------------------------------------------------------------------------------
+    output_dir = Path(config.output_dir)
+    if accelerator.is_main_process:
+        if moved := prepare_output_dir(output_dir):
+            print(f"{output_dir} held an earlier run: moved to {moved}")
+        (output_dir / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    accelerator.wait_for_everyone()
     if config.report_to != "none":
         accelerator.init_trackers("hf_maskclip", config=asdict(config))
     log = MetricsLog(accelerator, output_dir)
@@ -134,19 +138,12 @@ def main(config: TrainingConfig) -> dict[str, Any]:
         # -- one training step --
         pixel_values = normalize(batch["pixel_values"].to(accelerator.device).float() / 255, image_mean, image_std)
         input_ids = batch["input_ids"].to(accelerator.device)
-        masked = step <= num_steps - config.unmasked_tuning_steps
-        selection = None
-        if masked:
-            # The mask's randomness is a function of seed, step and process, so that any step can be replayed.
-            mask_generator.manual_seed(mask_seed(config.seed, step, accelerator.process_index))
-            selection = model.vision_model.select_patches(
-                pixel_values, progress=(step - 1) / num_steps, generator=mask_generator
-            )
+        selection = patches.select(pixel_values, step)
         outputs = trained_model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             patch_selection=selection,
-            apply_patch_mask=None if masked else False,
+            apply_patch_mask=selection is not None,
         )
         loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
         accelerator.backward(loss)
@@ -158,6 +155,7 @@ def main(config: TrainingConfig) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        patches.after_step(step)
         # -- end of the step --
 
         if config.log_every and step % config.log_every == 0:
@@ -218,11 +216,6 @@ def use_all_cores(accelerator: Accelerator) -> None:
 def total_counts(counts: Counter[str]) -> dict[str, int]:
     """The sum of the counts of all processes."""
     return dict(sum(gather_object([counts]), Counter()))
-
-
-def mask_seed(seed: int, step: int, process: int) -> int:
-    """One seed for each (seed, step, process), below 2^63."""
-    return (seed * 1_000_003 + step) * 65_536 + process
 
 
 def parameter_groups(model: MaskCLIPModel, weight_decay: float) -> list[dict[str, Any]]:
