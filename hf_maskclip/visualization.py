@@ -3,18 +3,22 @@
 Shapes: B images, L patches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torchvision.transforms import v2
+from transformers import CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .patch_edges import patch_edges
-from .patch_masking import build_patch_mask, patch_grid
+from .patch_masking import PatchMask, PatchSelection, build_patch_mask, patch_grid
+from .patch_masking_attentive import class_attention
+from .patch_masking_pgs import PGSPatchMask
 
 DROPPED_GREY = 0.72  # of the dropped patches
 INCHES_PER_IMAGE = 1.6
@@ -26,6 +30,7 @@ def draw_patch_masks(
     *,
     image_size: int,
     patch_size: int,
+    teacher: CLIPVisionModel | None = None,
     seed: int = 0,
 ) -> Figure:
     """A figure with a row for each picture: the picture, its edge strength by patch, and what each mask leaves visible.
@@ -34,31 +39,63 @@ def draw_patch_masks(
         images: pictures of any size; they are resized and centre-cropped as for CLIP.
         masks: column titles and the masks below them, as names or dicts.
         image_size, patch_size: in pixels.
+        teacher: for the attentive mask: a vision tower in evaluation mode with eager attention.
         seed: of the masks' randomness.
     """
-    to_square = v2.Compose([v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size), v2.PILToTensor()])
-    pixels = torch.stack([to_square(image.convert("RGB")) for image in images]) / 255  # (B, 3, H, W)
-    pixel_values = v2.functional.normalize(pixels, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    pixels, pixel_values = _to_squares(images, image_size)
     rows, columns = patch_grid(pixel_values, patch_size)
     edges = patch_edges(pixel_values, patch_size).view(-1, rows, columns)
 
-    figure = Figure(figsize=(INCHES_PER_IMAGE * (2 + len(masks)), INCHES_PER_IMAGE * len(images) + 0.5), layout="constrained")
-    axes = figure.subplots(len(images), 2 + len(masks), squeeze=False)
+    figure, axes = _panels(len(images), ["image", "edges", *masks])
     for row, image, edge in zip(axes, pixels, edges, strict=True):
         _show(row[0], image)
-        row[1].imshow(edge.numpy(), cmap="magma", vmin=0, vmax=1)
-    for column, (_, spec) in enumerate(masks.items(), start=2):
-        generator = torch.Generator().manual_seed(seed)
-        selection = build_patch_mask(spec, patch_size=patch_size)(pixel_values, generator=generator)
+        _show_map(row[1], edge)
+    for column, spec in enumerate(masks.values(), start=2):
+        mask = build_patch_mask(spec, patch_size=patch_size)
+        selection = _select(mask, pixel_values, teacher, seed)
         visible = selection.visible(rows * columns)  # (B, L)
         for row, image, seen in zip(axes, pixels, visible, strict=True):
-            _show(row[column], grey_out(image, seen.view(rows, columns), patch_size))
-            row[column].set_xlabel(f"{seen.float().mean():.0%} kept", fontsize=7, labelpad=1)
-    for axis, title in zip(axes[0], ["image", "edges", *masks], strict=True):
-        axis.set_title(title, fontsize=9)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+            _show_visible(row[column], image, seen.view(rows, columns), patch_size)
+    return figure
+
+
+def draw_pgs_steps(
+    images: list[Image.Image],
+    mask: Mapping[str, Any] | str = "pgs",
+    *,
+    image_size: int,
+    patch_size: int,
+    seed: int = 0,
+) -> Figure:
+    """A figure with a row for each picture: the stages of CLIP-PGS on the way to what it leaves visible.
+
+    The stages: the edge strength of each patch; the protected edge patches; the candidates; each patch's largest similarity
+    to a candidate, before and after optimal transport; the result. Arguments as in [`draw_patch_masks`].
+    """
+    pgs = build_patch_mask(mask, patch_size=patch_size)
+    if not isinstance(pgs, PGSPatchMask):
+        raise ValueError(f"mask={mask!r}: the stages are those of 'pgs'")
+    pixels, pixel_values = _to_squares(images, image_size)
+    rows, columns = patch_grid(pixel_values, patch_size)
+    stages = pgs.stages(pixel_values, generator=torch.Generator().manual_seed(seed))
+    visible = _select(pgs, pixel_values, None, seed).visible(rows * columns)  # (B, L)
+
+    titles = ["image", "edge strength", "edge patches, kept", "candidates", "similarity", "after transport (log)", "visible"]
+    figure, axes = _panels(len(images), titles)
+    for b, (row, image) in enumerate(zip(axes, pixels, strict=True)):
+        _show(row[0], image)
+        _show_map(row[1], stages.edge_strength[b].view(rows, columns))
+        _show_visible(row[2], image, stages.is_edge[b].view(rows, columns), patch_size)
+        _show(row[3], image)
+        for candidate in stages.candidates[b].tolist():
+            y, x = divmod(candidate, columns)
+            corner = (x * patch_size - 0.5, y * patch_size - 0.5)
+            row[3].add_patch(Rectangle(corner, patch_size, patch_size, fill=False, edgecolor="red", linewidth=1.2))
+        _show_map(row[4], stages.closeness[b].view(rows, columns).clamp(min=0))
+        # On a log scale: the candidates themselves take most of the mass.
+        balanced = stages.balanced[b].view(rows, columns).clamp(min=1e-6).log()
+        _show_map(row[5], (balanced - balanced.min()) / (balanced.max() - balanced.min()).clamp(min=1e-6))
+        _show_visible(row[6], image, visible[b].view(rows, columns), patch_size)
     return figure
 
 
@@ -68,5 +105,42 @@ def grey_out(image: torch.Tensor, visible: torch.Tensor, patch_size: int) -> tor
     return torch.where(pixels, image, torch.tensor(DROPPED_GREY))
 
 
+def _to_squares(images: list[Image.Image], image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (B, 3, H, W) in [0, 1], and the same as a model takes them."""
+    to_square: Callable = v2.Compose([v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size), v2.PILToTensor()])
+    pixels = torch.stack([to_square(image.convert("RGB")) for image in images]) / 255
+    return pixels, v2.functional.normalize(pixels, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+
+
+def _select(mask: PatchMask, pixel_values: torch.Tensor, teacher: CLIPVisionModel | None, seed: int) -> PatchSelection:
+    generator = torch.Generator().manual_seed(seed)
+    if not mask.needs_patch_scores:
+        return mask(pixel_values, generator=generator)
+    if teacher is None:
+        raise ValueError("the attentive mask goes by a teacher's attention: pass teacher=...")
+    return mask(pixel_values, generator=generator, patch_scores=class_attention(teacher, pixel_values))
+
+
+def _panels(num_rows: int, titles: list[str]) -> tuple[Figure, Any]:
+    """A figure with a row of panels for each picture, titled above the first."""
+    figure = Figure(figsize=(INCHES_PER_IMAGE * len(titles), INCHES_PER_IMAGE * num_rows + 0.5), layout="constrained")
+    axes = figure.subplots(num_rows, len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    return figure, axes
+
+
 def _show(axis: Axes, image: torch.Tensor) -> None:
     axis.imshow(image.permute(1, 2, 0).numpy())
+
+
+def _show_map(axis: Axes, values: torch.Tensor) -> None:
+    axis.imshow(values.numpy(), cmap="magma", vmin=0, vmax=1)
+
+
+def _show_visible(axis: Axes, image: torch.Tensor, visible: torch.Tensor, patch_size: int) -> None:
+    _show(axis, grey_out(image, visible, patch_size))
+    axis.set_xlabel(f"{visible.float().mean():.0%} kept", fontsize=7, labelpad=1)

@@ -150,6 +150,18 @@ def test_outputs_do_not_depend_on_dropped_pixels(cls, make_model, inputs):
     assert not torch.equal(model(pixel_values=changed, apply_patch_mask=False, **text)[name], first)
 
 
+def test_the_class_token_attends_to_visible_patches_only(make_model, inputs):
+    model = make_model("cluster").vision_model.train()
+    model.set_attn_implementation("eager")
+    output = model(inputs["pixel_values"], output_attentions=True)
+    selection = output.patch_selection
+    assert selection.lengths.unique().numel() > 1  # there is padding
+    for attention in output.attentions:  # (B, H, 1 + K, 1 + K)
+        to_patches = attention[:, :, 0, 1:]
+        assert (to_patches[:, 0][~selection.valid()] == 0).all() and (to_patches[:, 0][selection.valid()] > 0).all()
+        torch.testing.assert_close(attention[:, :, 0].sum(dim=-1), torch.ones(4, 2))
+
+
 def test_apply_patch_mask_overrides_the_mode(make_model, inputs):
     model = make_model("random")
     for training in (True, False):

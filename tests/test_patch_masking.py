@@ -20,6 +20,8 @@ from hf_maskclip.patch_edges import patch_edges, sobel_magnitude
 from hf_maskclip.patch_masking import keep_count, patch_masks, patchify, resolve_patch_mask, scale_mask_ratios
 from hf_maskclip.patch_masking_pgs import sinkhorn_scaling
 from hf_maskclip.patch_similarity import PatchFeatures
+from training.scene_drawing import draw_scene
+from training.scenes import sample_scene
 
 PGS_05 = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
 # spec, least and largest fraction removed from an image
@@ -501,3 +503,46 @@ def test_pgs_protects_edges_on_photo_like_images(ratio):
     assert 0.2 < is_edge.float().mean() < 0.6
     kept = selection.visible(196)[is_edge].float().mean()
     assert kept >= 0.95
+
+
+# ---- Objects and their background -------------------------------------------------------------------------------------
+
+
+def normalised_scene(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixel values (3, 224, 224) of a scene, and which of its 196 patches are mostly object."""
+    picture, mask = draw_scene(sample_scene(index, split="test"), 224)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    is_object = torch.from_numpy(mask).view(14, 16, 14, 16).float().mean(dim=(1, 3)).flatten() > 0.5
+    return (pixels - 0.45) / 0.27, is_object
+
+
+def test_pgs_keeps_the_objects_of_scenes():
+    images, is_object = map(torch.stack, zip(*map(normalised_scene, range(40)), strict=True))
+    assert 0.05 < is_object.float().mean() < 0.3
+    kept = {}
+    for name, spec in {"random": "random", "pgs 0.5": PGS_05, "cluster": "cluster"}.items():
+        mask = build_patch_mask(spec, patch_size=16)
+        visible = mask(images, generator=torch.Generator().manual_seed(0)).visible(196)
+        kept[name] = visible[is_object].float().mean().item()
+    assert 0.45 < kept["random"] < 0.55 and kept["pgs 0.5"] > 0.85 and kept["cluster"] > 0.75
+
+
+def test_what_pgs_drops_around_a_textured_object_on_a_plain_background_is_background():
+    texture = photo_like(20, 224, 224)
+    texture += 0.3 * torch.randn(texture.shape, generator=torch.Generator().manual_seed(0))
+    y, x = torch.meshgrid(torch.arange(224), torch.arange(224), indexing="ij")
+    disc = torch.hypot(y - 111.5, x - 111.5) < 67
+    images = torch.where(disc, texture, 1.9)
+    is_object = torch.nn.functional.avg_pool2d(disc[None, None].float(), 16).flatten() > 0
+    dropped = ~build_patch_mask(PGS_05, patch_size=16)(images, generator=torch.Generator().manual_seed(0)).visible(196)
+    assert is_object.float().mean() > 0.35 and dropped.float().mean() == 0.5
+    assert dropped[:, ~is_object].sum() / dropped.sum() >= 0.95
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, most) in MASKS.items() if most != 0])
+def test_two_epochs_give_an_image_two_masks(name):
+    """The trainer seeds a mask by its step; the attentive mask's scores move with its teacher."""
+    images = photo_like(16, 112, 112)
+    first, second = (select(MASKS[name][0], images, seed).visible(196) for seed in (1, 2))
+    differs = (first != second).any(dim=1)
+    assert differs.any() if "grid" in name else differs.all()  # a checkerboard is one of two

@@ -1,10 +1,11 @@
 """Proves that the pictures show the masks: dropped patches grey, visible ones untouched, a titled column for each mask."""
 
 import numpy as np
+import pytest
 import torch
 from conftest import random_picture
 
-from hf_maskclip.visualization import DROPPED_GREY, draw_patch_masks, grey_out
+from hf_maskclip.visualization import DROPPED_GREY, draw_patch_masks, draw_pgs_steps, grey_out
 
 
 def test_dropped_patches_are_grey_and_visible_ones_untouched():
@@ -31,3 +32,27 @@ def test_the_figure_has_a_row_for_each_picture_and_a_titled_column_for_each_mask
     assert grey.mean() == 0.5 and np.array_equal(masked[~grey], whole[~grey])
     figure.savefig(tmp_path / "masks.png")
     assert (tmp_path / "masks.png").stat().st_size > 10_000
+
+
+def test_the_stages_of_pgs_are_those_of_the_mask():
+    pictures = [random_picture(seed, (50, 40)) for seed in range(2)]
+    figure = draw_pgs_steps(pictures, {"name": "pgs", "candidate_ratio": 0.2}, image_size=32, patch_size=8, seed=3)
+    axes = np.array(figure.axes).reshape(2, 7)
+    titles = [axis.get_title() for axis in axes[0]]
+    assert titles[0] == "image" and titles[3] == "candidates" and titles[-1] == "visible"
+    assert all(len(axis.patches) == 3 for axis in axes[:, 3])  # 0.2 of 16 patches
+    (masked,) = (axis.images[0].get_array() for axis in [axes[0, 6]])
+    grey = (np.abs(masked - DROPPED_GREY) < 1e-6).all(axis=-1).mean()
+    assert axes[0, 6].get_xlabel() == f"{1 - grey:.0%} kept" and 0.3 <= grey <= 0.5
+    with pytest.raises(ValueError, match="mask='random': the stages are those of 'pgs'"):
+        draw_pgs_steps(pictures, "random", image_size=32, patch_size=8)
+
+
+def test_the_attentive_mask_is_drawn_by_a_teachers_attention(make_model):
+    teacher = make_model("attentive").eval().vision_model
+    teacher.set_attn_implementation("eager")
+    pictures, sizes = [random_picture(0)], {"image_size": 32, "patch_size": 8}
+    figure = draw_patch_masks(pictures, {"attentive": "attentive"}, teacher=teacher, **sizes)
+    assert figure.axes[2].get_xlabel() == "50% kept"
+    with pytest.raises(ValueError, match="pass teacher"):
+        draw_patch_masks(pictures, {"attentive": "attentive"}, **sizes)

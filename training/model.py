@@ -43,15 +43,18 @@ def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrain
                 config.vision_config.patch_mask = resolve_patch_mask(patch_mask)
             # float32 whatever the checkpoint holds: half-precision weights lose small updates.
             return MaskCLIPModel.from_pretrained(name, config=config, dtype=torch.float32)
-    vision, text, projection_dim = PRESETS[name]
     tokens = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    text = text | tokens | {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT_LENGTH}
-    config = MaskCLIPConfig(
-        vision_config=vision | {"patch_mask": patch_mask or "pgs", "projection_dim": projection_dim},
-        text_config=text | {"projection_dim": projection_dim},
+    return MaskCLIPModel(preset_config(name, patch_mask or "pgs", vocab_size=len(tokenizer), **tokens))
+
+
+def preset_config(name: str, patch_mask: dict[str, Any] | str, **text_options: Any) -> MaskCLIPConfig:
+    """The configuration of a preset; `text_options` are what depends on the tokenizer, CLIP's own by default."""
+    vision, text, projection_dim = PRESETS[name]
+    return MaskCLIPConfig(
+        vision_config=vision | {"patch_mask": patch_mask, "projection_dim": projection_dim},
+        text_config=text | {"max_position_embeddings": CONTEXT_LENGTH, "projection_dim": projection_dim} | text_options,
         projection_dim=projection_dim,
     )
-    return MaskCLIPModel(config)
 
 
 def load_tokenizer(tokenizer: str, model: str) -> PreTrainedTokenizerBase | None:

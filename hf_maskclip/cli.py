@@ -1,0 +1,71 @@
+"""The command line of the package: `hf-maskclip COMMAND --help` says what each command takes."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from .modeling_maskclip import MaskCLIPVisionModel
+from .patch_masking import patch_masks
+from .visualization import draw_patch_masks, draw_pgs_steps
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or 2 with one line that says what was wrong."""
+    parser = argparse.ArgumentParser(prog="hf-maskclip", description="Patch masks for CLIP.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_masks_command(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (OSError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_masks_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("masks", help="draw what each mask leaves of pictures")
+    parser.add_argument("images", nargs="+", type=Path, metavar="PICTURE")
+    parser.add_argument("-o", "--output", type=Path, default=Path("masks.png"), help="png, pdf or svg (default: %(default)s)")
+    parser.add_argument("--mask", action="append", choices=list(patch_masks()), help="one mask, or several; default: all")
+    parser.add_argument("--steps", action="store_true", help="the stages of pgs instead (with --mask pgs)")
+    parser.add_argument("--model", help="folder or Hub id of a CLIP whose attention the attentive mask goes by")
+    parser.add_argument("--image_size", type=int, default=224, help="in pixels (default: %(default)s)")
+    parser.add_argument("--patch_size", type=int, default=16, help="in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks' randomness (default: %(default)s)")
+    parser.set_defaults(run=_draw_masks)
+
+
+def _draw_masks(options: argparse.Namespace) -> None:
+    images = [_open_picture(path) for path in options.images]
+    sizes = {"image_size": options.image_size, "patch_size": options.patch_size, "seed": options.seed}
+    if options.steps:
+        if options.mask != ["pgs"]:
+            raise ValueError("--steps draws the stages of pgs: give --mask pgs")
+        figure = draw_pgs_steps(images, **sizes)
+    else:
+        masks, teacher = options.mask or [name for name in patch_masks() if name != "none"], None
+        if "attentive" in masks:
+            if options.model:
+                teacher = MaskCLIPVisionModel.from_pretrained(options.model, attn_implementation="eager").eval()
+            elif options.mask:
+                raise ValueError("--mask attentive goes by a model's attention: give --model")
+            else:
+                print("attentive is left out: it goes by a model's attention, see --model")
+                masks.remove("attentive")
+        figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes)
+    figure.savefig(options.output, dpi=150)
+    print(f"written to {options.output}")
+
+
+def _open_picture(path: Path) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: is no picture that can be read") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

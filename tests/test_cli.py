@@ -1,0 +1,64 @@
+"""Proves that the command line does what its help says, and that what it cannot do is one line and exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import random_picture
+from PIL import Image
+
+from hf_maskclip import export_to_clip
+from hf_maskclip.cli import main
+
+SIZES = ["--image_size", "32", "--patch_size", "8"]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    paths = [tmp_path / f"{seed}.jpg" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        random_picture(seed).save(path)
+    return [str(path) for path in paths]
+
+
+def test_masks_draws_every_mask_that_needs_no_model(pictures, tmp_path, capsys):
+    output = tmp_path / "masks.png"
+    assert main(["masks", *pictures, "-o", str(output), *SIZES]) == 0
+    with Image.open(output) as drawn:
+        assert drawn.width > 2 * drawn.height  # a row for each of two pictures, a column for each of many masks
+    assert "attentive is left out" in capsys.readouterr().out
+
+
+def test_masks_draws_the_attentive_mask_of_a_model_and_the_stages_of_pgs(pictures, tmp_path, make_model, processor):
+    export_to_clip(make_model(), tmp_path / "export", processor)
+    attentive, steps = tmp_path / "attentive.png", tmp_path / "steps.pdf"
+    command = ["masks", *pictures, *SIZES, "--mask", "attentive", "--model", str(tmp_path / "export")]
+    assert main([*command, "-o", str(attentive)]) == 0 and attentive.stat().st_size > 5_000
+    assert main(["masks", *pictures, *SIZES, "--mask", "pgs", "--steps", "-o", str(steps)]) == 0
+    assert steps.read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.png"], "No such file or directory: 'absent.png'"),
+        ([__file__], "is no picture that can be read"),
+        (["{picture}", "--steps"], "--steps draws the stages of pgs: give --mask pgs"),
+        (["{picture}", "--mask", "attentive"], "goes by a model's attention: give --model"),
+        (["{picture}", "--patch_size", "15"], "both sides must be multiples of the patch size 15"),
+        (["{picture}", "-o", "masks.xyz"], "xyz"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments, message, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["masks", *(word.format(picture=pictures[0]) for word in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.glob("masks.*"))
+
+
+def test_the_installed_command_runs():
+    program = Path(sys.executable).with_name("hf-maskclip")
+    finished = subprocess.run([program, "masks", "--help"], capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0 and "--steps" in finished.stdout
