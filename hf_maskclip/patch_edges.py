@@ -15,7 +15,7 @@ def patch_edges(pixel_values: torch.Tensor, patch_size: int, detector: str = "so
 
     Args:
         pixel_values: (B, C, H, W), with C = 3 colours or 1.
-        detector: `"sobel"`; `"canny"`, the share of edge pixels; or `"none"`, zeros.
+        detector: `"sobel"`; `"canny"`, the share of edge pixels, for which the device is waited for; or `"none"`, zeros.
 
     Returns:
         (B, L) in float32.

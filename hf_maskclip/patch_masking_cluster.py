@@ -19,7 +19,7 @@ class ClusterPatchMask(PatchMask):
     Args:
         mask_ratio: the mean fraction removed by step 2, in [0, 1), where the threshold is `"auto"`.
         anchor_ratio: the fraction of patches that are anchors, in [0, 1).
-        similarity_threshold: a cosine in [-1, 1]; or `"auto"`, the (1 - mask_ratio) quantile of all c_i in the batch, which is
+        similarity_threshold: a cosine in [0, 1]; or `"auto"`, the (1 - mask_ratio) quantile of all c_i in the batch, which is
             the threshold that the paper looks for by bisection.
         min_mask_ratio: the least fraction removed from each image, in [0, 1).
         embedding_weight: the share of the patch embeddings in the similarity, in [0, 1], or `"progress"` for the paper's linear
@@ -43,7 +43,7 @@ class ClusterPatchMask(PatchMask):
         self.anchor_ratio = check_ratio("anchor_ratio", anchor_ratio)
         self.min_mask_ratio = check_ratio("min_mask_ratio", min_mask_ratio)
         if similarity_threshold != "auto":
-            check_range("similarity_threshold", similarity_threshold, -1, 1)
+            check_range("similarity_threshold", similarity_threshold, 0, 1)
         self.similarity_threshold = similarity_threshold
         self.embedding_weight = check_embedding_weight(embedding_weight)
 

@@ -57,7 +57,7 @@ class PGSPatchMask(PatchMask):
         candidate_ratio: the fraction of patches that are candidates, in [0, 1); at least one is.
         edges: `"sobel"`, `"canny"` or `"none"`.
         transport: balance the similarities by optimal transport.
-        similarity_threshold: a cosine in [-1, 1].
+        similarity_threshold: a cosine in [0, 1].
         sinkhorn_regularization: entropic regularisation, in units of the similarity.
         sinkhorn_iterations: alternations of the row and the column scaling.
         embedding_weight: the share of the patch embeddings in the similarity, in [0, 1], or `"progress"` for the paper's linear
@@ -88,7 +88,7 @@ class PGSPatchMask(PatchMask):
         self.candidate_ratio = check_ratio("candidate_ratio", candidate_ratio)
         self.edges = check_choice("edges", edges, EDGE_DETECTORS)
         self.transport = check_choice("transport", transport, (True, False))
-        self.similarity_threshold = check_range("similarity_threshold", similarity_threshold, -1, 1)
+        self.similarity_threshold = check_range("similarity_threshold", similarity_threshold, 0, 1)
         self.sinkhorn_regularization = check_range("sinkhorn_regularization", sinkhorn_regularization, 0.01, 100)
         self.sinkhorn_iterations = int(check_range("sinkhorn_iterations", sinkhorn_iterations, 1, 1000))
         self.embedding_weight = check_embedding_weight(embedding_weight)

@@ -27,6 +27,7 @@ from hf_maskclip import (
     PatchSelection,
     register_patch_mask,
 )
+from hf_maskclip.patch_masking import patch_masks, resolve_patch_mask
 
 MASKS = ["random", "cluster", "pgs", {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}]
 VISION_CLASSES = {
@@ -319,6 +320,20 @@ def test_configurations_refuse_typos_and_impossible_sizes(config_parts):
     ):
         with pytest.raises(ValueError, match=message):
             MaskCLIPVisionConfig(**(vision | extra))
+
+
+@pytest.mark.parametrize("name", patch_masks())
+def test_every_mask_goes_by_name_through_config_save_and_load(name, make_model, inputs, tmp_path):
+    make_model(name).save_pretrained(tmp_path)
+    vision = AutoModel.from_pretrained(tmp_path).vision_model.train()
+    assert vision.config.patch_mask == resolve_patch_mask(name)
+    kept = []
+    for _ in range(2):
+        scores = {"patch_scores": torch.linspace(0, 1, 16).expand(4, -1)} if vision.patch_mask.needs_patch_scores else {}
+        generator = torch.Generator().manual_seed(0)
+        selection = vision.select_patches(inputs["pixel_values"], generator=generator, **scores)
+        kept.append(vision(inputs["pixel_values"], patch_selection=selection).pooler_output)
+    assert torch.equal(*kept) and (selection.kept_share(16) == 1) == (name == "none")
 
 
 def test_config_json_holds_every_option_of_the_mask(make_model, tmp_path):

@@ -13,11 +13,12 @@ import ot
 import pytest
 import torch
 from conftest import photo_like
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hf_maskclip import PatchMask, PatchSelection, build_patch_mask, register_patch_mask
 from hf_maskclip.configuration_maskclip import PatchMaskName
 from hf_maskclip.patch_edges import patch_edges, sobel_magnitude
-from hf_maskclip.patch_masking import keep_count, patch_masks, patchify, resolve_patch_mask, scale_mask_ratios
+from hf_maskclip.patch_masking import keep_count, patch_grid, patch_masks, patchify, resolve_patch_mask, scale_mask_ratios
 from hf_maskclip.patch_masking_pgs import sinkhorn_scaling
 from hf_maskclip.patch_similarity import PatchFeatures
 from training.scene_drawing import draw_scene
@@ -46,8 +47,27 @@ MASKS = {
     "pgs canny": ({"name": "pgs", "edges": "canny"}, 0.3, 0.5),
     "pgs plain": ({"name": "pgs", "edges": "none", "transport": False}, 0.3, 0.5),
     "pgs embeds": ({"name": "pgs", "embedding_weight": 0.5}, 0.3, 0.5),
+    "a user's own": ({"name": "sparse"}, 0.75, 0.75),
 }
 GRIDS = {"7x7": (56, 56), "14x14": (112, 112), "16x16": (128, 128), "5x9": (40, 72)}
+
+
+class SparsePatchMask(PatchMask):
+    """A user's own mask in ten lines: it goes through the same contract as ours."""
+
+    def __init__(self, mask_ratio: float = 0.75, *, patch_size: int = 16):
+        super().__init__(patch_size=patch_size)
+        self.mask_ratio = mask_ratio
+
+    def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None):
+        rows, columns = patch_grid(pixel_values, self.patch_size)
+        order = torch.rand(len(pixel_values), rows * columns, generator=generator).argsort(dim=1)
+        return PatchSelection(order[:, : keep_count(rows * columns, self.mask_ratio)].sort(dim=1).values)
+
+
+@pytest.fixture(autouse=True)
+def users_own_mask(built_in_masks_only):
+    register_patch_mask("sparse", SparsePatchMask)
 
 
 def select(spec, images, seed=0, **kwargs) -> PatchSelection:
@@ -107,6 +127,18 @@ def test_flat_and_noisy_images_give_a_valid_selection(name):
         assert all(1 <= len(row) <= keep_count(49, least) for row in rows_of(select(spec, images)))
 
 
+@pytest.mark.parametrize("name", [name for name in MASKS if name != "pgs canny"])
+def test_masks_never_wait_for_the_device(name):
+    """Fake tensors have no values: whatever would read one on the host raises. (kornia's Canny does.)"""
+    mask = build_patch_mask(MASKS[name][0], patch_size=8)
+    with FakeTensorMode():
+        with pytest.raises(DataDependentOutputException):
+            torch.rand(1).item()
+        scores = {"patch_scores": torch.rand(3, 196)} if mask.needs_patch_scores else {}
+        selection = mask(torch.randn(3, 3, 112, 112), torch.randn(3, 196, 12), **scores)
+        assert selection.indices.shape[0] == 3
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_have_no_state_and_rebuild_from_their_dict(name):
     spec, _, _ = MASKS[name]
@@ -147,20 +179,24 @@ def assert_uniform(visible: torch.Tensor) -> None:
 
 
 def test_the_registry_and_the_literal_of_the_configuration_agree():
-    assert set(typing.get_args(PatchMaskName)) == set(patch_masks())
+    assert {*typing.get_args(PatchMaskName), "sparse"} == set(patch_masks())
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("pqs", "unknown patch mask 'pqs': must be one of none, random, gaussian, block, grid, cluster, attentive, pgs"),
+        (
+            "pqs",
+            "unknown patch mask 'pqs': must be one of none, random, gaussian, block, grid, cluster, attentive, pgs, sparse",
+        ),
         ({"mask_ratio": 0.5}, "unknown patch mask None"),
         ({"name": "random", "mask_ration": 0.5}, "'random' has no option 'mask_ration': its options are mask_ratio"),
         ({"name": "none", "mask_ratio": 0.5}, "'none' has no option 'mask_ratio': its options are none"),
         ({"name": "random", "mask_ratio": 1}, r"mask_ratio=1: must be a number in \[0, 1\)"),
         ({"name": "random", "mask_ratio": "half"}, "mask_ratio='half'"),
         ({"name": "random", "mask_ratio": float("nan")}, "mask_ratio=nan"),
-        ({"name": "cluster", "similarity_threshold": -2}, "similarity_threshold=-2: must be a number from -1 to 1"),
+        ({"name": "cluster", "similarity_threshold": -0.1}, "similarity_threshold=-0.1: must be a number from 0 to 1"),
+        ({"name": "pgs", "similarity_threshold": -0.1}, "similarity_threshold=-0.1: must be a number from 0 to 1"),
         ({"name": "cluster", "similarity_threshold": "max"}, "similarity_threshold='max'"),
         ({"name": "cluster", "embedding_weight": "linear"}, "embedding_weight='linear'"),
         ({"name": "pgs", "min_mask_ratio": 0.6}, "min_mask_ratio=0.6: must be at most max_mask_ratio=0.5"),
@@ -179,23 +215,11 @@ def test_bad_options_are_refused_with_what_is_allowed(spec, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_mask_of_ones_own_in_ten_lines():
-    class CentreMask(PatchMask):
-        """Keeps the first patches; stands for whatever a user writes."""
-
-        def __init__(self, share: float = 0.5, *, patch_size: int = 16):
-            super().__init__(patch_size=patch_size)
-            self.share = share
-
-        def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None):
-            num_patches = pixel_values.shape[2] * pixel_values.shape[3] // self.patch_size**2
-            return PatchSelection(torch.arange(int(num_patches * self.share)).expand(len(pixel_values), -1))
-
-    register_patch_mask("centre", CentreMask)
-    assert select({"name": "centre", "share": 0.25}, torch.zeros(2, 3, 32, 32)).indices.tolist() == [[0, 1, 2, 3]] * 2
-    assert resolve_patch_mask("centre") == {"name": "centre", "share": 0.5}
+def test_a_mask_of_ones_own_is_known_by_name_and_refused_where_it_cannot_work():
+    assert resolve_patch_mask("sparse") == {"name": "sparse", "mask_ratio": 0.75}
+    assert build_patch_mask("sparse", mask_ratio=0.5).mask_ratio == 0.5
     with pytest.raises(ValueError, match="built in"):
-        register_patch_mask("pgs", CentreMask)
+        register_patch_mask("pgs", SparsePatchMask)
     with pytest.raises(TypeError, match="subclass of hf_maskclip.PatchMask"):
         register_patch_mask("linear", torch.nn.Linear)
 

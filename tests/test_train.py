@@ -15,8 +15,8 @@ from conftest import CAPTIONS, encode_image, pair, random_picture, shared_data, 
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
-from hf_maskclip import MaskCLIPModel
-from hf_maskclip.patch_masking import patch_masks
+from hf_maskclip import MaskCLIPModel, PatchMask, PatchSelection, register_patch_mask
+from hf_maskclip.patch_masking import keep_count, patch_masks
 from training.checkpoint import prepare_output_dir
 from training.config import ConfigError, TrainingConfig, load_config
 from training.tracking import read_metrics
@@ -103,6 +103,21 @@ def test_training_changes_every_weight_and_learns_with_every_mask(patch_mask, ru
     before = MaskCLIPModel(MaskCLIPModel.from_pretrained(folder / "export").config)
     after = AutoModel.from_pretrained(folder / "export").state_dict()
     assert all(not torch.equal(value, after[key]) for key, value in before.state_dict().items())
+
+
+def test_training_with_a_users_own_mask_by_name(run):
+    class FirstPatches(PatchMask):
+        def __init__(self, mask_ratio: float = 0.75, *, patch_size: int = 16):
+            super().__init__(patch_size=patch_size)
+            self.mask_ratio = mask_ratio
+
+        def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None):
+            return PatchSelection(torch.arange(keep_count(64, self.mask_ratio)).expand(len(pixel_values), -1))
+
+    register_patch_mask("first", FirstPatches)
+    _, steps, folder = run(patch_mask="first", max_steps=2, mask_schedule=1.0)
+    assert [record["kept_share"] for record in steps] == [1.0, 40 / 64]
+    assert MaskCLIPModel.from_pretrained(folder / "export").config.vision_config.patch_mask["name"] == "first"
 
 
 def test_one_seed_gives_one_run_and_another_seed_another(run, tmp_path):
