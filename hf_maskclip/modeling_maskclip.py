@@ -4,6 +4,7 @@ Shapes: B batch, L patches of an image, K kept patches, D width, E projection si
 The masks have no parameters, so state-dict keys are CLIP's, and a trained model is a plain CLIP.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -26,8 +27,10 @@ from transformers.models.clip.modeling_clip import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention import DEFAULT_ATTENTION
 from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
-from .patch_masking import PatchMask, PatchSelection, build_patch_mask
+from .packed_attention import PackedCLIPAttention, Packing
+from .patch_masking import PatchMask, PatchSelection, build_patch_mask, patch_grid, patchify
 
 # Transformers strips the `vision_model.` prefix of CLIP checkpoints by the name of the class: without this line a subclass
 # under another name would start from random weights.
@@ -42,7 +45,8 @@ _TEXT_KEYS = [r"^text_model", r"^text_projection", r"^logit_scale"]
 @dataclass
 class MaskCLIPVisionOutput(BaseModelOutputWithPooling):
     """Output of [`MaskCLIPVisionModel`]: `last_hidden_state` (B, 1 + K, D), `pooler_output` (B, D), and `patch_selection`, the
-    [`PatchSelection`] that was used, or None where every patch was encoded."""
+    [`PatchSelection`] that was used, or None where every patch was encoded. Where the images keep different numbers of patches,
+    `last_hidden_state` has zeros in the padding, and `hidden_states` are packed, (1, T, D)."""
 
     patch_selection: PatchSelection | None = None
 
@@ -80,6 +84,9 @@ class MaskCLIPPreTrainedMixin:
         # weights of its attention and MLP layers from just there, so they would start with another variance than CLIP's.
         return False
 
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        return super().get_correct_attn_implementation(requested_attention or DEFAULT_ATTENTION, is_init_check)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """As `PreTrainedModel.from_pretrained`, for MaskCLIP and CLIP checkpoints.
@@ -109,6 +116,9 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
 
     def __init__(self, config: MaskCLIPVisionConfig):
         super().__init__(config)
+        for layer in self.encoder.layers:
+            # Only the class changes: the weights, their keys, and the order in which a seed draws them stay CLIP's.
+            layer.self_attn.__class__ = PackedCLIPAttention
         self.patch_mask = build_patch_mask(config.patch_mask, patch_size=config.patch_size)
 
     def select_patches(
@@ -175,36 +185,58 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             apply_patch_mask: True masks and False does not, in either mode; by default the model masks in training mode only.
         """
         patch_selection = self._resolve_selection(pixel_values, patch_selection, apply_patch_mask)
-        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # (B, 1 + L, D)
-        attention_mask = None
-        if patch_selection is not None:
-            hidden_states, token_mask = keep_visible(hidden_states, patch_selection)  # (B, 1 + K, D)
-            if token_mask is not None:
-                attention_mask = create_bidirectional_mask(self.config, hidden_states, token_mask)
+        packing = None
+        if patch_selection is None or self._is_everything(patch_selection, pixel_values):
+            hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # (B, 1 + L, D)
+        else:
+            hidden_states = self._embed_visible(pixel_values, patch_selection, interpolate_pos_encoding)  # (B, 1 + K, D)
+            if patch_selection.lengths is not None:
+                is_token = nn.functional.pad(patch_selection.valid(), (1, 0), value=True)  # (B, 1 + K)
+                packing = Packing.of(is_token, create_bidirectional_mask(self.config, hidden_states, is_token))
+                hidden_states = packing.pack(hidden_states)[None]  # (1, T, D)
+                kwargs["packing"] = packing
         hidden_states = self.pre_layrnorm(hidden_states)
-        encoded = self.encoder(inputs_embeds=hidden_states, attention_mask=attention_mask, **kwargs)
+        hidden_states = self.encoder(inputs_embeds=hidden_states, attention_mask=None, **kwargs).last_hidden_state
+        if packing is None:
+            class_states = hidden_states[:, 0, :]  # (B, D)
+        else:
+            class_states = hidden_states[0].index_select(0, packing.starts)
+            hidden_states = packing.unpack(hidden_states[0])  # (B, 1 + K, D)
         return MaskCLIPVisionOutput(
-            last_hidden_state=encoded.last_hidden_state,
-            pooler_output=self.post_layernorm(encoded.last_hidden_state[:, 0, :]),
+            last_hidden_state=hidden_states,
+            pooler_output=self.post_layernorm(class_states),
             patch_selection=patch_selection,
         )
 
+    def _is_everything(self, selection: PatchSelection, pixel_values: torch.Tensor) -> bool:
+        """Whether all images keep all patches by the shape of the selection: they are distinct and in order."""
+        return selection.lengths is None and selection.indices.shape[1] == math.prod(
+            patch_grid(pixel_values, self.config.patch_size)
+        )
 
-def keep_visible(tokens: torch.Tensor, selection: PatchSelection) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Keep the class token and the visible patches, after position embeddings are added.
+    def _embed_visible(
+        self, pixel_values: torch.Tensor, selection: PatchSelection, interpolate_pos_encoding: bool
+    ) -> torch.Tensor:
+        """The class token and the embeddings of the visible patches alone, (B, 1 + K, D), positions added."""
+        embeddings = self.embeddings
+        height, width = pixel_values.shape[-2:]
+        if not interpolate_pos_encoding and (height, width) != (embeddings.image_size, embeddings.image_size):
+            size = embeddings.image_size
+            raise ValueError(f"Input image size ({height}*{width}) doesn't match model ({size}*{size}).")
+        weight = embeddings.patch_embedding.weight.flatten(1)  # (D, C * P * P)
+        patches = patchify(pixel_values, embeddings.patch_size).flatten(2)  # (B, L, C * P * P)
+        batch, num_patches = patches.shape[:2]
+        rows = selection.indices + num_patches * torch.arange(batch, device=patches.device)[:, None]  # (B, K) of (B * L)
+        visible = patches.flatten(0, 1).index_select(0, rows.flatten()).to(weight.dtype)  # (B * K, C * P * P)
+        patch_embeds = nn.functional.linear(visible, weight).view(batch, -1, embeddings.embed_dim)  # (B, K, D)
 
-    Args:
-        tokens: (B, 1 + L, D), the class token first.
-
-    Returns:
-        tokens (B, 1 + K, D), and a BoolTensor (B, 1 + K) that is False for padding, or None where there is none.
-    """
-    batch, _, width = tokens.shape
-    rows = nn.functional.pad(selection.indices + 1, (1, 0))  # (B, 1 + K); 0 is the class token
-    kept = tokens.gather(1, rows[..., None].expand(-1, -1, width))
-    if selection.lengths is None:
-        return kept, None
-    return kept, nn.functional.pad(selection.valid(), (1, 0), value=True)
+        positions = embeddings.position_embedding.weight  # (1 + L, D)
+        if interpolate_pos_encoding:
+            like = positions.new_empty(1, 1 + num_patches, embeddings.embed_dim)
+            positions = embeddings.interpolate_pos_encoding(like, height, width)[0]
+        patch_embeds = patch_embeds + positions.index_select(0, 1 + selection.indices.flatten()).view_as(patch_embeds)
+        class_embeds = (embeddings.class_embedding + positions[0]).expand(batch, 1, -1)  # (B, 1, D)
+        return torch.cat([class_embeds, patch_embeds], dim=1)
 
 
 class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
@@ -218,7 +250,8 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         self.projection_dim = config.projection_dim
         self.text_embed_dim = config.text_config.hidden_size
         self.vision_embed_dim = config.vision_config.hidden_size
-        self.text_model = CLIPTextModel._from_config(config.text_config)
+        attention = config.text_config._attn_implementation or DEFAULT_ATTENTION
+        self.text_model = CLIPTextModel._from_config(config.text_config, attn_implementation=attention)
         self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config)
         self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
@@ -254,6 +287,9 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
             apply_patch_mask=apply_patch_mask,
             **kwargs,
         )
+        if self.training and position_ids is None and input_ids.device.type == "cpu":
+            # Elsewhere this would wait for the device; there, the data loader trims (training/data.py does).
+            input_ids, attention_mask = self._trim_captions(input_ids, attention_mask)
         text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
         image_embeds = _unit_length(vision_outputs.pooler_output)  # (B, E)
         text_embeds = _unit_length(text_outputs.pooler_output)  # (B, E)
@@ -268,6 +304,20 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
             vision_model_output=vision_outputs,
             patch_selection=vision_outputs.patch_selection,
         )
+
+    def _trim_captions(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.LongTensor, torch.Tensor | None]:
+        """Cut what follows the end token of the longest caption, up to a multiple of 8.
+
+        That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
+        """
+        is_end = input_ids == self.config.text_config.eos_token_id
+        if not is_end.any(dim=1).all():  # captions that CLIP pools elsewhere
+            return input_ids, attention_mask
+        longest = int(is_end.int().argmax(dim=1).max()) + 1
+        length = -(-longest // 8) * 8
+        return input_ids[:, :length], None if attention_mask is None else attention_mask[:, :length]
 
 
 def _unit_length(embeds: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ class AttentivePatchMask(PatchMask):
         super().__init__(patch_size=patch_size)
         self.mask_ratio = check_ratio("mask_ratio", mask_ratio)
         self.merge = check_choice("merge", merge, (1, 2))
-        self.teacher_image_size = check_range("teacher_image_size", teacher_image_size, 0, 10_000)
+        self.teacher_image_size = int(check_range("teacher_image_size", teacher_image_size, 0, 10_000))
         self.momentum = check_range("momentum", momentum, 0, 1)
 
     def forward(
@@ -102,6 +102,8 @@ def class_attention(vision_model: CLIPVisionModel, pixel_values: torch.Tensor, i
     ] = []  # (B, L) of each layer; taken as they come, for all whole maps at once would fill the memory
 
     def take_class_row(module, inputs, outputs):
+        if outputs[1] is None:
+            raise ValueError("the vision model keeps no attention weights: set_attn_implementation('eager') lets it")
         scores.append(outputs[1][:, :, 0, 1:].float().mean(dim=1))
 
     attentions = [layer.self_attn for layer in vision_model.encoder.layers]

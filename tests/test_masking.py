@@ -64,6 +64,13 @@ def test_class_attention_is_the_mean_over_heads_and_layers_of_the_class_tokens_r
     assert [len(layer.self_attn._forward_hooks) for layer in vision.encoder.layers] == hooks
 
 
+def test_a_teacher_without_attention_weights_is_refused(make_model, inputs):
+    vision = make_model("attentive").eval().vision_model
+    vision.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="set_attn_implementation"):
+        class_attention(vision, inputs["pixel_values"])
+
+
 @pytest.mark.parametrize("size", [(32, 32), (48, 64)])
 def test_a_teacher_at_half_resolution_gives_a_score_to_each_patch_of_any_grid(size, make_model):
     vision = make_model("attentive").eval().vision_model

@@ -191,7 +191,9 @@ def test_hidden_states_and_attentions_have_the_length_of_what_is_kept(patch_mask
     output = model(**inputs, output_hidden_states=True, output_attentions=True)
     tokens = 1 + (16 if patch_mask is None else output.patch_selection.indices.shape[1])
     vision = output.vision_model_output
-    assert [tuple(h.shape) for h in vision.hidden_states] == [(4, tokens, 32)] * 3
+    packed = (1, int(output.patch_selection.lengths.sum()) + 4, 32) if patch_mask == "pgs" else (4, tokens, 32)
+    assert [tuple(h.shape) for h in vision.hidden_states] == [packed] * 3
+    assert vision.last_hidden_state.shape == (4, tokens, 32)
     assert [tuple(a.shape) for a in vision.attentions] == [(4, 2, tokens, tokens)] * 2
 
 

@@ -84,9 +84,6 @@ def main(config: TrainingConfig) -> dict[str, Any]:
         captions = captions_of(stream, decoder, TOKENIZER_CAPTIONS)
         tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
     model = build_model(config.model, config.patch_mask, tokenizer)
-    if accelerator.device.type == "cpu":
-        # Plain matrix products: SDPA's backward pass on a CPU takes about twice as long as theirs at these lengths.
-        model.set_attn_implementation("eager")
     processor = build_processor(config.model, model, tokenizer)
     vision_config, text_config = model.config.vision_config, model.config.text_config
     decoder.image_size = vision_config.image_size

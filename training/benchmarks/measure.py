@@ -33,10 +33,7 @@ def arguments(description: str, *, model: str = "vit-b-16", batch_size: int = 64
 def build_model(preset: str, patch_mask: dict | str, device: str) -> MaskCLIPModel:
     """A preset with random weights and CLIP's vocabulary, as `training/train.py` would set it up on that device."""
     torch.manual_seed(0)
-    model = MaskCLIPModel(preset_config(preset, patch_mask)).to(device).train()
-    if device == "cpu":
-        model.set_attn_implementation("eager")
-    return model
+    return MaskCLIPModel(preset_config(preset, patch_mask)).to(device).train()
 
 
 def random_batch(model: MaskCLIPModel, batch_size: int, device: str, num_tokens: int = 32) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,115 @@
+"""Encoding sequences of different lengths without padding: linear layers, norms and MLPs see the T real tokens only.
+
+Packed tokens are (1, T, D): the sequences one after another. Attention alone is per image: by a variable-length kernel where
+flash attention is chosen, else padded inside the attention call.
+
+Shapes: B batch, S padded length of a sequence, T packed tokens of the batch, D width, H heads, E = D / H.
+"""
+
+from typing import NamedTuple
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import CLIPAttention, eager_attention_forward
+from transformers.utils.generic import is_flash_attention_requested
+
+
+class Packing(NamedTuple):
+    """Where the packed tokens of a batch lie.
+
+    Attributes:
+        positions: LongTensor (T,), the place of each packed token in the padded (B * S) layout, ascending.
+        lengths: LongTensor (B,), the tokens of each sequence.
+        padded_length: S.
+        attention_mask: what the attention implementation takes to leave out padding, (B, 1, S, S) or None.
+    """
+
+    positions: torch.LongTensor
+    lengths: torch.LongTensor
+    padded_length: int
+    attention_mask: torch.Tensor | None
+
+    @classmethod
+    def of(cls, is_token: torch.BoolTensor, attention_mask: torch.Tensor | None) -> "Packing":
+        """The packing of sequences whose real tokens are marked in a BoolTensor (B, S); a row's come first.
+
+        T is a size, so this waits for the device, once for all layers.
+        """
+        return cls(is_token.flatten().nonzero()[:, 0], is_token.sum(dim=1), is_token.shape[1], attention_mask)
+
+    @property
+    def starts(self) -> torch.LongTensor:
+        """The place (B,) of each sequence's first token among the packed ones."""
+        return self.lengths.cumsum(dim=0) - self.lengths
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) to (T, D)."""
+        return _Pack.apply(padded.flatten(0, 1), self.positions)
+
+    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
+        """(T, D) to (B, S, D), zeros in the padding."""
+        padded = _Unpack.apply(packed, self.positions, len(self.lengths) * self.padded_length)
+        return padded.view(len(self.lengths), self.padded_length, -1)
+
+
+class _Pack(torch.autograd.Function):
+    """Rows `positions` of (N, D). Each is taken once, so the gradient is a copy, which autograd would sum up instead."""
+
+    @staticmethod
+    def forward(ctx, padded: torch.Tensor, positions: torch.LongTensor) -> torch.Tensor:
+        ctx.save_for_backward(positions)
+        ctx.num_rows = len(padded)
+        return padded.index_select(0, positions)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return _scatter_rows(gradient, *ctx.saved_tensors, ctx.num_rows), None
+
+
+class _Unpack(torch.autograd.Function):
+    """The transpose of [`_Pack`]: rows go to `positions` of (N, D)."""
+
+    @staticmethod
+    def forward(ctx, packed: torch.Tensor, positions: torch.LongTensor, num_rows: int) -> torch.Tensor:
+        ctx.save_for_backward(positions)
+        return _scatter_rows(packed, positions, num_rows)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return gradient.index_select(0, *ctx.saved_tensors), None, None
+
+
+def _scatter_rows(rows: torch.Tensor, positions: torch.LongTensor, num_rows: int) -> torch.Tensor:
+    return rows.new_zeros(num_rows, rows.shape[1]).index_copy_(0, positions, rows)
+
+
+class PackedCLIPAttention(CLIPAttention):
+    """`CLIPAttention` that also takes packed tokens, by `packing`. It has no weights of its own."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `CLIPAttention.forward`; with a packing, `hidden_states` are (1, T, D)."""
+        if packing is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        if is_flash_attention_requested(self.config):
+            ends = torch.nn.functional.pad(packing.lengths.cumsum(dim=0), (1, 0)).int()  # (B + 1,)
+            lengths = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+            lengths |= {"max_length_q": packing.padded_length, "max_length_k": packing.padded_length}
+            return super().forward(hidden_states, None, **lengths, **kwargs)
+
+        def heads(projection: torch.nn.Linear) -> torch.Tensor:  # (B, H, S, E)
+            padded = packing.unpack(projection(hidden_states)[0])
+            return padded.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.dropout if self.training else 0.0
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        output, weights = attention(
+            self, *map(heads, projections), packing.attention_mask, scaling=self.scale, dropout=dropout, **kwargs
+        )  # (B, S, H, E)
+        return self.out_proj(packing.pack(output.flatten(2)))[None], weights
