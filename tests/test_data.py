@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import CONTEXT_LENGTH, encode_image, pair, random_picture, shared_data, write_shard
 from PIL import Image
+from torchvision.transforms import v2
 
 from training.config import ConfigError
 from training.data import (
@@ -226,6 +227,24 @@ def test_unusual_pictures_become_rgb(mode):
     decoded = decode_image(encode_image(picture, form))
     assert decoded.mode == "RGB" and decoded.size == (5, 7)
     assert train_transform(32, 0.5, 0.5)(decoded).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [((640, 480), (320, 240)), ((2000, 1500), (500, 375)), ((500, 400), (500, 400)), ((2000, 300), (2000, 300))],
+)
+def test_a_jpeg_is_decoded_no_larger_than_its_crops_need(size, decoded):
+    picture = random_picture(0, (64, 48)).resize(size)
+    jpeg = encode_image(picture, "JPEG")
+    small = decode_image(jpeg, image_size=224, crop_scale=0.9)
+    assert small.size == decoded and decode_image(jpeg).size == size
+    assert decode_image(encode_image(picture), image_size=224, crop_scale=0.9).size == size  # a PNG can only be decoded whole
+    whole, drafted = (np.asarray(p.resize((64, 48)), np.float32) for p in (decode_image(jpeg), small))
+    assert np.abs(whole - drafted).mean() < 2
+    for seed in range(50):  # no crop is smaller than what it becomes
+        torch.manual_seed(seed)
+        crop = v2.RandomResizedCrop(224, scale=(0.9, 1.0)).make_params([small])
+        assert min(crop["height"], crop["width"]) >= 224
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2000, 3), (3, 2000)])

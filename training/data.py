@@ -5,6 +5,7 @@ Shapes: B pairs, S caption tokens.
 
 import io
 import json
+import math
 import warnings
 import zlib
 from collections import Counter
@@ -44,11 +45,14 @@ class PairDecoder:
         image_key, caption_key: the field to read, or several separated by commas, of which the first that a sample has is read;
             `""` tries the known ones. `a.b` reads b in the JSON of field a.
         image_size: the side in pixels at which scenes are drawn.
+        crop_scale: that of [`train_transform`], in training: a JPEG is then decoded at a half, a quarter or an eighth of its
+            size where no crop needs more. 0: always whole.
     """
 
     image_key: str = ""
     caption_key: str = ""
     image_size: int = 224
+    crop_scale: float = 0.0
 
     def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> tuple[Image.Image, str]:
         """The picture in RGB and one caption (drawn by `rng` where there are several). Raises SkippedSample with the cause."""
@@ -67,7 +71,7 @@ class PairDecoder:
             value = value["bytes"] if value.get("bytes") is not None else _read_file(value.get("path"))
         if value is None:
             raise SkippedSample("image_missing")
-        return decode_image(value)
+        return decode_image(value, self.image_size, self.crop_scale)
 
     def captions(self, row: dict[str, Any]) -> list[str]:
         value = _first_field(row, self.caption_key.split(",") if self.caption_key else CAPTION_KEYS)
@@ -80,19 +84,39 @@ class PairDecoder:
         return captions
 
 
-def decode_image(content: bytes) -> Image.Image:
-    """Decode a picture to RGB, upright by its EXIF tag. Raises SkippedSample for what is no picture or far too large."""
+def decode_image(content: bytes, image_size: int = 0, crop_scale: float = 0.0) -> Image.Image:
+    """Decode a picture to RGB, upright by its EXIF tag. Raises SkippedSample for what is no picture or far too large.
+
+    Args:
+        image_size, crop_scale: as in [`PairDecoder`].
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow warns of is either handled here or harmless
             picture = Image.open(io.BytesIO(content))
             if picture.width * picture.height > MAX_IMAGE_PIXELS:
                 raise SkippedSample("image_too_large")
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            if crop_scale:
+                picture.draft(None, draft_size(*picture.size, image_size, crop_scale))  # formats other than JPEG ignore it
+            ImageOps.exif_transpose(picture, in_place=True)
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
     except (Image.DecompressionBombError, MemoryError):
         raise SkippedSample("image_too_large") from None
     except (OSError, ValueError, SyntaxError, EOFError):  # Pillow's decoders raise all of these on damaged files
         raise SkippedSample("image_undecodable") from None
+
+
+def draft_size(width: int, height: int, image_size: int, crop_scale: float) -> tuple[int, int]:
+    """The smallest size at which a JPEG can be decoded such that no crop of [`train_transform`] has to be enlarged.
+
+    A crop has at least `crop_scale` of the area, at an aspect of at most 4 / 3, so its shorter side is at least
+    sqrt(crop_scale * area * 3 / 4); of a long picture it can be the picture's shorter side.
+    """
+    for scale in (8, 4, 2):
+        small = width // scale, height // scale
+        if min(small) >= image_size and crop_scale * math.prod(small) * 3 / 4 >= image_size**2:
+            return small
+    return width, height
 
 
 def _first_field(row: dict[str, Any], keys: Iterable[str]) -> Any:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     if config.text_tokens > context_length:
         fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {context_length}")
     text_mask = TextMask(config.text_mask, config.text_tokens or context_length)
-    batches = PairBatches(train_stream, decoder, transform, tokenizer, text_mask, config.batch_size, config.seed)
+    train_decoder = replace(decoder, crop_scale=config.crop_scale)
+    batches = PairBatches(train_stream, train_decoder, transform, tokenizer, text_mask, config.batch_size, config.seed)
     loader = build_loader(batches, config.num_workers)
 
     # ---- Optimizer -----------------------------------------------------------------------------------------------------

@@ -7,21 +7,29 @@ Masks and steps take turns in one run; medians are compared. The step: forward a
 autocast. The attentive mask's line includes its teacher, at half resolution.
 """
 
+import statistics
 from functools import partial
 
 import torch
-from measure import TrainingStep, arguments, build_model, random_batch, side_by_side
+from measure import arguments, build_model, print_table, random_batch, side_by_side, training_step
 
 from hf_maskclip import PatchSelection, build_patch_mask
 from hf_maskclip.patch_masking import patch_masks
 from hf_maskclip.patch_masking_attentive import AttentivePatchMask
 from training.masking import AttentionTeacher
 
-options = arguments("The cost of making each mask, as a share of the training step that uses it.").parse_args()
-model = build_model(options.model, "none", options.device)
+options = arguments("The cost of making each mask, as a share of the training step that uses it.", rounds=3).parse_args()
+if options.quick:
+    options.model = "small"
+model = build_model(options.model, options.device)
 pixel_values, input_ids = random_batch(model, options.batch_size, options.device)
 vision = model.config.vision_config
-step = TrainingStep(model, options.device)
+selection = None  # of the step that is measured
+step = training_step(
+    model,
+    lambda: model(input_ids=input_ids, pixel_values=pixel_values, patch_selection=selection, return_loss=True).loss,
+    options.device,
+)
 
 masks = {name: {"name": name} for name in patch_masks() if name != "none"}
 masks["attentive"]["teacher_image_size"] = vision.image_size // 2
@@ -34,20 +42,28 @@ def attentive_selection(mask: AttentivePatchMask, teacher: AttentionTeacher) -> 
     return mask(pixel_values, patch_scores=scores)
 
 
+def step_with(given: PatchSelection) -> None:
+    global selection
+    selection = given
+    step()
+
+
 making, training = {}, {}
 for name, spec in masks.items():
     mask = build_patch_mask(spec, patch_size=vision.patch_size).to(options.device)
     making[name] = partial(mask, pixel_values)
     if mask.needs_patch_scores:
         model.vision_model.patch_mask = mask
-        teacher = AttentionTeacher(model.vision_model)
-        making[name] = partial(attentive_selection, mask, teacher)
-    training[name] = partial(step, pixel_values, input_ids, making[name]())
+        making[name] = partial(attentive_selection, mask, AttentionTeacher(model.vision_model))
+    training[name] = partial(step_with, making[name]())
 
-mask_seconds = side_by_side(making, 5 * options.rounds, options.device)
-step_seconds = side_by_side(training, options.rounds, options.device)
-print(f"{options.model}, {options.batch_size} pairs, {vision.image_size} pixels, {options.device}")
-print("| mask | making it, ms | training step, s | share of the step with its mask |\n|---|---|---|---|")
+mask_times = side_by_side(making, 5 * options.rounds, options.device)
+step_times = side_by_side(training, options.rounds, options.device)
+rows = []
 for name in masks:
-    share = mask_seconds[name] / (mask_seconds[name] + step_seconds[name])
-    print(f"| {name} | {1e3 * mask_seconds[name]:.1f} | {step_seconds[name]:.2f} | {share:.2%} |")
+    making_it, training_it = statistics.median(mask_times[name]), statistics.median(step_times[name])
+    share = making_it / (making_it + training_it)
+    rows.append(
+        {"mask": name, "making it, ms": f"{1e3 * making_it:.1f}", "step, s": f"{training_it:.2f}", "share": f"{share:.2%}"}
+    )
+print_table(f"{options.model}, {options.batch_size} pairs, {vision.image_size} pixels, {options.device}", rows, options.output)

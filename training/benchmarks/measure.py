@@ -1,72 +1,100 @@
-"""What the benchmarks share: a model, a batch, a training step, and times that are compared within one run.
+"""What the benchmarks share: a model, a batch, times that are compared within one run, peak memory, and FLOPs.
 
-Shapes: B pairs, C channels, S caption tokens.
+Shapes: B pairs, C channels, S caption tokens, T tokens of all sequences.
 """
 
 import argparse
+import ctypes
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the benchmarks run as scripts from anywhere
 
-from hf_maskclip import ContrastiveLoss, MaskCLIPModel, PatchSelection
+from hf_maskclip import MaskCLIPModel, build_patch_mask
 from training.model import preset_config
 from training.train import parameter_groups
 
 
-def arguments(description: str, *, model: str = "vit-b-16", batch_size: int = 64, rounds: int = 3) -> argparse.ArgumentParser:
+def arguments(description: str, *, model: str = "vit-b-16", batch_size: int = 64, rounds: int = 5) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", default=model, help="a preset of training/model.py")
     parser.add_argument("--batch_size", type=int, default=batch_size, help="pairs a step")
     parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each thing; the median counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--output", type=Path, help="also write the results as JSON")
+    parser.add_argument("--quick", action="store_true", help="a small model and few rounds: two minutes")
     return parser
 
 
-def build_model(preset: str, patch_mask: dict | str, device: str) -> MaskCLIPModel:
-    """A preset with random weights and CLIP's vocabulary, as `training/train.py` would set it up on that device."""
+def build_model(preset: str, device: str) -> MaskCLIPModel:
+    """A preset without a mask, with random weights and CLIP's vocabulary, in training mode."""
     torch.manual_seed(0)
-    return MaskCLIPModel(preset_config(preset, patch_mask)).to(device).train()
+    return MaskCLIPModel(preset_config(preset, "none")).to(device).train()
 
 
-def random_batch(model: MaskCLIPModel, batch_size: int, device: str, num_tokens: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth random images (B, C, H, W) and captions (B, S) that end in the end token."""
+def set_patch_mask(model: MaskCLIPModel, spec: dict[str, Any] | str) -> None:
+    """Give a model another mask, so that all masks are measured with the same weights."""
+    vision = model.vision_model
+    vision.config.patch_mask = {"name": spec} if isinstance(spec, str) else spec
+    vision.patch_mask = build_patch_mask(spec, patch_size=vision.config.patch_size).to(model.device)
+
+
+def random_batch(
+    model: MaskCLIPModel, batch_size: int, device: str, caption_tokens: int = 24, padded_tokens: int = 77
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth random images (B, C, H, W), and captions (B, S) padded with end tokens as CLIP's tokenizer pads."""
     vision, text = model.config.vision_config, model.config.text_config
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(batch_size, 3, 16, 16, generator=generator)
     images = torch.nn.functional.interpolate(coarse, (vision.image_size, vision.image_size), mode="bicubic")
     images += 0.1 * torch.randn(images.shape, generator=generator)
-    input_ids = torch.randint(1000, 40_000, (batch_size, num_tokens), generator=generator)
-    input_ids[:, -1] = text.eos_token_id
+    input_ids = torch.full((batch_size, padded_tokens), text.eos_token_id)
+    input_ids[:, : caption_tokens - 1] = torch.randint(1000, 40_000, (batch_size, caption_tokens - 1), generator=generator)
     return images.to(device), input_ids.to(device)
 
 
-class TrainingStep:
-    """Forward, backward and AdamW under bf16 autocast, with the loss and the optimizer of `training/train.py`."""
+def training_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor], device: str) -> Callable[[], None]:
+    """A step: the loss under bf16 autocast, backward, and AdamW as in `training/train.py`."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.2), lr=1e-6, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
-    def __init__(self, model: torch.nn.Module, device: str):
-        self.model, self.device = model, device
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, 0.2), lr=1e-6, betas=(0.9, 0.98), eps=1e-6, fused=True)
-        self.loss = ContrastiveLoss()
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-    def __call__(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, selection: PatchSelection | None) -> None:
-        with torch.autocast(self.device, torch.bfloat16):
-            outputs = self.model(
-                input_ids=input_ids,
-                pixel_values=pixel_values,
-                patch_selection=selection,
-                apply_patch_mask=selection is not None,
-            )
-        self.loss(outputs.image_embeds, outputs.text_embeds, self.model.logit_scale.exp()).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def step_flops(model: MaskCLIPModel, visible: list[int], caption_tokens: int) -> float:
+    """Matrix FLOPs of a training step, forward and backward, for the tokens that are encoded.
+
+    A token costs 2 * 12 D^2 in the linear layers of a layer (4 D^2 attention, 8 D^2 MLP) and 2 * 2 S D in the attention of a
+    sequence of S tokens; backward costs twice the forward pass. A visible patch costs 2 C P^2 D for its embedding.
+
+    Args:
+        visible: the patches of each image that are encoded.
+        caption_tokens: the tokens of each caption that are encoded.
+    """
+
+    def tower(config, lengths: list[int]) -> int:
+        width = config.hidden_size
+        return config.num_hidden_layers * sum(length * (24 * width**2 + 4 * length * width) for length in lengths)
+
+    vision, text = model.config.vision_config, model.config.text_config
+    embedding = 2 * vision.num_channels * vision.patch_size**2 * vision.hidden_size * sum(visible)
+    forward = tower(vision, [1 + count for count in visible]) + tower(text, [caption_tokens] * len(visible)) + embedding
+    return 3.0 * forward
 
 
 def seconds(function: Callable[[], object], device: str) -> float:
@@ -79,12 +107,46 @@ def seconds(function: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def side_by_side(functions: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each function. They take turns, so that what else the machine does falls on all of them alike."""
+def side_by_side(functions: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each function, round by round. They take turns, so that what else the machine does falls on all alike."""
     for function in functions.values():
         function()  # the first call allocates and compiles
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             times[name].append(seconds(function, device))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> tuple[float, float, float]:
+    """The median, the least and the largest ratio of two things over the rounds that they shared."""
+    ratios = [n / d for n, d in zip(numerator, denominator, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def peak_memory(function: Callable[[], object], device: str) -> int:
+    """Bytes at the peak of a call beyond those in use before it (Linux: of the whole process)."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator only keeps is not in use
+    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+    before = _status_bytes("VmRSS")
+    function()
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def print_table(title: str, rows: list[dict[str, Any]], output: Path | None) -> None:
+    """Print rows as a Markdown table, and write them as JSON where `output` says so."""
+    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row.values()))} |")
+    if output:
+        output.write_text(json.dumps({"title": title, "rows": rows}, indent=2) + "\n")

@@ -1,0 +1,106 @@
+"""Images per second and core of the training data loader, beside webdataset with open_clip's transform, on the same shards.
+
+    python training/benchmarks/loader.py               # photographs of 640 x 480 pixels, cropped to 224
+    python training/benchmarks/loader.py --shards 'cc12m/{00000..00009}.tar'
+
+Without `--shards` it writes its own: JPEGs with the spectrum of photographs, and captions. Both loaders read the tars, decode,
+crop at random, resize with bicubic interpolation and tokenise. They take turns in one process on one thread, without workers,
+whose prefetching would go on in the other's turn; workers multiply what is measured here. Ours hands over bytes, which the
+device normalises; open_clip's transform normalises at once.
+"""
+
+import io
+import statistics
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import arguments, print_table, ratio, side_by_side
+from PIL import Image
+
+from training.data import PairBatches, PairDecoder, build_loader, shard_stream, train_transform
+from training.sources import expand_braces, open_stream
+from training.text_masking import TextMask
+from training.tokenizer import train_tokenizer
+
+IMAGE_SIZE, CROP_SCALE, CONTEXT_LENGTH = 224, 0.9, 77
+
+parser = arguments("Images per second and core of the training data loader, beside webdataset with open_clip's transform.")
+parser.add_argument("--shards", help="tars of JPEGs and captions, as a brace pattern; empty: made for the occasion")
+parser.add_argument("--samples", type=int, default=1024, help="images a measurement")
+options = parser.parse_args()
+if options.quick:
+    options.samples, options.rounds = 512, 3
+
+
+def write_shards(folder: Path, count: int, samples: int) -> str:
+    """Shards of JPEGs of 640 x 480 pixels with the 1/f spectrum of photographs; returns their brace pattern."""
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(480)[:, None], np.fft.rfftfreq(640)[None]).clip(1 / 640)
+    pictures = []
+    for _ in range(16):
+        noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, 480, 640))) / frequency**1.2, s=(480, 640))
+        pixels = (128 + 60 * noise / noise.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        pictures.append(buffer.getvalue())
+    for shard in range(count):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for number in range(samples):
+                caption = f"a photograph of thing number {rng.integers(1000)} in place {rng.integers(1000)}".encode()
+                for extension, content in (("jpg", pictures[rng.integers(16)]), ("txt", caption)):
+                    info = tarfile.TarInfo(f"{shard}-{number:04d}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return f"{folder}/{{0..{count - 1}}}.tar"
+
+
+def our_loader(shards: str, tokenizer):
+    stream = shard_stream(open_stream(shards), process=0, num_processes=1, num_workers=0, seed=0, buffer_size=500)
+    decoder = PairDecoder(image_size=IMAGE_SIZE, crop_scale=CROP_SCALE)
+    transform = train_transform(IMAGE_SIZE, CROP_SCALE, flip=0.0)
+    mask = TextMask("none", CONTEXT_LENGTH)
+    return build_loader(PairBatches(stream, decoder, transform, tokenizer, mask, options.batch_size, 0), num_workers=0)
+
+
+def peer_loader(shards: str):
+    import open_clip
+    import webdataset
+
+    transform = open_clip.image_transform(IMAGE_SIZE, is_train=True)
+    tokenizer = open_clip.get_tokenizer("ViT-B-16")
+    dataset = webdataset.DataPipeline(
+        webdataset.SimpleShardList(expand_braces(shards)),
+        webdataset.tarfile_to_samples(),
+        webdataset.shuffle(500),
+        webdataset.decode("pilrgb"),
+        webdataset.rename(image="jpg;png;jpeg;webp", text="txt"),
+        webdataset.map_dict(image=transform, text=lambda text: tokenizer(text)[0]),
+        webdataset.to_tuple("image", "text"),
+        webdataset.batched(options.batch_size, partial=False),
+    )
+    return torch.utils.data.DataLoader(dataset.repeat(), batch_size=None)
+
+
+def consume(iterator) -> None:
+    for _ in range(options.samples // options.batch_size):
+        next(iterator)
+
+
+torch.set_num_threads(1)
+with tempfile.TemporaryDirectory() as folder:
+    shards = options.shards or write_shards(Path(folder), count=8, samples=256)
+    tokenizer = train_tokenizer(
+        ["a photograph of thing number 1 in place 2"] * 20, vocab_size=1000, context_length=CONTEXT_LENGTH
+    )
+    loaders = {"hf_maskclip": iter(our_loader(shards, tokenizer)), "webdataset + open_clip": iter(peer_loader(shards))}
+    times = side_by_side({name: lambda it=iterator: consume(it) for name, iterator in loaders.items()}, options.rounds, "cpu")
+
+rows = []
+for name in loaders:
+    per_core = options.samples / statistics.median(times[name])
+    faster = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times["webdataset + open_clip"], times[name]))
+    rows.append({"loader": name, "images/s per core": f"{per_core:.0f}", "times the peer's speed": faster})
+print_table(f"one core, {options.samples} images a measurement, medians of {options.rounds}", rows, options.output)

@@ -1,0 +1,129 @@
+"""The time and the memory of a training step: every mask beside its peers, in one run.
+
+    python training/benchmarks/step_time.py            # ViT-B/16 at 224 pixels, 64 pairs
+    python training/benchmarks/step_time.py --quick    # the small preset, in two minutes
+
+A step is a plain call of the model, the contrastive loss, backward and AdamW, in bf16 autocast. All things take turns, round
+after round; times are medians, ratios are taken within each round and given with their spread. Images and captions are the
+same, captions padded to 77 tokens as CLIP's processor pads them: what `MaskCLIPModel` saves there, it saves by itself.
+open_clip is compared where it is installed. Masks share one set of weights.
+"""
+
+import gc
+import statistics
+from functools import partial
+
+import torch
+from measure import (
+    arguments,
+    build_model,
+    peak_memory,
+    print_table,
+    random_batch,
+    ratio,
+    seconds,
+    set_patch_mask,
+    side_by_side,
+    step_flops,
+    training_step,
+)
+from transformers import CLIPConfig, CLIPModel
+
+from hf_maskclip import ContrastiveLoss
+from hf_maskclip.patch_masking import patch_masks
+
+try:
+    import open_clip
+except ImportError:
+    open_clip = None
+
+CAPTION_TOKENS = 24
+MASKS = {name: {"name": name} for name in patch_masks() if name != "attentive"}  # whose teacher mask_cost.py measures
+MASKS |= {"pgs 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}}
+OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-b-32": "ViT-B-32"}
+
+parser = arguments("The time and the memory of a training step: every mask beside its peers, in one run.")
+parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS), help="those to measure; none is always")
+options = parser.parse_args()
+if options.quick:
+    options.model, options.rounds = "small", 3
+masks = ["none"] + [name for name in options.masks if name != "none"]
+
+model = build_model(options.model, options.device)
+images, input_ids = random_batch(model, options.batch_size, options.device, CAPTION_TOKENS)
+vision, text = model.config.vision_config, model.config.text_config
+num_patches = (vision.image_size // vision.patch_size) ** 2
+steps, flops, kept = {}, {}, {}
+
+# ---- Ours ------------------------------------------------------------------------------------------------------------------
+our_step = training_step(model, lambda: model(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device)
+
+
+def masked_step(spec: dict) -> None:
+    set_patch_mask(model, spec)
+    our_step()
+
+
+for name in masks:
+    steps[name] = partial(masked_step, MASKS[name])
+    set_patch_mask(model, MASKS[name])
+    visible = model.vision_model.select_patches(images).visible(num_patches).sum(dim=1).tolist()
+    kept[name], flops[name] = sum(visible) / len(visible), step_flops(model, visible, CAPTION_TOKENS)
+
+# ---- Peers -----------------------------------------------------------------------------------------------------------------
+set_patch_mask(model, "none")
+clip_config = model.config.to_dict()
+clip_config["vision_config"] = {key: value for key, value in clip_config["vision_config"].items() if key != "patch_mask"}
+clip_config["vision_config"]["model_type"] = "clip_vision_model"
+parts = {key: clip_config[key] for key in ("vision_config", "text_config", "projection_dim")}
+clip = CLIPModel(CLIPConfig(**parts)).to(options.device).train()
+steps["CLIPModel"] = training_step(
+    clip, lambda: clip(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device
+)
+peers = {"CLIPModel": num_patches}
+if open_clip is not None and options.model in OPEN_CLIP_NAMES:
+    loss = ContrastiveLoss()
+    for dropout in (0.0, 0.5):
+        name = f"open_clip, patch dropout {dropout}" if dropout else "open_clip"
+        peer = open_clip.create_model(OPEN_CLIP_NAMES[options.model], force_patch_dropout=dropout).to(options.device).train()
+        steps[name] = training_step(peer, lambda peer=peer: loss(*peer(images, input_ids)), options.device)
+        peers[name] = int(num_patches * (1 - dropout))
+for name, count in peers.items():
+    kept[name], flops[name] = count, step_flops(model, [count] * options.batch_size, input_ids.shape[1])
+
+# ---- Measure ---------------------------------------------------------------------------------------------------------------
+times = side_by_side(steps, options.rounds, options.device)
+memory, making = {}, {}
+for name, step in steps.items():
+    gc.collect()
+    memory[name] = peak_memory(step, options.device)
+    if name in masks:
+        set_patch_mask(model, MASKS[name])
+        making[name] = statistics.median(
+            seconds(lambda: model.vision_model.select_patches(images), options.device) for _ in range(5)
+        )
+
+rows = []
+for name in [*peers, *masks]:
+    median = statistics.median(times[name])
+    faster = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times["CLIPModel"], times[name]))
+    relative = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[name], times["none"])) if name in masks else ""
+    saved, promised = 1 - median / statistics.median(times["none"]), 1 - flops[name] / flops["none"]
+    rows.append(
+        {
+            "model": name,
+            "patches encoded": f"{kept[name]:.0f}",
+            "images/s": f"{options.batch_size / median:.1f}",
+            "times CLIPModel's speed": faster,
+            "time, of our unmasked": relative,
+            "TFLOP": f"{flops[name] / 1e12:.2f}",
+            "of the saving by FLOPs": f"{saved / promised:.0%}" if name in masks and promised > 0 else "",
+            "making the mask": f"{making[name] / median:.2%}" if name in masks and name != "none" else "",
+            "memory beyond weights, GB": f"{memory[name] / 1e9:.2f}",
+        }
+    )
+title = (
+    f"{options.model}, {vision.image_size} pixels, {options.batch_size} pairs, captions of {CAPTION_TOKENS} tokens padded to 77"
+)
+title += f", {options.device}, {torch.get_num_threads()} threads, medians of {options.rounds}"
+print_table(title, rows, options.output)
