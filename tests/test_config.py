@@ -68,6 +68,7 @@ BAD = [
     (["--text_mask", "random"], "text_mask='random' and text_tokens=0: a text mask and its tokens go together"),
     (["--text_tokens", "9"], "text_mask='none' and text_tokens=9: a text mask and its tokens go together"),
     (["--text_mask", "block", "--text_tokens", "2"], "text_tokens=2: must be at least 3"),
+    (["--compile", "1"], "compile=1: must be true or false"),
     (["--flip", "2"], "flip=2.0: must be a probability, from 0 to 1"),
     (["--batch_size", "1"], "batch_size=1: a contrastive loss needs at least 2 pairs"),
     (["--vocab_size", "10"], "vocab_size=10: must be at least 1000"),

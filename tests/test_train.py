@@ -139,6 +139,36 @@ def test_the_mask_ratio_grows_over_the_schedule(run):
     assert [record["kept_share"] for record in steps] == [1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5, 1.0]
 
 
+@pytest.mark.parametrize("patch_mask", ["random", "pgs"])
+def test_gradient_checkpointing_changes_no_loss(patch_mask, run, tmp_path, monkeypatch):
+    calls, losses = [], []
+    original = MaskCLIPModel.gradient_checkpointing_enable
+    monkeypatch.setattr(MaskCLIPModel, "gradient_checkpointing_enable", lambda model: calls.append(model) or original(model))
+    for checkpointing in (False, True):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        output_dir = str(tmp_path / f"checkpointing-{checkpointing}")
+        _, steps, _ = run(patch_mask=patch_mask, gradient_checkpointing=checkpointing, output_dir=output_dir)
+        losses.append([record["loss"] for record in steps])
+    assert len(calls) == 1 and calls[0].is_gradient_checkpointing
+    assert losses[0] == losses[1] and len(set(losses[0])) > 1
+
+
+@pytest.mark.parametrize("patch_mask", ["random", "pgs"])
+def test_compiled_encoders_train_alike_and_export_under_clips_keys(patch_mask, run, tmp_path, monkeypatch):
+    """With a backend that captures graphs but compiles none of them, to spare the test a compiler."""
+    compiled = []
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: compiled.append(m) or original(m, backend="aot_eager"))
+    losses = []
+    for compiling in (False, True):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        output_dir = str(tmp_path / f"compile-{compiling}")
+        _, steps, folder = run(patch_mask=patch_mask, compile=compiling, output_dir=output_dir, max_steps=2)
+        losses.append([record["loss"] for record in steps])
+    assert len(compiled) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert not AutoModel.from_pretrained(folder / "export", output_loading_info=True)[1]["missing_keys"]
+
+
 def test_a_text_mask_shortens_captions_and_trains(run):
     _, steps, _ = run(text_mask="random", text_tokens=4, max_steps=2)
     assert all(math.isfinite(record["loss"]) for record in steps)

@@ -84,6 +84,11 @@ def main(config: TrainingConfig) -> dict[str, Any]:
         captions = captions_of(stream, decoder, TOKENIZER_CAPTIONS)
         tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
     model = build_model(config.model, config.patch_mask, tokenizer)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if config.compile:
+        for tower in (model.vision_model, model.text_model):
+            tower.encoder.compile()  # in place: the keys of the weights stay
     processor = build_processor(config.model, model, tokenizer)
     vision_config, text_config = model.config.vision_config, model.config.text_config
     decoder.image_size = vision_config.image_size
