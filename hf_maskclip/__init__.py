@@ -18,7 +18,7 @@ from transformers import (
 
 from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
 from .conversion import export_to_clip
-from .losses import ContrastiveLoss
+from .losses import ContrastiveLoss, SigmoidLoss, cached_contrastive_backward
 from .modeling_maskclip import (
     MaskCLIPForImageClassification,
     MaskCLIPModel,
@@ -56,7 +56,9 @@ __all__ = [
     "MaskCLIPVisionModelWithProjection",
     "PatchMask",
     "PatchSelection",
+    "SigmoidLoss",
     "build_patch_mask",
+    "cached_contrastive_backward",
     "export_to_clip",
     "register_patch_mask",
 ]

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .modeling_maskclip import MaskCLIPVisionModel
 from .patch_masking import patch_masks
@@ -32,30 +32,37 @@ def _add_masks_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--mask", action="append", choices=list(patch_masks()), help="one mask, or several; default: all")
     parser.add_argument("--steps", action="store_true", help="the stages of pgs instead (with --mask pgs)")
     parser.add_argument("--model", help="folder or Hub id of a CLIP whose attention the attentive mask goes by")
-    parser.add_argument("--image_size", type=int, default=224, help="in pixels (default: %(default)s)")
-    parser.add_argument("--patch_size", type=int, default=16, help="in pixels (default: %(default)s)")
+    parser.add_argument("--image_size", type=int, help="in pixels (default: the model's, or 224)")
+    parser.add_argument("--patch_size", type=int, help="in pixels (default: the model's, or 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the masks' randomness (default: %(default)s)")
     parser.set_defaults(run=_draw_masks)
 
 
 def _draw_masks(options: argparse.Namespace) -> None:
+    masks = options.mask or [name for name in patch_masks() if name != "none"]
+    if options.steps and options.mask != ["pgs"]:
+        raise ValueError("--steps draws the stages of pgs: give --mask pgs")
+    if options.model and "attentive" not in masks:
+        raise ValueError(f"--model {options.model}: only the attentive mask goes by a model's attention")
+    if not options.model and "attentive" in masks:
+        if options.mask:
+            raise ValueError("--mask attentive goes by a model's attention: give --model")
+        print("attentive is left out: it goes by a model's attention, see --model")
+        masks.remove("attentive")
+
     images = [_open_picture(path) for path in options.images]
-    sizes = {"image_size": options.image_size, "patch_size": options.patch_size, "seed": options.seed}
+    teacher, image_size, patch_size = None, 224, 16
+    if options.model:
+        teacher = MaskCLIPVisionModel.from_pretrained(options.model, attn_implementation="eager").eval()
+        image_size, patch_size = teacher.config.image_size, teacher.config.patch_size
+        if options.patch_size not in (None, patch_size):
+            raise ValueError(f"--patch_size {options.patch_size}: the patches of {options.model} have {patch_size} pixels")
+    sizes = {"image_size": image_size if options.image_size is None else options.image_size}
+    sizes["patch_size"] = patch_size if options.patch_size is None else options.patch_size
     if options.steps:
-        if options.mask != ["pgs"]:
-            raise ValueError("--steps draws the stages of pgs: give --mask pgs")
-        figure = draw_pgs_steps(images, **sizes)
+        figure = draw_pgs_steps(images, **sizes, seed=options.seed)
     else:
-        masks, teacher = options.mask or [name for name in patch_masks() if name != "none"], None
-        if "attentive" in masks:
-            if options.model:
-                teacher = MaskCLIPVisionModel.from_pretrained(options.model, attn_implementation="eager").eval()
-            elif options.mask:
-                raise ValueError("--mask attentive goes by a model's attention: give --model")
-            else:
-                print("attentive is left out: it goes by a model's attention, see --model")
-                masks.remove("attentive")
-        figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes)
+        figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes, seed=options.seed)
     figure.savefig(options.output, dpi=150)
     print(f"written to {options.output}")
 
@@ -63,8 +70,10 @@ def _draw_masks(options: argparse.Namespace) -> None:
 def _open_picture(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: is no picture that can be read") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged and huge files
+        raise ValueError(f"{path}: is no picture that can be read ({error})") from None
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""The contrastive loss over the pairs of all processes.
+"""The losses over the pairs of all processes, and their gradient for batches that do not fit into memory.
 
 Shapes: B pairs of this process, W processes, E projection size.
 """
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -25,12 +31,42 @@ class _GatherWithGradient(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+def world_size() -> int:
+    """The processes that share a batch: 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_equal_batches(features: torch.Tensor) -> None:
+    """Raise on every process where their batches differ in size, which collective calls would answer by hanging.
+
+    Raises:
+        ValueError: with the sizes, in order of rank.
+    """
+    if world_size() == 1:
+        return
+    sizes = torch.empty(world_size(), dtype=torch.long)
+    dist.all_gather_into_tensor(sizes, torch.tensor([len(features)]), group=_cpu_group())
+    if len(set(sizes.tolist())) > 1:
+        raise ValueError(f"batches of {sizes.tolist()} pairs on the processes: they must be equal (drop the last ones)")
+
+
+_cpu_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
+
+
+def _cpu_group() -> dist.ProcessGroup:
+    """A group of all processes that talks over the CPU, so that comparing sizes never waits for a GPU."""
+    default = dist.group.WORLD
+    if default not in _cpu_groups:
+        _cpu_groups[default] = dist.new_group(backend="gloo")
+    return _cpu_groups[default]
+
+
 def gather_with_gradient(features: torch.Tensor) -> torch.Tensor:
     """Features (B, E) of every process in order of rank, (W * B, E), with gradients that flow back to each process.
 
     `accelerator.gather` carries no gradient, which is why this exists. Without a process group it is the identity.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() == 1:
         return features
     return _GatherWithGradient.apply(features)
 
@@ -49,11 +85,133 @@ class ContrastiveLoss(nn.Module):
             image_embeds: (B, E), unit length; B is the same on every process.
             text_embeds: (B, E), unit length.
             logit_scale: the factor on the cosines (the exponential of CLIP's parameter), 0-d.
+
+        Raises:
+            ValueError: the processes have batches of different sizes.
         """
         image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
+        check_equal_batches(image_embeds)
         all_images, all_texts = gather_with_gradient(image_embeds), gather_with_gradient(text_embeds)  # (W * B, E)
-        first = dist.get_rank() * len(image_embeds) if len(all_images) > len(image_embeds) else 0
+        first = dist.get_rank() * len(image_embeds) if world_size() > 1 else 0
         targets = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
         logits_per_image = logit_scale.float() * image_embeds @ all_texts.t()  # (B, W * B)
         logits_per_text = logit_scale.float() * text_embeds @ all_images.t()  # (B, W * B)
         return (F.cross_entropy(logits_per_image, targets) + F.cross_entropy(logits_per_text, targets)) / 2
+
+
+class _Shift(torch.autograd.Function):
+    """What the process before this one in the ring holds (B, E); the gradient goes back to it."""
+
+    @staticmethod
+    def forward(ctx, features: torch.Tensor) -> torch.Tensor:
+        return _exchange(features, towards=1)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return _exchange(gradient, towards=-1)
+
+
+def _exchange(tensor: torch.Tensor, towards: int) -> torch.Tensor:
+    """Send a tensor to the process `towards` ranks further, and return what came from the other side."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    received = torch.empty_like(tensor)
+    sending = dist.P2POp(dist.isend, tensor.contiguous(), (rank + towards) % size)
+    receiving = dist.P2POp(dist.irecv, received, (rank - towards) % size)
+    for work in dist.batch_isend_irecv([sending, receiving]):
+        work.wait()
+    return received
+
+
+class SigmoidLoss(nn.Module):
+    """SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343): each pair of image and caption is a match or not, by itself.
+
+    On W processes the captions go round in a ring, so that no process holds more than B x B logits at a time. The mean over
+    processes, of the loss and of the gradients that DDP averages, is that of the whole batch on one process.
+
+    The bias is a parameter of the loss: train it with the model. CLIP has no place for it, and ranking does not need it.
+    """
+
+    def __init__(self, initial_bias: float = -10.0):
+        super().__init__()
+        self.logit_bias = nn.Parameter(torch.tensor(initial_bias))
+
+    def forward(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+        """The loss in float32, a 0-d tensor: the mean over images of the sum over all captions. Arguments as for
+        [`ContrastiveLoss`]."""
+        image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
+        check_equal_batches(image_embeds)
+        matches = 2 * torch.eye(len(image_embeds), device=image_embeds.device) - 1  # (B, B): 1 for a pair, else -1
+        loss = self._chunk_loss(image_embeds, text_embeds, logit_scale, matches)
+        for _ in range(world_size() - 1):
+            text_embeds = _Shift.apply(text_embeds)
+            loss = loss + self._chunk_loss(image_embeds, text_embeds, logit_scale, -torch.ones_like(matches))
+        return loss
+
+    def _chunk_loss(self, image_embeds, text_embeds, logit_scale, matches) -> torch.Tensor:
+        logits = logit_scale.float() * image_embeds @ text_embeds.t() + self.logit_bias  # (B, B)
+        return -F.logsigmoid(matches * logits).sum() / len(image_embeds)
+
+
+def cached_contrastive_backward(
+    model: nn.Module,
+    logit_scale: nn.Parameter,
+    chunks: Sequence[Callable[[], dict[str, Any]]],
+    loss: nn.Module,
+) -> torch.Tensor:
+    """The gradient of one large batch, computed in chunks (GradCache, Gao et al. 2021, arXiv 2101.06983); returns the loss.
+
+    Each chunk is encoded twice: without gradients for its embeddings, of which the loss of the whole batch is taken; then with
+    them, and the loss's gradient flows on from its embeddings. Both passes see the same random numbers. Patches must be chosen
+    beforehand and be among the arguments, so that both passes see the same ones.
+
+    Args:
+        model: gives `image_embeds` and `text_embeds` (B / k, E) for the arguments of a chunk; DDP waits for the last chunk.
+        logit_scale: the model's parameter, before its exponential.
+        chunks: k functions that return the arguments of `model` for a part of the batch; each is called twice, so that no more
+            than one chunk need be on the device.
+        loss: such as [`ContrastiveLoss`].
+    """
+    states, embeds = [], []
+    for arguments in map(_call, chunks):
+        states.append(_RandomState(arguments))
+        with torch.no_grad():
+            outputs = model(**arguments)
+        embeds.append((outputs.image_embeds, outputs.text_embeds))
+    images, texts = (torch.cat(part).detach().requires_grad_() for part in zip(*embeds, strict=True))  # (B, E)
+    scale = logit_scale.detach().clone().requires_grad_()
+    value = loss(images, texts, scale.exp())
+    value.backward()
+
+    splits = [len(image_embeds) for image_embeds, _ in embeds]
+    gradients = list(zip(images.grad.split(splits), texts.grad.split(splits), strict=True))
+    for number, (make_arguments, state, (image_gradient, text_gradient)) in enumerate(
+        zip(chunks, states, gradients, strict=True), start=1
+    ):
+        last = number == len(chunks)
+        with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync(), state.replayed():
+            outputs = model(**make_arguments())
+            # Its gradient is the loss's, by the chain rule.
+            surrogate = (outputs.image_embeds * image_gradient).sum() + (outputs.text_embeds * text_gradient).sum()
+            if last:
+                surrogate = surrogate + logit_scale * scale.grad
+            surrogate.backward()
+    return value.detach()
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+class _RandomState:
+    """The state of the random number generators of the CPU and of the devices of some tensors, to be used again."""
+
+    def __init__(self, arguments: dict[str, Any]):
+        self.cpu = torch.get_rng_state()
+        self.devices, self.states = get_device_states(*arguments.values())
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.cpu)
+            set_device_states(self.devices, self.states)
+            yield

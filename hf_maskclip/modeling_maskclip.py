@@ -19,6 +19,7 @@ from transformers.models.clip.modeling_clip import (
     CLIPOutput,
     CLIPPreTrainedModel,
     CLIPTextModel,
+    CLIPVisionEmbeddings,
     CLIPVisionModel,
     CLIPVisionModelOutput,
     CLIPVisionModelWithProjection,
@@ -104,6 +105,41 @@ class MaskCLIPPreTrainedMixin:
         return (model, info) if output_loading_info else model
 
 
+class MaskCLIPVisionEmbeddings(CLIPVisionEmbeddings):
+    """`CLIPVisionEmbeddings` that can leave out patches. It has no weights of its own."""
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        patch_selection: PatchSelection | None = None,
+    ) -> torch.Tensor:
+        """The class token and the embeddings of the visible patches alone, (B, 1 + K, D), positions added."""
+        if patch_selection is None:
+            return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        num_patches = math.prod(patch_grid(pixel_values, self.patch_size))
+        if patch_selection.lengths is None and patch_selection.indices.shape[1] == num_patches:
+            # Every patch, in order: CLIP's own computation, to the last bit.
+            return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        height, width = pixel_values.shape[-2:]
+        if not interpolate_pos_encoding and (height, width) != (self.image_size, self.image_size):
+            size = self.image_size
+            raise ValueError(f"Input image size ({height}*{width}) doesn't match model ({size}*{size}).")
+        batch = len(pixel_values)
+        weight = self.patch_embedding.weight.flatten(1)  # (D, C * P * P)
+        patches = patchify(pixel_values, self.patch_size).flatten(2)  # (B, L, C * P * P)
+        rows = patch_selection.indices + num_patches * torch.arange(batch, device=patches.device)[:, None]  # (B, K) of (B * L)
+        visible = patches.flatten(0, 1).index_select(0, rows.flatten()).to(weight.dtype)  # (B * K, C * P * P)
+        patch_embeds = nn.functional.linear(visible, weight).view(batch, -1, self.embed_dim)  # (B, K, D)
+
+        positions = self.position_embedding.weight  # (1 + L, D)
+        if interpolate_pos_encoding:
+            positions = self.interpolate_pos_encoding(positions.new_empty(1, 1 + num_patches, self.embed_dim), height, width)[0]
+        patch_embeds = patch_embeds + positions.index_select(0, 1 + patch_selection.indices.flatten()).view_as(patch_embeds)
+        class_embeds = (self.class_embedding + positions[0]).expand(batch, 1, -1)  # (B, 1, D)
+        return torch.cat([class_embeds, patch_embeds], dim=1)
+
+
 class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
     """CLIP's vision tower with a patch mask.
 
@@ -116,8 +152,9 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
 
     def __init__(self, config: MaskCLIPVisionConfig):
         super().__init__(config)
+        # Only the classes change: the weights, their keys, and the order in which a seed draws them stay CLIP's.
+        self.embeddings.__class__ = MaskCLIPVisionEmbeddings
         for layer in self.encoder.layers:
-            # Only the class changes: the weights, their keys, and the order in which a seed draws them stay CLIP's.
             layer.self_attn.__class__ = PackedCLIPAttention
         self.patch_mask = build_patch_mask(config.patch_mask, patch_size=config.patch_size)
 
@@ -147,7 +184,9 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
                 patch_embeds = self.embeddings.patch_embedding(pixel_values.to(weight.dtype))  # (B, D, rows, columns)
                 patch_embeds = patch_embeds.flatten(2).transpose(1, 2)  # (B, L, D)
         scores = {"patch_scores": patch_scores} if patch_mask.needs_patch_scores else {}
-        return patch_mask(pixel_values, patch_embeds, progress=progress, generator=generator, **scores)
+        # Without autocast, so that a mask is the same inside and outside of it: similarities need float32's resolution.
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            return patch_mask(pixel_values, patch_embeds, progress=progress, generator=generator, **scores)
 
     def _resolve_selection(self, pixel_values, patch_selection, apply_patch_mask) -> PatchSelection | None:
         if patch_selection is not None:
@@ -186,15 +225,12 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         """
         patch_selection = self._resolve_selection(pixel_values, patch_selection, apply_patch_mask)
         packing = None
-        if patch_selection is None or self._is_everything(patch_selection, pixel_values):
-            hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # (B, 1 + L, D)
-        else:
-            hidden_states = self._embed_visible(pixel_values, patch_selection, interpolate_pos_encoding)  # (B, 1 + K, D)
-            if patch_selection.lengths is not None:
-                is_token = nn.functional.pad(patch_selection.valid(), (1, 0), value=True)  # (B, 1 + K)
-                packing = Packing.of(is_token, create_bidirectional_mask(self.config, hidden_states, is_token))
-                hidden_states = packing.pack(hidden_states)[None]  # (1, T, D)
-                kwargs["packing"] = packing
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, patch_selection)  # (B, 1 + K, D)
+        if patch_selection is not None and patch_selection.lengths is not None:
+            is_token = nn.functional.pad(patch_selection.valid(), (1, 0), value=True)  # (B, 1 + K)
+            packing = Packing.of(is_token, create_bidirectional_mask(self.config, hidden_states, is_token))
+            hidden_states = packing.pack(hidden_states)[None]  # (1, T, D)
+            kwargs["packing"] = packing
         hidden_states = self.pre_layrnorm(hidden_states)
         hidden_states = self.encoder(inputs_embeds=hidden_states, attention_mask=None, **kwargs).last_hidden_state
         if packing is None:
@@ -207,36 +243,6 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             pooler_output=self.post_layernorm(class_states),
             patch_selection=patch_selection,
         )
-
-    def _is_everything(self, selection: PatchSelection, pixel_values: torch.Tensor) -> bool:
-        """Whether all images keep all patches by the shape of the selection: they are distinct and in order."""
-        return selection.lengths is None and selection.indices.shape[1] == math.prod(
-            patch_grid(pixel_values, self.config.patch_size)
-        )
-
-    def _embed_visible(
-        self, pixel_values: torch.Tensor, selection: PatchSelection, interpolate_pos_encoding: bool
-    ) -> torch.Tensor:
-        """The class token and the embeddings of the visible patches alone, (B, 1 + K, D), positions added."""
-        embeddings = self.embeddings
-        height, width = pixel_values.shape[-2:]
-        if not interpolate_pos_encoding and (height, width) != (embeddings.image_size, embeddings.image_size):
-            size = embeddings.image_size
-            raise ValueError(f"Input image size ({height}*{width}) doesn't match model ({size}*{size}).")
-        weight = embeddings.patch_embedding.weight.flatten(1)  # (D, C * P * P)
-        patches = patchify(pixel_values, embeddings.patch_size).flatten(2)  # (B, L, C * P * P)
-        batch, num_patches = patches.shape[:2]
-        rows = selection.indices + num_patches * torch.arange(batch, device=patches.device)[:, None]  # (B, K) of (B * L)
-        visible = patches.flatten(0, 1).index_select(0, rows.flatten()).to(weight.dtype)  # (B * K, C * P * P)
-        patch_embeds = nn.functional.linear(visible, weight).view(batch, -1, embeddings.embed_dim)  # (B, K, D)
-
-        positions = embeddings.position_embedding.weight  # (1 + L, D)
-        if interpolate_pos_encoding:
-            like = positions.new_empty(1, 1 + num_patches, embeddings.embed_dim)
-            positions = embeddings.interpolate_pos_encoding(like, height, width)[0]
-        patch_embeds = patch_embeds + positions.index_select(0, 1 + selection.indices.flatten()).view_as(patch_embeds)
-        class_embeds = (embeddings.class_embedding + positions[0]).expand(batch, 1, -1)  # (B, 1, D)
-        return torch.cat([class_embeds, patch_embeds], dim=1)
 
 
 class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
@@ -271,7 +277,8 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         apply_patch_mask: bool | None = None,
         **kwargs,
     ) -> MaskCLIPOutput:
-        """As `CLIPModel.forward`, with the patch mask's arguments.
+        """As `CLIPModel.forward`, with the patch mask's arguments. In training on a CPU, captions are cut after the end token
+        of the longest, and the text states with them.
 
         Args:
             input_ids: (B, S).
@@ -312,11 +319,10 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
 
         That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
         """
-        is_end = input_ids == self.config.text_config.eos_token_id
-        if not is_end.any(dim=1).all():  # captions that CLIP pools elsewhere
-            return input_ids, attention_mask
-        longest = int(is_end.int().argmax(dim=1).max()) + 1
-        length = -(-longest // 8) * 8
+        end_token = self.config.text_config.eos_token_id
+        # Where CLIP pools: configurations of before Transformers 4.31 have 2 for the end token, whose id is the largest.
+        ends = (input_ids if end_token == 2 else (input_ids == end_token).int()).argmax(dim=1)  # (B,)
+        length = -(-(int(ends.max()) + 1) // 8) * 8
         return input_ids[:, :length], None if attention_mask is None else attention_mask[:, :length]
 
 

@@ -33,7 +33,7 @@ class Packing(NamedTuple):
     def of(cls, is_token: torch.BoolTensor, attention_mask: torch.Tensor | None) -> "Packing":
         """The packing of sequences whose real tokens are marked in a BoolTensor (B, S); a row's come first.
 
-        T is a size, so this waits for the device, once for all layers.
+        T is a size, so this waits for the device.
         """
         return cls(is_token.flatten().nonzero()[:, 0], is_token.sum(dim=1), is_token.shape[1], attention_mask)
 

@@ -56,7 +56,8 @@ class PatchMask(nn.Module, ABC):
     """
 
     citation: ClassVar[str] = ""
-    # Whether `forward` takes and needs `patch_scores` (B, L), how much a teacher attends to each patch.
+    # Whether `forward` takes and needs `patch_scores` (B, L), how much a teacher attends to each patch. The training program
+    # keeps a teacher for subclasses of `AttentivePatchMask`.
     needs_patch_scores: ClassVar[bool] = False
 
     def __init__(self, *, patch_size: int = 16):
@@ -98,7 +99,7 @@ def keep_count(num_patches: int, mask_ratio: float) -> int:
 def patch_grid(pixel_values: torch.Tensor, patch_size: int) -> tuple[int, int]:
     """The rows and columns of patches in images (B, C, H, W). Raises where the patch size does not divide the image."""
     height, width = pixel_values.shape[-2:]
-    if height % patch_size or width % patch_size:
+    if patch_size < 1 or height % patch_size or width % patch_size:
         raise ValueError(f"image of {height} x {width} pixels: both sides must be multiples of the patch size {patch_size}")
     return height // patch_size, width // patch_size
 
@@ -151,6 +152,13 @@ def check_range(name: str, value: float, low: float, high: float) -> float:
     """Return a number that lies in [low, high]; raise a ValueError that names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name}={value!r}: must be a number from {low:g} to {high:g}")
+    return value
+
+
+def check_integer(name: str, value: int, low: int, high: int) -> int:
+    """Return a whole number that lies in [low, high]; raise a ValueError that names it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: must be a whole number from {low} to {high}")
     return value
 
 

@@ -7,7 +7,7 @@ from transformers import CLIPVisionModel
 from .patch_masking import (
     PatchMask,
     PatchSelection,
-    check_choice,
+    check_integer,
     check_range,
     check_ratio,
     keep_count,
@@ -46,8 +46,8 @@ class AttentivePatchMask(PatchMask):
     ):
         super().__init__(patch_size=patch_size)
         self.mask_ratio = check_ratio("mask_ratio", mask_ratio)
-        self.merge = check_choice("merge", merge, (1, 2))
-        self.teacher_image_size = int(check_range("teacher_image_size", teacher_image_size, 0, 10_000))
+        self.merge = check_integer("merge", merge, 1, 2)
+        self.teacher_image_size = check_integer("teacher_image_size", teacher_image_size, 0, 10_000)
         self.momentum = check_range("momentum", momentum, 0, 1)
 
     def forward(
@@ -59,7 +59,8 @@ class AttentivePatchMask(PatchMask):
             shape = None if patch_scores is None else tuple(patch_scores.shape)
             raise ValueError(
                 f"patch_scores of shape {shape}: the attentive mask needs a teacher's attention to each patch, "
-                f"({len(pixel_values)}, {rows * columns}), see hf_maskclip.patch_masking_attentive.class_attention"
+                f"({len(pixel_values)}, {rows * columns}): give the model the patch_selection that its vision_model's "
+                "select_patches(..., patch_scores=class_attention(teacher, pixel_values)) returns"
             )
         noise = torch.rand(patch_scores.shape, generator=generator, device=pixel_values.device)
         order = sort_with_random_ties(-patch_scores, noise)  # (B, L), highest scores first

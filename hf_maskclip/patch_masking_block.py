@@ -28,7 +28,7 @@ class BlockPatchMask(PatchMask):
 
     Args:
         mask_ratio: the fraction removed, in [0, 1).
-        min_block_ratio, max_block_ratio: bounds of a rectangle's share of the image, in (0, 1].
+        min_block_ratio, max_block_ratio: bounds of a rectangle's share of the image, in [0.01, 1].
     """
 
     citation = "Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377"

@@ -18,7 +18,7 @@ class ClusterPatchMask(PatchMask):
 
     Args:
         mask_ratio: the mean fraction removed by step 2, in [0, 1), where the threshold is `"auto"`.
-        anchor_ratio: the fraction of patches that are anchors, in [0, 1).
+        anchor_ratio: the fraction of patches that are anchors, in [0, 1].
         similarity_threshold: a cosine in [0, 1]; or `"auto"`, the (1 - mask_ratio) quantile of all c_i in the batch, which is
             the threshold that the paper looks for by bisection.
         min_mask_ratio: the least fraction removed from each image, in [0, 1).
@@ -40,7 +40,7 @@ class ClusterPatchMask(PatchMask):
     ):
         super().__init__(patch_size=patch_size)
         self.mask_ratio = check_ratio("mask_ratio", mask_ratio)
-        self.anchor_ratio = check_ratio("anchor_ratio", anchor_ratio)
+        self.anchor_ratio = check_range("anchor_ratio", anchor_ratio, 0, 1)
         self.min_mask_ratio = check_ratio("min_mask_ratio", min_mask_ratio)
         if similarity_threshold != "auto":
             check_range("similarity_threshold", similarity_threshold, 0, 1)

@@ -9,6 +9,7 @@ from .patch_masking import (
     PatchMask,
     PatchSelection,
     check_choice,
+    check_integer,
     check_range,
     check_ratio,
     keep_count,
@@ -54,7 +55,7 @@ class PGSPatchMask(PatchMask):
     Args:
         min_mask_ratio: the least fraction removed, in [0, 1).
         max_mask_ratio: the largest fraction removed, in [min_mask_ratio, 1).
-        candidate_ratio: the fraction of patches that are candidates, in [0, 1); at least one is.
+        candidate_ratio: the fraction of patches that are candidates, in [0, 1]; at least one is.
         edges: `"sobel"`, `"canny"` or `"none"`.
         transport: balance the similarities by optimal transport.
         similarity_threshold: a cosine in [0, 1].
@@ -85,12 +86,12 @@ class PGSPatchMask(PatchMask):
         self.max_mask_ratio = check_ratio("max_mask_ratio", max_mask_ratio)
         if min_mask_ratio > max_mask_ratio:
             raise ValueError(f"min_mask_ratio={min_mask_ratio}: must be at most max_mask_ratio={max_mask_ratio}")
-        self.candidate_ratio = check_ratio("candidate_ratio", candidate_ratio)
+        self.candidate_ratio = check_range("candidate_ratio", candidate_ratio, 0, 1)
         self.edges = check_choice("edges", edges, EDGE_DETECTORS)
         self.transport = check_choice("transport", transport, (True, False))
         self.similarity_threshold = check_range("similarity_threshold", similarity_threshold, 0, 1)
         self.sinkhorn_regularization = check_range("sinkhorn_regularization", sinkhorn_regularization, 0.01, 100)
-        self.sinkhorn_iterations = int(check_range("sinkhorn_iterations", sinkhorn_iterations, 1, 1000))
+        self.sinkhorn_iterations = check_integer("sinkhorn_iterations", sinkhorn_iterations, 1, 1000)
         self.embedding_weight = check_embedding_weight(embedding_weight)
 
     @property
@@ -99,7 +100,10 @@ class PGSPatchMask(PatchMask):
 
     @torch.no_grad()
     def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None) -> PatchSelection:
-        stages = self.stages(pixel_values, patch_embeds, progress=progress, generator=generator)
+        return self.select(self.stages(pixel_values, patch_embeds, progress=progress, generator=generator))
+
+    def select(self, stages: PGSStages) -> PatchSelection:
+        """The selection that the stages lead to: the first n of the order are masked."""
         num_patches = stages.order.shape[1]
         most_kept, least_kept = (keep_count(num_patches, r) for r in (self.min_mask_ratio, self.max_mask_ratio))
         if most_kept == least_kept:

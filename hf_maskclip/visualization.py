@@ -78,7 +78,7 @@ def draw_pgs_steps(
     pixels, pixel_values = _to_squares(images, image_size)
     rows, columns = patch_grid(pixel_values, patch_size)
     stages = pgs.stages(pixel_values, generator=torch.Generator().manual_seed(seed))
-    visible = _select(pgs, pixel_values, None, seed).visible(rows * columns)  # (B, L)
+    visible = pgs.select(stages).visible(rows * columns)  # (B, L)
 
     titles = ["image", "edge strength", "edge patches, kept", "candidates", "similarity", "after transport (log)", "visible"]
     figure, axes = _panels(len(images), titles)

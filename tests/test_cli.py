@@ -33,8 +33,10 @@ def test_masks_draws_every_mask_that_needs_no_model(pictures, tmp_path, capsys):
 def test_masks_draws_the_attentive_mask_of_a_model_and_the_stages_of_pgs(pictures, tmp_path, make_model, processor):
     export_to_clip(make_model(), tmp_path / "export", processor)
     attentive, steps = tmp_path / "attentive.png", tmp_path / "steps.pdf"
-    command = ["masks", *pictures, *SIZES, "--mask", "attentive", "--model", str(tmp_path / "export")]
+    # The sizes are the model's: 32 pixels, patches of 8.
+    command = ["masks", *pictures, "--mask", "attentive", "--model", str(tmp_path / "export")]
     assert main([*command, "-o", str(attentive)]) == 0 and attentive.stat().st_size > 5_000
+    assert main([*command, "--patch_size", "16"]) == 2
     assert main(["masks", *pictures, *SIZES, "--mask", "pgs", "--steps", "-o", str(steps)]) == 0
     assert steps.read_bytes().startswith(b"%PDF")
 
@@ -42,7 +44,9 @@ def test_masks_draws_the_attentive_mask_of_a_model_and_the_stages_of_pgs(picture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["absent.png"], "No such file or directory: 'absent.png'"),
+        (["absent.png"], "absent.png: no such file"),
+        (["{picture}", "--patch_size", "0"], "both sides must be multiples of the patch size 0"),
+        (["{picture}", "--mask", "pgs", "--model", "somewhere"], "only the attentive mask goes by a model's attention"),
         ([__file__], "is no picture that can be read"),
         (["{picture}", "--steps"], "--steps draws the stages of pgs: give --mask pgs"),
         (["{picture}", "--mask", "attentive"], "goes by a model's attention: give --model"),

@@ -1,70 +1,203 @@
-"""Proves that the contrastive loss is CLIP's, and that two processes get the loss and gradients of one with the whole batch."""
+"""Proves that the losses are those of their papers, that two processes get the loss and the gradients of one with the whole
+batch, masks on, and that a batch in chunks has the gradient of the batch in one piece."""
+
+import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from conftest import photo_like
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from hf_maskclip import ContrastiveLoss
+from hf_maskclip import (
+    ContrastiveLoss,
+    MaskCLIPConfig,
+    MaskCLIPModel,
+    PatchSelection,
+    SigmoidLoss,
+    cached_contrastive_backward,
+)
+
+LOSSES = {"contrastive": ContrastiveLoss, "sigmoid": SigmoidLoss}
+PAIRS = 8
 
 
-def features(pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+def features(pairs: int = PAIRS) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(pairs, 6, generator=generator), torch.randn(pairs, 6, generator=generator)
+    return tuple(nn.functional.normalize(torch.randn(pairs, 6, generator=generator), dim=-1) for _ in range(2))
 
 
-def towers() -> nn.ModuleDict:
-    torch.manual_seed(0)
-    return nn.ModuleDict({"image": nn.Linear(6, 5), "text": nn.Linear(6, 5)}).double()
+# ---- Definitions ------------------------------------------------------------------------------------------------------
 
 
-def loss_of(model: nn.ModuleDict, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    embeds = (nn.functional.normalize(model[key](x.double()), dim=-1) for key, x in (("image", images), ("text", texts)))
-    return ContrastiveLoss()(*embeds, scale.exp())
-
-
-def test_the_loss_is_that_of_clip():
-    images, texts = (nn.functional.normalize(x, dim=-1) for x in features(8))
+def test_the_contrastive_loss_is_that_of_clip():
+    images, texts = features()
     expected = image_text_contrastive_loss(texts @ images.t() * 10)
     torch.testing.assert_close(ContrastiveLoss()(images, texts, torch.tensor(10.0)), expected)
 
 
-def test_half_precision_features_give_a_float32_loss():
-    images, texts = (nn.functional.normalize(x, dim=-1) for x in features(8))
-    loss = ContrastiveLoss()(images.bfloat16(), texts.bfloat16(), torch.tensor(10.0))
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(ContrastiveLoss()(images, texts, torch.tensor(10.0)).item(), abs=1e-2)
+def test_the_sigmoid_loss_asks_of_each_pair_alone_whether_it_matches():
+    images, texts = features()
+    total = 0.0
+    for i in range(PAIRS):
+        for j in range(PAIRS):
+            logit = 10 * (images[i] @ texts[j]).item() - 3
+            total += math.log1p(math.exp(-logit if i == j else logit))
+    loss = SigmoidLoss(initial_bias=-3.0)
+    torch.testing.assert_close(loss(images, texts, torch.tensor(10.0)).item(), total / PAIRS, rtol=1e-5, atol=0)
+    assert [name for name, _ in loss.named_parameters()] == ["logit_bias"]
 
 
-def _train_step_on_one_of_two(rank: int, init_file: str, results) -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_features_give_a_float32_loss(name):
+    images, texts = features()
+    loss = LOSSES[name]()
+    half = loss(images.bfloat16(), texts.bfloat16(), torch.tensor(10.0))
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(loss(images, texts, torch.tensor(10.0)).item(), abs=2e-2)
+
+
+# ---- Two processes and one --------------------------------------------------------------------------------------------
+
+
+def tiny_model(dropout: float = 0.0) -> MaskCLIPModel:
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower |= {"attention_dropout": dropout, "projection_dim": 8}
+    text = tower | {"vocab_size": 50, "max_position_embeddings": 8, "bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 49}
+    vision = tower | {"image_size": 32, "patch_size": 8, "patch_mask": "cluster"}
+    torch.manual_seed(0)
+    config = MaskCLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    return MaskCLIPModel(config)
+
+
+def inputs_of(model: MaskCLIPModel, first: int = 0, last: int = PAIRS) -> dict:
+    """Rows of one batch of pictures, captions, and the patches that a mask chose of the whole batch."""
+    generator = torch.Generator().manual_seed(1)
+    pixel_values = photo_like(PAIRS, 32, 32)
+    input_ids = torch.randint(0, 48, (PAIRS, 8), generator=generator)
+    input_ids[:, -1] = 49
+    selection = model.vision_model.select_patches(pixel_values, generator=generator)
+    assert selection.lengths is not None and selection.lengths.unique().numel() > 1
+    part = PatchSelection(selection.indices[first:last], selection.lengths[first:last])
+    return {"pixel_values": pixel_values[first:last], "input_ids": input_ids[first:last], "patch_selection": part}
+
+
+def whole_batch(name: str) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients of the batch in one piece on one process, the loss's own parameters last."""
+    model, loss = tiny_model().train(), LOSSES[name]()
+    outputs = model(**inputs_of(model))
+    value = loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
+    value.backward()
+    return value.item(), gradients_of(model, loss)
+
+
+def gradients_of(*modules: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad for module in modules for parameter in module.parameters()]
+
+
+def assert_equal_gradients(given: list[torch.Tensor], expected: list[torch.Tensor], rtol: float) -> None:
+    assert len(given) == len(expected) and sum(gradient.abs().max() > 1e-4 for gradient in expected) > 20
+    for gradient, want in zip(given, expected, strict=True):
+        # The gradient of a key's bias is zero but for rounding.
+        torch.testing.assert_close(gradient, want, rtol=rtol, atol=max(1e-6, rtol * want.abs().max().item()))
+
+
+def in_two_processes(function: Callable[[int], object], tmp_path) -> list:
+    """Run a function of the rank in two processes with a gloo group; their results, or the errors they raised."""
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_run_in_group, args=(function, str(tmp_path / "init"), results), nprocs=2)
+        return [results[rank] for rank in range(2)]
+
+
+def _run_in_group(rank: int, function: Callable[[int], object], init_file: str, results) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
-    images, texts = features(8)
-    model, scale = towers(), nn.Parameter(torch.tensor(2.0))
-    model.scale = scale
-    loss = loss_of(model, images[rank * 4 : rank * 4 + 4], texts[rank * 4 : rank * 4 + 4], scale)
-    loss.backward()
-    for parameter in model.parameters():  # what DDP does
-        torch.distributed.all_reduce(parameter.grad)
-        parameter.grad /= 2
-    torch.distributed.all_reduce(loss.detach())
-    results[rank] = (loss.item() / 2, [p.grad for p in model.parameters()])
+    try:
+        results[rank] = function(rank)
+    except ValueError as error:
+        results[rank] = str(error)
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_train_step_on_one_of_two, args=(str(tmp_path / "init"), results), nprocs=2)
-        shares = dict(results)
-    model, scale = towers(), nn.Parameter(torch.tensor(2.0))
-    model.scale = scale
-    loss = loss_of(model, *features(8), scale)
-    loss.backward()
-    expected = [p.grad for p in model.parameters()]
-    assert all(gradient.abs().max() > 1e-4 for gradient in expected)
-    for rank_loss, gradients in shares.values():
-        assert rank_loss == pytest.approx(loss.item(), rel=1e-5)
-        for gradient, want in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(gradient, want, rtol=1e-5, atol=1e-8)
+def half_of_the_batch(name: str, chunks: int, rank: int) -> tuple[float, list[torch.Tensor]]:
+    """Mean loss of two processes and the gradients that DDP leaves on one of them."""
+    model, loss = tiny_model().train(), LOSSES[name]()
+    trained = DistributedDataParallel(model)
+    half, size = PAIRS // 2, PAIRS // 2 // chunks
+    if chunks == 1:
+        outputs = trained(**inputs_of(model, rank * half, rank * half + half))
+        value = loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
+        value.backward()
+    else:
+        starts = range(rank * half, rank * half + half, size)
+        parts = [partial(inputs_of, model, start, start + size) for start in starts]
+        value = cached_contrastive_backward(trained, model.logit_scale, parts, loss)
+    for parameter in loss.parameters():  # what DDP would do, were the loss's parameters among its own
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= 2
+    mean = value.detach().clone()
+    torch.distributed.all_reduce(mean)
+    return mean.item() / 2, gradients_of(model, loss)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_processes_have_the_loss_and_the_gradient_of_one(name, chunks, tmp_path):
+    expected, gradients = whole_batch(name)
+    for value, given in in_two_processes(partial(half_of_the_batch, name, chunks), tmp_path):
+        assert value == pytest.approx(expected, rel=1e-5)
+        assert_equal_gradients(given, gradients, rtol=1e-5 if chunks == 1 else 1e-4)
+
+
+def unequal_batches(name: str, rank: int) -> None:
+    images, texts = features(3 + rank)
+    LOSSES[name]()(images, texts, torch.tensor(10.0))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unequal_batches_are_refused_on_both_processes(name, tmp_path):
+    assert (
+        in_two_processes(partial(unequal_batches, name), tmp_path)
+        == ["batches of [3, 4] pairs on the processes: they must be equal (drop the last ones)"] * 2
+    )
+
+
+# ---- Chunks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+@pytest.mark.parametrize("name", LOSSES)
+def test_chunks_give_the_gradient_of_the_batch_in_one_piece(name, chunks):
+    expected, gradients = whole_batch(name)
+    model, loss = tiny_model().train(), LOSSES[name]()
+    size = PAIRS // chunks
+    parts = [partial(inputs_of, model, start, start + size) for start in range(0, PAIRS, size)]
+    value = cached_contrastive_backward(model, model.logit_scale, parts, loss)
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    assert_equal_gradients(gradients_of(model, loss), gradients, rtol=1e-4)
+
+
+def test_both_passes_of_a_chunk_see_the_same_random_numbers():
+    model = tiny_model(dropout=0.5).train()
+    seen: list[torch.Tensor] = []
+    model.visual_projection.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    parts = [partial(inputs_of, model, start, start + 4) for start in (0, 4)]
+    torch.manual_seed(3)
+    cached_contrastive_backward(model, model.logit_scale, parts, ContrastiveLoss())
+    first, second = seen[:2], seen[2:]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    cached_contrastive_backward(model, model.logit_scale, parts, ContrastiveLoss())
+    assert not torch.equal(seen[0], seen[4])  # dropout is active
+
+
+def test_no_more_than_a_chunk_is_encoded_at_a_time():
+    model, sizes = tiny_model().train(), []
+    model.vision_model.register_forward_hook(lambda module, args, output: sizes.append(len(output.pooler_output)))
+    parts = [partial(inputs_of, model, start, start + 2) for start in range(0, PAIRS, 2)]
+    cached_contrastive_backward(model, model.logit_scale, parts, ContrastiveLoss())
+    assert sizes == [2] * 8

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from conftest import photo_like
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -336,6 +337,17 @@ def test_every_mask_goes_by_name_through_config_save_and_load(name, make_model, 
         selection = vision.select_patches(inputs["pixel_values"], generator=generator, **scores)
         kept.append(vision(inputs["pixel_values"], patch_selection=selection).pooler_output)
     assert torch.equal(*kept) and (selection.kept_share(16) == 1) == (name == "none")
+
+
+@pytest.mark.parametrize("name", [name for name in patch_masks() if name not in ("none", "attentive")])
+def test_a_mask_is_the_same_inside_and_outside_of_autocast(name, make_model):
+    vision = make_model(name).vision_model
+    images = photo_like(8, 32, 32)
+    selections = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            selections.append(vision.select_patches(images, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(selections[0].visible(16), selections[1].visible(16))
 
 
 def test_config_json_holds_every_option_of_the_mask(make_model, tmp_path):

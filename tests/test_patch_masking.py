@@ -202,10 +202,12 @@ def test_the_registry_and_the_literal_of_the_configuration_agree():
         ({"name": "pgs", "min_mask_ratio": 0.6}, "min_mask_ratio=0.6: must be at most max_mask_ratio=0.5"),
         ({"name": "pgs", "edges": "prewitt"}, "edges='prewitt': must be one of 'sobel', 'canny', 'none'"),
         ({"name": "pgs", "sinkhorn_iterations": 0}, "sinkhorn_iterations=0: must be"),
+        ({"name": "pgs", "sinkhorn_iterations": 2.5}, "sinkhorn_iterations=2.5: must be a whole number from 1 to 1000"),
+        ({"name": "pgs", "candidate_ratio": -0.1}, "candidate_ratio=-0.1: must be a number from 0 to 1"),
         ({"name": "gaussian", "sigma": 0}, "sigma=0: must be a number from 0.01 to 100"),
         ({"name": "block", "min_block_ratio": 0.5}, "min_block_ratio=0.5: must be at most max_block_ratio=0.3"),
         ({"name": "grid", "mask_ratio": -0.1}, "mask_ratio=-0.1: must be a number in"),
-        ({"name": "attentive", "merge": 3}, "merge=3: must be one of 1, 2"),
+        ({"name": "attentive", "merge": 3}, "merge=3: must be a whole number from 1 to 2"),
         ({"name": "attentive", "momentum": 1.5}, "momentum=1.5: must be a number from 0 to 1"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
-from hf_maskclip.patch_masking import resolve_patch_mask
+from hf_maskclip.patch_masking import patch_masks, resolve_patch_mask
 from training.text_masking import TextMaskName
 
 
@@ -36,7 +36,7 @@ class TrainingConfig:
     tokenizer: str = option("", "folder or Hub id; empty: the model's own, or one trained on the captions for a preset")
     vocab_size: int = option(8192, "most tokens of a tokenizer that is trained on the captions")
     patch_mask: str | dict = option(
-        "", "none, random, cluster, pgs, or {name: pgs, ...}; empty: the model's own, pgs for a preset"
+        "", f"{', '.join(patch_masks())}, or {{name: pgs, ...}}; empty: the model's own, pgs for a preset"
     )
 
     mask_schedule: float = option(0.0, "share of training over which the mask ratios grow linearly from 0; 0 is constant")

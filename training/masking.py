@@ -19,7 +19,8 @@ class PatchSelector:
     """Chooses the visible patches of each step of a run.
 
     The randomness is a function of seed, step and process, so that any step can be replayed. Over the first
-    `config.mask_schedule` of the steps the mask ratios grow linearly from 0; the last `config.unmasked_tuning_steps` see whole
+    `config.mask_schedule` of the steps the mask ratios grow linearly from 0 (what a mask removes whatever its ratio, such as
+    the anchors of the cluster mask, it removes from the start); the last `config.unmasked_tuning_steps` see whole
     images.
 
     Raises:
@@ -54,8 +55,8 @@ class PatchSelector:
         )
 
     def after_step(self, step: int) -> None:
-        """Let the teacher follow the weights that this step's update gave."""
-        if self.teacher is not None:
+        """Let the teacher follow the weights that this step's update gave, as long as it is asked again."""
+        if self.teacher is not None and step < self.num_masked_steps:
             self.teacher.update(self.vision_model, step / self.num_steps)
 
     def _mask_at(self, progress: float) -> PatchMask | None:
@@ -98,5 +99,5 @@ class AttentionTeacher:
 
 
 def mask_seed(seed: int, step: int, process: int) -> int:
-    """One seed for each (seed, step, process), below 2^63."""
-    return (seed * 1_000_003 + step) * 65_536 + process
+    """A seed for each (seed, step, process), below 2^63."""
+    return ((seed * 1_000_003 + step) * 65_536 + process) % 2**63

@@ -30,6 +30,7 @@ from measure import (
 from transformers import CLIPConfig, CLIPModel
 
 from hf_maskclip import ContrastiveLoss
+from hf_maskclip.attention import fastest_attention
 from hf_maskclip.patch_masking import patch_masks
 
 try:
@@ -43,6 +44,7 @@ MASKS |= {"pgs 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.
 OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-b-32": "ViT-B-32"}
 
 parser = arguments("The time and the memory of a training step: every mask beside its peers, in one run.")
+parser.add_argument("--variants", action="store_true", help="also pgs 0.5 compiled, and with gradient checkpointing")
 parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS), help="those to measure; none is always")
 options = parser.parse_args()
 if options.quick:
@@ -70,6 +72,23 @@ for name in masks:
     visible = model.vision_model.select_patches(images).visible(num_patches).sum(dim=1).tolist()
     kept[name], flops[name] = sum(visible) / len(visible), step_flops(model, visible, CAPTION_TOKENS)
 
+if options.variants:
+    for variant in ("compiled", "checkpointed"):
+        other = build_model(options.model, options.device)
+        set_patch_mask(other, MASKS["pgs 0.5"])
+        if variant == "compiled":
+            other.vision_model.encoder.compile()
+            other.text_model.encoder.compile()
+        else:
+            other.gradient_checkpointing_enable()
+        name = f"pgs 0.5, {variant}"
+        steps[name] = training_step(
+            other,
+            lambda other=other: other(input_ids=input_ids, pixel_values=images, return_loss=True).loss,
+            options.device,
+        )
+        kept[name], flops[name] = num_patches / 2, step_flops(model, [num_patches // 2] * options.batch_size, CAPTION_TOKENS)
+
 # ---- Peers -----------------------------------------------------------------------------------------------------------------
 set_patch_mask(model, "none")
 clip_config = model.config.to_dict()
@@ -91,9 +110,26 @@ if open_clip is not None and options.model in OPEN_CLIP_NAMES:
 for name, count in peers.items():
     kept[name], flops[name] = count, step_flops(model, [count] * options.batch_size, input_ids.shape[1])
 
+
+def attention_seconds(config, num_tokens: int, causal: bool) -> float:
+    """Forward and backward of the attention of all layers of a tower, without its linear layers."""
+    shape = (options.batch_size, config.num_attention_heads, num_tokens, config.hidden_size // config.num_attention_heads)
+    query, key, value = (torch.randn(shape, dtype=torch.bfloat16, device=options.device, requires_grad=True) for _ in range(3))
+    module = torch.nn.Module()
+    module.is_causal = causal
+
+    def forward_and_backward() -> None:
+        output, _ = fastest_attention(module, query, key, value, None, scaling=shape[-1] ** -0.5)
+        output.backward(torch.ones_like(output))
+
+    forward_and_backward()
+    each = statistics.median(seconds(forward_and_backward, options.device) for _ in range(5))
+    return config.num_hidden_layers * each
+
+
 # ---- Measure ---------------------------------------------------------------------------------------------------------------
 times = side_by_side(steps, options.rounds, options.device)
-memory, making = {}, {}
+memory, making, attention = {}, {}, {}
 for name, step in steps.items():
     gc.collect()
     memory[name] = peak_memory(step, options.device)
@@ -102,12 +138,15 @@ for name, step in steps.items():
         making[name] = statistics.median(
             seconds(lambda: model.vision_model.select_patches(images), options.device) for _ in range(5)
         )
+        attention[name] = attention_seconds(vision, 1 + round(kept[name]), False) + attention_seconds(
+            text, CAPTION_TOKENS, True
+        )
 
 rows = []
-for name in [*peers, *masks]:
+for name in [*peers, *(name for name in steps if name not in peers)]:
     median = statistics.median(times[name])
     faster = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times["CLIPModel"], times[name]))
-    relative = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[name], times["none"])) if name in masks else ""
+    relative = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[name], times["none"])) if name not in peers else ""
     saved, promised = 1 - median / statistics.median(times["none"]), 1 - flops[name] / flops["none"]
     rows.append(
         {
@@ -118,6 +157,7 @@ for name in [*peers, *masks]:
             "time, of our unmasked": relative,
             "TFLOP": f"{flops[name] / 1e12:.2f}",
             "of the saving by FLOPs": f"{saved / promised:.0%}" if name in masks and promised > 0 else "",
+            "attention": f"{attention[name] / median:.0%}" if name in masks else "",
             "making the mask": f"{making[name] / median:.2%}" if name in masks and name != "none" else "",
             "memory beyond weights, GB": f"{memory[name] / 1e9:.2f}",
         }
