@@ -4,8 +4,11 @@ with what it writes, and what it refuses."""
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,9 +91,9 @@ def test_a_run_trains_evaluates_and_exports(run, data, capsys):
     printed = capsys.readouterr().out
     assert f'AutoModel.from_pretrained("{folder}/export")' in printed and "retrieval_data" in printed
 
-    checkpoint = MaskCLIPModel.from_pretrained(folder / "checkpoints" / "step-000003")
+    checkpoint = MaskCLIPModel.from_pretrained(folder / "checkpoints" / "step-00000003")
     assert checkpoint.config.vision_config.patch_mask["name"] == "pgs"
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000003"]
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 @pytest.mark.parametrize("patch_mask", patch_masks())
@@ -172,6 +175,79 @@ def test_compiled_encoders_train_alike_and_export_under_clips_keys(patch_mask, r
 def test_a_text_mask_shortens_captions_and_trains(run):
     _, steps, _ = run(text_mask="random", text_tokens=4, max_steps=2)
     assert all(math.isfinite(record["loss"]) for record in steps)
+
+
+def as_killed_at(folder: Path, step: int) -> None:
+    """Leave what a run has on its disk when it is killed a step after a checkpoint: later ones, results and half a line."""
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            checkpoint.rename(checkpoint.with_suffix(".partial"))  # not complete
+    shutil.rmtree(folder / "export")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("patch_mask", ["pgs", "attentive"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(patch_mask, num_workers, run, data, tmp_path):
+    write_shard(data / "train-2.tar", {"2-x": {"png": b"", "txt": b"a ball"}, **{f"2-{n}": pair(n) for n in range(7)}})
+    options = {"max_steps": 13, "num_workers": num_workers, "shuffle_buffer": 5, "patch_mask": patch_mask}
+    _, expected, _ = run(**options, output_dir=str(tmp_path / "whole"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run(**options, checkpoint_every=1)
+    folder = tmp_path / "run"
+    for step in (10, 7, 2):  # in one round of the workers and between two, from later and earlier starts
+        AcceleratorState._reset_state(reset_partial_state=True)
+        as_killed_at(folder, step)
+        summary, steps, _ = run(**options, checkpoint_every=1, resume="auto")
+        assert [record["step"] for record in steps] == list(range(1, 14))
+        for record, want in zip(steps, expected, strict=True):
+            same = ("loss", "learning_rate", "logit_scale", "kept_share", "skipped")
+            assert {key: record[key] for key in same} == {key: want[key] for key in same}
+    weights, whole = (AutoModel.from_pretrained(f / "export").state_dict() for f in (folder, tmp_path / "whole"))
+    assert all(torch.equal(value, whole[key]) for key, value in weights.items())
+    assert summary["skipped"] and not list(tmp_path.glob("run.*"))
+
+
+def test_a_run_killed_at_any_time_goes_on_from_its_last_complete_checkpoint(run, data, tmp_path):
+    """A real SIGKILL of a process, three times; the run at the end is the one without kills."""
+    options = {"max_steps": 40, "batch_size": 4, "num_workers": 2, "vocab_size": 1000, "mixed_precision": "no"}
+    _, expected, _ = run(**options, output_dir=str(tmp_path / "whole"))
+    options |= {"train_data": f"{data}/train-*.tar", "output_dir": str(tmp_path / "killed"), "resume": "auto"}
+    options |= {"checkpoint_every": 3, "keep_checkpoints": 2}
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    for kill_at in (5, 16, 29, None):
+        command = [sys.executable, str(ROOT / "training" / "train.py"), *words]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as process:
+            deadline = time.monotonic() + 120
+            while kill_at and process.poll() is None and time.monotonic() < deadline:
+                if metrics.exists() and metrics.read_text().count("\n") >= kill_at:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    break
+                time.sleep(0.01)
+            error = process.stderr.read().decode()
+        assert process.returncode == (-signal.SIGKILL if kill_at else 0), error[-2000:]
+    steps = [record for record in read_metrics(metrics) if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 41))
+    assert [record["loss"] for record in steps] == [record["loss"] for record in expected]
+    names = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").glob("step-????????"))
+    assert names == ["step-00000036", "step-00000039"]
+
+
+def test_a_checkpoint_of_another_split_is_refused(run, tmp_path):
+    run(checkpoint_every=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ConfigError, match="is of num_workers 0, this run has 2: use as many"):
+        run(checkpoint_every=2, num_workers=2, resume="auto")
+    assert (tmp_path / "run" / "export").is_dir()
+
+
+def test_resuming_where_there_is_no_checkpoint_starts_anew(run, tmp_path):
+    _, steps, _ = run(resume="auto")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    _, again, _ = run(resume="auto")
+    assert [r["loss"] for r in again] == [r["loss"] for r in steps] and (tmp_path / "run.1").is_dir()
 
 
 def test_samples_seen_is_a_budget_too_and_logging_can_be_sparse_or_off(run, tmp_path):
@@ -315,5 +391,5 @@ def test_two_processes_train_together(data, tmp_path):
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3]
     assert [r["samples_seen"] for r in records if "loss" in r] == [8, 16, 24]
     assert json.loads((output_dir / "eval.json").read_text())["results"]["retrieval_data"]["num_images"] == 6
-    assert (output_dir / "checkpoints" / "step-000002" / "model.safetensors").is_file()
+    assert (output_dir / "checkpoints" / "step-00000002" / "model.safetensors").is_file()
     assert CAPTIONS and not AutoModel.from_pretrained(output_dir / "export", output_loading_info=True)[1]["missing_keys"]

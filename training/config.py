@@ -83,6 +83,8 @@ class TrainingConfig:
     log_every: int = option(1, "steps between lines of metrics.jsonl")
     eval_every: int = option(0, "steps between evaluations; one at the end in any case")
     checkpoint_every: int = option(0, "steps between checkpoints")
+    keep_checkpoints: int = option(0, "how many of the last checkpoints stay; 0: all")
+    resume: Literal["none", "auto"] = option("none", "auto: go on from the last checkpoint in output_dir, if there is one")
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = option("none", "tracker besides metrics.jsonl")
 
     def __post_init__(self):

@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -167,51 +168,63 @@ def pad_tokens(tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], m
     return tokenizer.pad({"input_ids": token_ids}, padding="max_length", max_length=length, return_tensors="pt")["input_ids"]
 
 
+Position = tuple[int, int]  # an epoch, and how many of its rows a worker has read
+
+
 class PairBatches(torch.utils.data.IterableDataset):
     """Endless training batches of the shards that fall to this process and worker.
 
-    A batch is `{"pixel_values": uint8 (B, 3, H, W), "input_ids": (B, S), "keys": list, "skipped": Counter}`; `skipped` counts,
-    by cause, the samples passed over since this worker's last batch. An epoch is one pass over all samples.
+    A batch is `{"pixel_values": uint8 (B, 3, H, W), "input_ids": (B, S), "keys": list, "skipped": Counter, "worker": int,
+    "start": Position, "end": Position}`; `skipped` counts, by cause, the samples passed over since this worker's last batch;
+    the positions say where this worker was before and after the batch. An epoch is one pass over all samples.
 
     Args:
         text_mask: also cuts captions that are longer than the context.
+        positions: where each worker begins, by its number; those left out begin at the beginning. What lies before is read
+            again, which keeps the shuffle buffer's contents exact, but not decoded.
     """
 
-    def __init__(self, stream, decoder, transform, tokenizer, text_mask, batch_size, seed):
+    def __init__(self, stream, decoder, transform, tokenizer, text_mask, batch_size, seed, positions=None):
         self.stream, self.decoder, self.transform = stream, decoder, transform
         self.tokenizer, self.text_mask = tokenizer, text_mask
         self.batch_size, self.seed = batch_size, seed
+        self.positions: dict[int, Position] = positions or {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = torch.utils.data.get_worker_info()
+        worker = 0 if info is None else info.id
+        start = self.positions.get(worker, (0, 0))
         pairs: list[tuple[torch.Tensor, list[int], str]] = []
         skipped: Counter[str] = Counter()
-        for sample in self.samples():
+        for sample, position in self.samples(start):
             if isinstance(sample, SkippedSample):
                 skipped[str(sample)] += 1
                 continue
             pairs.append(sample)
             if len(pairs) == self.batch_size:
-                yield self._collate(pairs, skipped)
-                pairs, skipped = [], Counter()
+                yield self._collate(pairs, skipped) | {"worker": worker, "start": start, "end": position}
+                pairs, skipped, start = [], Counter(), position
 
-    def samples(self) -> Iterator[tuple[torch.Tensor, list[int], str] | SkippedSample]:
-        """Pixels, token ids and key of each sample, epoch after epoch; the SkippedSample in place of one that gives no pair."""
-        epoch = num_pairs = num_skipped = 0
+    def samples(self, start: Position) -> Iterator[tuple[tuple[torch.Tensor, list[int], str] | SkippedSample, Position]]:
+        """Pixels, token ids and key of each sample, epoch after epoch, or the SkippedSample in place of one that gives no pair;
+        and the position after it."""
+        epoch, first_row = start
+        num_pairs = num_skipped = 0
         while True:
             self.stream.set_epoch(epoch)
-            for row in self.stream:
+            for num_rows, row in enumerate(islice(self.stream, first_row, None), start=first_row + 1):
                 try:
                     sample = self._decode(row, epoch)
                     num_pairs += 1
                 except SkippedSample as skipped:
                     sample = skipped
                     num_skipped += 1
-                yield sample
+                yield sample, (epoch, num_rows)
                 if not num_pairs and num_skipped >= PATIENCE:
                     break
-            if not num_pairs:
+            if not num_pairs and first_row == 0:  # the rest of an epoch that was begun before may be empty
                 raise RuntimeError(f"no usable image-text pair in {num_skipped} samples")
-            epoch += 1
+            epoch, first_row = epoch + 1, 0
 
     def _decode(self, row: dict[str, Any], epoch: int) -> tuple[torch.Tensor, list[int], str]:
         key = str(row.get("__key__", ""))

@@ -25,6 +25,12 @@ class MetricsLog:
         self.accelerator = accelerator
         self.path = output_dir / "metrics.jsonl"
 
+    def forget_after(self, step: int) -> None:
+        """Remove the records of steps that are to be done again."""
+        if self.accelerator.is_main_process and self.path.exists():
+            kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
     def write(self, step: int, **values: Any) -> None:
         """Record values under a step; dots or slashes in names group them in a tracker."""
         if not self.accelerator.is_main_process:
@@ -36,7 +42,8 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`, oldest first."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run can leave half a line
 
 
 def draw_curves(path: Path) -> Figure:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 from hf_maskclip import ContrastiveLoss, MaskCLIPModel, MaskCLIPVisionConfig, export_to_clip
 from hf_maskclip.visualization import draw_patch_masks
-from training.checkpoint import prepare_output_dir, save_checkpoint
+from training.checkpoint import DataProgress, checkpoint_step, latest_checkpoint, prepare_output_dir, save_checkpoint
 from training.config import ConfigError, TrainingConfig, describe_options, fail, load_config
 from training.data import (
     PairBatches,
@@ -69,6 +69,9 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     use_all_cores(accelerator)
     set_seed(config.seed)
     num_steps, warmup_steps = config.schedule(accelerator.num_processes)
+    output_dir = Path(config.output_dir)
+    checkpoint = latest_checkpoint(output_dir) if config.resume == "auto" else None
+    model_source = str(checkpoint) if checkpoint else config.model  # with the tokenizer and the processor that go with it
 
     # ---- Data ----------------------------------------------------------------------------------------------------------
     decoder = PairDecoder(config.image_key, config.caption_key)
@@ -79,17 +82,17 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     train_stream = shard_stream(stream, seed=config.seed, buffer_size=buffer_size, **shard)
 
     # ---- Model ---------------------------------------------------------------------------------------------------------
-    tokenizer = load_tokenizer(config.tokenizer, config.model)
+    tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, model_source)
     if tokenizer is None:
         captions = captions_of(stream, decoder, TOKENIZER_CAPTIONS)
         tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
-    model = build_model(config.model, config.patch_mask, tokenizer)
+    model = build_model(model_source, config.patch_mask, tokenizer)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
-    processor = build_processor(config.model, model, tokenizer)
+    processor = build_processor(model_source, model, tokenizer)
     vision_config, text_config = model.config.vision_config, model.config.text_config
     decoder.image_size = vision_config.image_size
     eval_data = config.eval_data or ("scenes" if config.train_data == "scenes" else "")
@@ -102,7 +105,11 @@ def main(config: TrainingConfig) -> dict[str, Any]:
         fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {context_length}")
     text_mask = TextMask(config.text_mask, config.text_tokens or context_length)
     train_decoder = replace(decoder, crop_scale=config.crop_scale)
-    batches = PairBatches(train_stream, train_decoder, transform, tokenizer, text_mask, config.batch_size, config.seed)
+    progress = DataProgress(accelerator, config.num_workers)
+    positions, used_batches = progress.load(checkpoint) if checkpoint else ({}, 0)
+    batches = PairBatches(
+        train_stream, train_decoder, transform, tokenizer, text_mask, config.batch_size, config.seed, positions
+    )
     loader = build_loader(batches, config.num_workers)
 
     # ---- Optimizer -----------------------------------------------------------------------------------------------------
@@ -114,29 +121,38 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     trained_model, optimizer = accelerator.prepare(model, optimizer)
     contrastive_loss = ContrastiveLoss()
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
+    accelerator.register_for_checkpointing(schedule)
+    first_step = 1
+    if checkpoint:
+        accelerator.load_state(str(checkpoint))
+        first_step = checkpoint_step(checkpoint) + 1
     image_mean, image_std = processor.image_processor.image_mean, processor.image_processor.image_std
 
     # ---- Loop ----------------------------------------------------------------------------------------------------------
-    output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
-        if moved := prepare_output_dir(output_dir):
+        if checkpoint:
+            print(f"going on from {checkpoint}")
+        elif moved := prepare_output_dir(output_dir):
             print(f"{output_dir} held an earlier run: moved to {moved}")
         (output_dir / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     accelerator.wait_for_everyone()
     if config.report_to != "none":
         accelerator.init_trackers("hf_maskclip", config=asdict(config))
     log = MetricsLog(accelerator, output_dir)
+    log.forget_after(first_step - 1)
     samples_per_step = config.batch_size * accelerator.num_processes
-    skipped: Counter[str] = Counter()
     num_patches = (vision_config.image_size // vision_config.patch_size) ** 2
-    progress_bar = tqdm(total=num_steps, unit="step", disable=not (accelerator.is_main_process and sys.stderr.isatty()))
+    shows_bar = accelerator.is_main_process and sys.stderr.isatty()
+    progress_bar = tqdm(total=num_steps, initial=first_step - 1, unit="step", disable=not shows_bar)
     trained_model.train()
     loop_start = step_end = time.perf_counter()
     batch_iterator = iter(loader)
-    for step in range(1, num_steps + 1):
+    for _ in range(used_batches):
+        progress.use(next(batch_iterator), again=True)
+    for step in range(first_step, num_steps + 1):
         batch = next(batch_iterator)
         data_seconds = time.perf_counter() - step_end
-        skipped += batch["skipped"]
+        progress.use(batch)
 
         # -- one training step --
         pixel_values = normalize(batch["pixel_values"].to(accelerator.device).float() / 255, image_mean, image_std)
@@ -174,13 +190,13 @@ def main(config: TrainingConfig) -> dict[str, Any]:
                 "data_seconds": data_seconds,
                 "step_seconds": step_seconds,
             }
-            log.write(step, **values, skipped=total_counts(skipped))
+            log.write(step, **values, skipped=total_counts(progress.skipped))
             progress_bar.set_postfix_str(
                 f"loss {mean_loss:.3f}, {values['samples_per_second']:.0f} pairs/s, {values['kept_share']:.0%} of patches"
             )
         progress_bar.update()
         if config.checkpoint_every and step % config.checkpoint_every == 0:
-            save_checkpoint(accelerator, model, processor, output_dir, step)
+            save_checkpoint(accelerator, model, processor, progress, output_dir, step, config.keep_checkpoints)
         if config.eval_every and step % config.eval_every == 0 and step < num_steps:
             report_evaluation(log, step, evaluate_sets(model, processor, eval_sets))
         step_end = time.perf_counter()
@@ -199,7 +215,7 @@ def main(config: TrainingConfig) -> dict[str, Any]:
         "steps": num_steps,
         "samples_seen": num_steps * samples_per_step,
         "train_seconds": round(train_seconds, 1),
-        "skipped": total_counts(skipped),
+        "skipped": total_counts(progress.skipped),
         "results": results,
     }
     if accelerator.is_main_process:
