@@ -172,6 +172,20 @@ def test_compiled_encoders_train_alike_and_export_under_clips_keys(patch_mask, r
     assert not AutoModel.from_pretrained(folder / "export", output_loading_info=True)[1]["missing_keys"]
 
 
+@pytest.mark.parametrize("patch_mask", ["none", "pgs"])
+def test_a_batch_in_chunks_trains_as_in_one_piece(patch_mask, run, tmp_path):
+    """PGS chooses other patches for other chunks, so there only its run is looked at; without a mask the losses are equal."""
+    losses = {}
+    for chunk_size in (0, 2, 3):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        _, steps, _ = run(patch_mask=patch_mask, chunk_size=chunk_size, output_dir=str(tmp_path / f"chunks-{chunk_size}"))
+        losses[chunk_size] = [record["loss"] for record in steps]
+        assert all((record["kept_share"] == 1) == (patch_mask == "none") for record in steps)
+    if patch_mask == "none":
+        assert losses[2] == pytest.approx(losses[0], rel=1e-4) and losses[3] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2][-1] != losses[2][0]
+
+
 def test_a_text_mask_shortens_captions_and_trains(run):
     _, steps, _ = run(text_mask="random", text_tokens=4, max_steps=2)
     assert all(math.isfinite(record["loss"]) for record in steps)
@@ -372,24 +386,35 @@ def test_what_cannot_work_is_one_line_and_leaves_an_earlier_run_alone(options, m
     assert earlier.read_text() == "precious" and [p.name for p in tmp_path.glob("run*")] == ["run"]
 
 
-def test_two_processes_train_together(data, tmp_path):
-    output_dir = tmp_path / "two"
+def launch_two(options: dict[str, object], folder: Path) -> None:
+    """Run the training program on two CPU processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = {"train_data": f"{data}/train-*.tar", "eval_data": f"{data}/val-0.tar", "output_dir": str(output_dir)}
-    options |= {"batch_size": "4", "max_steps": "3", "num_workers": "0", "checkpoint_every": "2", "eval_every": "2"}
-    arguments = [word for key, value in options.items() for word in (f"--{key}", value)]
+    arguments = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     finished = subprocess.run(
         [*launch, str(ROOT / "training" / "train.py"), *arguments],
         capture_output=True,
         text=True,
         timeout=200,
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ | {"ACCELERATE_USE_CPU": "true"},
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    records = read_metrics(output_dir / "metrics.jsonl")
-    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3]
-    assert [r["samples_seen"] for r in records if "loss" in r] == [8, 16, 24]
+
+
+def test_two_processes_train_together_and_resume_exactly(data, tmp_path):
+    output_dir = tmp_path / "two"
+    options = {"train_data": f"{data}/train-*.tar", "eval_data": f"{data}/val-0.tar", "output_dir": output_dir}
+    options |= {"batch_size": 4, "max_steps": 5, "num_workers": 0, "checkpoint_every": 2, "eval_every": 2, "chunk_size": 2}
+    launch_two(options, tmp_path)
+    records = [record for record in read_metrics(output_dir / "metrics.jsonl") if "loss" in record]
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5]
+    assert [r["samples_seen"] for r in records] == [8, 16, 24, 32, 40]
     assert json.loads((output_dir / "eval.json").read_text())["results"]["retrieval_data"]["num_images"] == 6
     assert (output_dir / "checkpoints" / "step-00000002" / "model.safetensors").is_file()
     assert CAPTIONS and not AutoModel.from_pretrained(output_dir / "export", output_loading_info=True)[1]["missing_keys"]
+
+    as_killed_at(output_dir, 2)
+    launch_two(options | {"resume": "auto"}, tmp_path)
+    again = [record for record in read_metrics(output_dir / "metrics.jsonl") if "loss" in record]
+    assert [(r["step"], r["loss"]) for r in again] == [(r["step"], r["loss"]) for r in records]
+    assert again[2]["step_seconds"] != records[2]["step_seconds"]  # steps 3 to 5 were done again

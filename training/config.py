@@ -67,6 +67,9 @@ class TrainingConfig:
         0, "image-text pairs over all processes; 0: derived from max_steps (both 0: the quickstart's budget)"
     )
     batch_size: int = option(128, "pairs per process and step")
+    chunk_size: int = option(
+        0, "pairs encoded at a time: less memory for a third more time, the loss is of the whole batch; 0: all at once"
+    )
 
     # Optimisation
     learning_rate: float = option(1e-3, "peak of the cosine schedule")

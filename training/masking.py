@@ -4,6 +4,8 @@ Shapes: B images of this process, C channels, L patches.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -40,12 +42,12 @@ class PatchSelector:
             self.teacher = AttentionTeacher(vision_model)
             accelerator.register_for_checkpointing(self.teacher.average)
 
-    def select(self, pixel_values: torch.Tensor, step: int) -> PatchSelection | None:
-        """The visible patches of images (B, C, H, W) at a step counted from 1; None where all are."""
+    def select(self, pixel_values: torch.Tensor, step: int, chunk: int = 0) -> PatchSelection | None:
+        """The visible patches of images (B, C, H, W), a chunk of the batch, at a step counted from 1; None where all are."""
         if self.options["name"] == "none" or step > self.num_masked_steps:
             return None
         progress = (step - 1) / self.num_steps
-        self.generator.manual_seed(mask_seed(self.seed, step, self.accelerator.process_index))
+        self.generator.manual_seed(mask_seed(self.seed, step, self.accelerator.process_index, chunk))
         scores = None
         if self.teacher is not None:
             with self.accelerator.autocast():
@@ -98,6 +100,40 @@ class AttentionTeacher:
         return class_attention(self.average.module, pixel_values, self.mask.teacher_image_size)
 
 
-def mask_seed(seed: int, step: int, process: int) -> int:
-    """A seed for each (seed, step, process), below 2^63."""
-    return ((seed * 1_000_003 + step) * 65_536 + process) % 2**63
+class ChunkInputs:
+    """The model's arguments for some rows of a batch. The patches are chosen at the first call and are the same at the next.
+
+    Args:
+        batch: of `training.data.PairBatches`.
+        rows: of the batch.
+        normalize: from bytes (B, C, H, W) to what the model takes, on its device.
+        select: from normalised images to their visible patches.
+    """
+
+    def __init__(
+        self,
+        batch: dict[str, Any],
+        rows: slice,
+        normalize: Callable[[torch.Tensor], torch.Tensor],
+        select: Callable[[torch.Tensor], PatchSelection | None],
+    ):
+        self.pixels, self.input_ids = batch["pixel_values"][rows], batch["input_ids"][rows]
+        self.normalize, self.choose = normalize, select
+        self.selection: PatchSelection | None = None
+        self.is_chosen = False
+
+    def __call__(self) -> dict[str, Any]:
+        pixel_values = self.normalize(self.pixels)
+        if not self.is_chosen:
+            self.selection, self.is_chosen = self.choose(pixel_values), True
+        return {
+            "input_ids": self.input_ids.to(pixel_values.device),
+            "pixel_values": pixel_values,
+            "patch_selection": self.selection,
+            "apply_patch_mask": self.selection is not None,
+        }
+
+
+def mask_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:
+    """A seed for each (seed, step, process, chunk), below 2^63."""
+    return (((seed * 1_000_003 + step) * 65_536 + process) * 4_096 + chunk) % 2**63

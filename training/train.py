@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ from transformers import get_cosine_schedule_with_warmup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script from anywhere
 
-from hf_maskclip import ContrastiveLoss, MaskCLIPModel, MaskCLIPVisionConfig, export_to_clip
+from hf_maskclip import (
+    ContrastiveLoss,
+    MaskCLIPModel,
+    MaskCLIPVisionConfig,
+    PatchSelection,
+    cached_contrastive_backward,
+    export_to_clip,
+)
 from hf_maskclip.visualization import draw_patch_masks
 from training.checkpoint import DataProgress, checkpoint_step, latest_checkpoint, prepare_output_dir, save_checkpoint
 from training.config import ConfigError, TrainingConfig, describe_options, fail, load_config
@@ -42,7 +50,7 @@ from training.data import (
     train_transform,
 )
 from training.evaluate import evaluate_sets, load_evaluation_sets
-from training.masking import PatchSelector
+from training.masking import ChunkInputs, PatchSelector
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
 from training.sources import open_stream
 from training.text_masking import TextMask
@@ -126,7 +134,11 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     if checkpoint:
         accelerator.load_state(str(checkpoint))
         first_step = checkpoint_step(checkpoint) + 1
+    chunk_size = config.chunk_size or config.batch_size
     image_mean, image_std = processor.image_processor.image_mean, processor.image_processor.image_std
+
+    def to_model(pixels: torch.Tensor) -> torch.Tensor:  # bytes (B, C, H, W), normalised on the device
+        return normalize(pixels.to(accelerator.device).float() / 255, image_mean, image_std)
 
     # ---- Loop ----------------------------------------------------------------------------------------------------------
     if accelerator.is_main_process:
@@ -155,17 +167,16 @@ def main(config: TrainingConfig) -> dict[str, Any]:
         progress.use(batch)
 
         # -- one training step --
-        pixel_values = normalize(batch["pixel_values"].to(accelerator.device).float() / 255, image_mean, image_std)
-        input_ids = batch["input_ids"].to(accelerator.device)
-        selection = patches.select(pixel_values, step)
-        outputs = trained_model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            patch_selection=selection,
-            apply_patch_mask=selection is not None,
-        )
-        loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
-        accelerator.backward(loss)
+        chunks = [
+            ChunkInputs(batch, slice(start, start + chunk_size), to_model, partial(patches.select, step=step, chunk=number))
+            for number, start in enumerate(range(0, config.batch_size, chunk_size))
+        ]
+        if len(chunks) == 1:
+            outputs = trained_model(**chunks[0]())
+            loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
+            accelerator.backward(loss)
+        else:
+            loss = cached_contrastive_backward(trained_model, model.logit_scale, chunks, contrastive_loss)
         if config.max_grad_norm:
             accelerator.clip_grad_norm_(trained_model.parameters(), config.max_grad_norm)
         learning_rate = schedule.get_last_lr()[0]
@@ -184,7 +195,7 @@ def main(config: TrainingConfig) -> dict[str, Any]:
                 "loss": mean_loss,
                 "learning_rate": learning_rate,
                 "logit_scale": model.logit_scale.exp().item(),
-                "kept_share": 1.0 if selection is None else selection.kept_share(num_patches).item(),
+                "kept_share": sum(kept_share(chunk.selection, num_patches) for chunk in chunks) / len(chunks),
                 "samples_seen": step * samples_per_step,
                 "samples_per_second": samples_per_step / step_seconds,
                 "data_seconds": data_seconds,
@@ -230,6 +241,10 @@ def use_all_cores(accelerator: Accelerator) -> None:
     if accelerator.device.type == "cpu":
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, os.cpu_count() // processes_here))
+
+
+def kept_share(selection: PatchSelection | None, num_patches: int) -> float:
+    return 1.0 if selection is None else selection.kept_share(num_patches).item()
 
 
 def total_counts(counts: Counter[str]) -> dict[str, int]:
