@@ -6,6 +6,7 @@ Shapes: B pairs of this process, W processes, E projection size.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -44,18 +45,23 @@ def check_equal_batches(features: torch.Tensor) -> None:
     """
     if world_size() == 1:
         return
-    sizes = torch.empty(world_size(), dtype=torch.long)
-    dist.all_gather_into_tensor(sizes, torch.tensor([len(features)]), group=_cpu_group())
-    if len(set(sizes.tolist())) > 1:
-        raise ValueError(f"batches of {sizes.tolist()} pairs on the processes: they must be equal (drop the last ones)")
+    sizes = [torch.empty(1, dtype=torch.long) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(features)]), group=_cpu_group())
+    if len(set(map(int, sizes))) > 1:
+        raise ValueError(
+            f"batches of {[int(size) for size in sizes]} pairs on the processes: they must be equal (drop the last ones)"
+        )
 
 
-_cpu_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
+# Of each default group, the one that talks over the CPU; it goes when its default group goes.
+_cpu_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 
 
 def _cpu_group() -> dist.ProcessGroup:
     """A group of all processes that talks over the CPU, so that comparing sizes never waits for a GPU."""
     default = dist.group.WORLD
+    if dist.get_backend() == "gloo":
+        return default
     if default not in _cpu_groups:
         _cpu_groups[default] = dist.new_group(backend="gloo")
     return _cpu_groups[default]
@@ -172,7 +178,8 @@ def cached_contrastive_backward(
         loss: such as [`ContrastiveLoss`].
     """
     states, embeds = [], []
-    for arguments in map(_call, chunks):
+    for make_arguments in chunks:
+        arguments = make_arguments()
         states.append(_RandomState(arguments))
         with torch.no_grad():
             outputs = model(**arguments)
@@ -196,10 +203,6 @@ def cached_contrastive_backward(
                 surrogate = surrogate + logit_scale * scale.grad
             surrogate.backward()
     return value.detach()
-
-
-def _call(function: Callable[[], Any]) -> Any:
-    return function()
 
 
 class _RandomState:

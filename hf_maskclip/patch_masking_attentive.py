@@ -98,9 +98,8 @@ def class_attention(vision_model: CLIPVisionModel, pixel_values: torch.Tensor, i
         pixel_values = F.interpolate(pixel_values, (image_size, image_size), mode="bicubic", antialias=True)
     seen_grid = patch_grid(pixel_values, patch_size)
 
-    scores: list[
-        torch.Tensor
-    ] = []  # (B, L) of each layer; taken as they come, for all whole maps at once would fill the memory
+    # A row is taken of each layer's map as it comes, for the maps of all layers at once would fill the memory.
+    scores: list[torch.Tensor] = []  # (B, L) of each layer
 
     def take_class_row(module, inputs, outputs):
         if outputs[1] is None:
