@@ -46,7 +46,7 @@ def check_equal_batches(features: torch.Tensor) -> None:
     if world_size() == 1:
         return
     sizes = [torch.empty(1, dtype=torch.long) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(features)]), group=_cpu_group())
+    dist.all_gather(sizes, torch.tensor([len(features)]), group=cpu_group())
     if len(set(map(int, sizes))) > 1:
         raise ValueError(
             f"batches of {[int(size) for size in sizes]} pairs on the processes: they must be equal (drop the last ones)"
@@ -57,7 +57,7 @@ def check_equal_batches(features: torch.Tensor) -> None:
 _cpu_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 
 
-def _cpu_group() -> dist.ProcessGroup:
+def cpu_group() -> dist.ProcessGroup:
     """A group of all processes that talks over the CPU, so that comparing sizes never waits for a GPU."""
     default = dist.group.WORLD
     if dist.get_backend() == "gloo":

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, patch_masking
+from training.config import TrainingConfig
 from training.tokenizer import train_tokenizer
+from training.tracking import read_metrics
+from training.train import main
 
 IMAGE_SIZE, PATCH_SIZE, CONTEXT_LENGTH = 32, 8, 32
 CAPTIONS = ["a red ball on grass", "two blue fish", "a small house", "a green tree left of a car"]
@@ -134,6 +138,53 @@ def shards(tmp_path):
         samples = {f"{number:03d}": pair(number) for number in (next(numbers) for _ in range(count))}
         write_shard(tmp_path / f"train-{index:03d}.tar", samples)
     return tmp_path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Four training shards and one validation shard, all of random pictures."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index in range(4):
+        write_shard(folder / f"train-{index}.tar", {f"{index}-{n}": pair(5 * index + n) for n in range(5)})
+    write_shard(folder / "val-0.tar", {f"v{n}": pair(100 + n) for n in range(6)})
+    return folder
+
+
+@pytest.fixture
+def options(data, tmp_path) -> dict:
+    """Those of a short run on the small data."""
+    places = {"output_dir": str(tmp_path / "run"), "train_data": f"{data}/train-*.tar"}
+    return places | {"batch_size": 4, "max_steps": 4, "num_workers": 0, "mixed_precision": "no", "vocab_size": 1000}
+
+
+@pytest.fixture
+def run(options):
+    """Run `main` on the small data and return its summary, its records of losses, and its folder."""
+
+    def run(**changed):
+        reset_accelerate()
+        config = TrainingConfig(**(options | changed))
+        summary = main(config)
+        return summary, losses_of(config.output_dir), Path(config.output_dir)
+
+    return run
+
+
+def reset_accelerate() -> None:
+    """Let the next Accelerator be a first one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    reset_accelerate()
+
+
+def losses_of(output_dir: str | Path) -> list[dict]:
+    """The records of a run's steps, without those of its evaluations."""
+    return [record for record in read_metrics(Path(output_dir) / "metrics.jsonl") if "loss" in record]
 
 
 def shared_data(name: str) -> Path:

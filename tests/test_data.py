@@ -4,6 +4,9 @@ skipped and counted by cause; and that what cannot work is one clear error."""
 import io
 import json
 from collections import Counter
+from functools import partial
+from itertools import islice
+from operator import itemgetter
 
 import datasets
 import numpy as np
@@ -13,7 +16,7 @@ from conftest import CONTEXT_LENGTH, encode_image, pair, random_picture, shared_
 from PIL import Image
 from torchvision.transforms import v2
 
-from training.config import ConfigError
+from training import sources
 from training.data import (
     MAX_IMAGE_PIXELS,
     PairBatches,
@@ -24,42 +27,105 @@ from training.data import (
     decode_image,
     first_pair,
     pad_tokens,
+    sample_key,
     shard_stream,
     train_transform,
 )
+from training.errors import ConfigError
 from training.sources import expand_braces, open_stream
 from training.text_masking import TextMask
 
 RNG = np.random.default_rng(0)
 
 
-def keys_of_epochs(folder, *, num_processes, num_workers, epochs) -> list[list[str]]:
+def keys_of_epochs(spec, *, num_processes, num_workers, epochs, seed=0) -> list[list[str]]:
     """Keys of the first `epochs` epochs over all processes, read through a DataLoader."""
     by_epoch: list[list[str]] = [[] for _ in range(epochs)]
     for process in range(num_processes):
         split = {"process": process, "num_processes": num_processes, "num_workers": num_workers}
-        stream = shard_stream(open_stream(f"{folder}/train-*.tar"), seed=0, buffer_size=8, **split)
         for epoch in range(epochs):
-            stream.set_epoch(epoch)
-            loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=num_workers)
-            by_epoch[epoch] += [row["__key__"] for row in loader]
+            stream = shard_stream(open_stream(spec), epoch, seed=seed, buffer_size=8, **split)
+            loader = torch.utils.data.DataLoader(
+                stream, batch_size=None, collate_fn=itemgetter("__key__"), num_workers=num_workers
+            )
+            by_epoch[epoch] += list(loader)
     return by_epoch
 
 
+@pytest.fixture(params=["tar", "parquet", "scenes"])
+def source(request, shards, tmp_path, monkeypatch):
+    """A source of 39 samples in three shards (of scenes, 12), and their keys."""
+    if request.param == "scenes":
+        monkeypatch.setattr(sources, "SCENE_SHARDS", 3)
+        monkeypatch.setattr(sources, "SCENES_PER_SHARD", 4)
+        return "scenes", [f"train-{number:08d}" for number in range(12)]
+    if request.param == "tar":
+        return f"{shards}/train-*.tar", [f"{number:03d}" for number in range(39)]
+    expected = []
+    for number, count in enumerate((20, 12, 7)):
+        path = tmp_path / f"pairs-{number}.parquet"
+        datasets.Dataset.from_dict({"caption": [f"{n}" for n in range(count)]}).to_parquet(path)
+        expected += [f"{path}#{n}" for n in range(count)]
+    return f"{tmp_path}/pairs-*.parquet", sorted(expected)
+
+
 @pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (1, 2), (1, 3), (2, 0), (2, 1), (3, 1), (3, 0)])
-def test_every_sample_once_an_epoch_over_processes_and_workers(shards, num_processes, num_workers):
-    epochs = keys_of_epochs(shards, num_processes=num_processes, num_workers=num_workers, epochs=2)
+def test_every_sample_once_an_epoch_over_processes_and_workers(source, num_processes, num_workers):
+    """Three shards divide over one and three readers, not over two."""
+    spec, expected = source
+    split = {"num_processes": num_processes, "num_workers": num_workers}
+    epochs = keys_of_epochs(spec, epochs=2, **split)
     for keys in epochs:
-        assert sorted(keys) == [f"{number:03d}" for number in range(39)]
+        assert sorted(keys) == expected
     assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+    if num_workers == 0:
+        assert keys_of_epochs(spec, epochs=2, **split) == epochs
+        assert keys_of_epochs(spec, epochs=1, seed=1, **split)[0] != epochs[0]
+
+
+def test_resampled_each_process_reads_all_shards_in_an_order_of_its_own(shards):
+    orders = []
+    for process in range(4):  # more than there are shards
+        stream = shard_stream(
+            open_stream(str(shards)), process=process, num_processes=4, num_workers=0, seed=0, buffer_size=8, resampled=True
+        )
+        orders.append([row["__key__"] for row in stream])
+        assert sorted(orders[-1]) == [f"{number:03d}" for number in range(39)]
+    assert len(set(map(tuple, orders))) == 4
+    with pytest.raises(ConfigError, match="3 shards for 1 processes x 4 workers"):
+        shard_stream(open_stream(str(shards)), process=0, num_processes=2, num_workers=4, seed=0, buffer_size=8, resampled=True)
+
+
+def test_workers_of_a_process_can_be_in_different_epochs(shards, tokenizer):
+    """A stream of 🤗 Datasets shares its epoch between the workers of a process; ours must not."""
+    split = {"process": 0, "num_processes": 1, "num_workers": 2, "seed": 0, "buffer_size": 8}
+    open_epoch = partial(shard_stream, open_stream(f"{shards}/train-*.tar"), **split)
+
+    def keys_by_worker(*epochs: int) -> list[list[str]]:
+        positions = {worker: (epoch, 0) for worker, epoch in enumerate(epochs)}
+        transform = train_transform(32, 0.9, 0.5)
+        batches = PairBatches(open_epoch, PairDecoder(), transform, tokenizer, NO_TEXT_MASK, 1, 0, positions=positions)
+        first = [batch["keys"][0] for batch in islice(build_loader(batches, num_workers=2), 10)]
+        return [first[::2], first[1::2]]
+
+    (first, _), (_, second) = keys_by_worker(0, 0), keys_by_worker(5, 5)
+    assert keys_by_worker(0, 0)[1] != second
+    for _ in range(5):
+        assert keys_by_worker(0, 5) == [first, second]
 
 
 NO_TEXT_MASK = TextMask("none", CONTEXT_LENGTH)
 
 
+def _every_epoch(stream, epoch):
+    return stream
+
+
 def batches_of(stream, tokenizer, decoder=None, batch_size=13, seed=0, text_mask=NO_TEXT_MASK) -> PairBatches:
     transform = train_transform(32, 0.9, 0.5)
-    return PairBatches(stream, decoder or PairDecoder(), transform, tokenizer, text_mask, batch_size, seed)
+    return PairBatches(
+        partial(_every_epoch, stream), decoder or PairDecoder(), transform, tokenizer, text_mask, batch_size, seed
+    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -68,7 +134,7 @@ def test_batches_pass_over_every_sample_once_before_any_comes_twice(shards, toke
         open_stream(f"{shards}/*.tar"), process=0, num_processes=1, num_workers=num_workers, seed=0, buffer_size=8
     )
     loader = iter(build_loader(batches_of(stream, tokenizer, batch_size=1), num_workers))
-    keys = [next(loader)["keys"][0] for _ in range(39 if num_workers == 0 else 24)]
+    keys = [next(loader)["keys"][0] for _ in range(39 if num_workers == 0 else 14)]
     # Two workers take turns, so the shorter one starts again first: only the common part is free of repeats.
     assert len(set(keys)) == len(keys)
 
@@ -286,8 +352,20 @@ def test_scenes_give_endless_pairs_that_depend_on_their_number_alone(tokenizer):
 
 def test_a_source_without_any_usable_pair_does_not_loop(tokenizer, tmp_path):
     write_shard(tmp_path / "bad.tar", {str(n): {"png": b"", "txt": b"a ball"} for n in range(5)})
-    with pytest.raises(RuntimeError, match="no usable image-text pair in 5 samples"):
-        next(iter(batches_of(open_stream(str(tmp_path / "bad.tar")), tokenizer)))
+    (batch,) = batches_of(open_stream(str(tmp_path / "bad.tar")), tokenizer)
+    assert batch["stopped"].startswith("1000 of the last 1000 samples gave no image-text pair (image_undecodable 1000), 1000")
+
+
+def test_rows_without_a_key_have_one_by_their_content(tmp_path):
+    row = {"image": {"bytes": b"abc", "path": None}, "text": "a ball"}
+    assert sample_key(row) == sample_key(dict(row)) != sample_key(row | {"text": "a box"})
+    assert sample_key(row | {"__key__": "x1"}) == "x1"
+
+
+def test_an_empty_shard_does_not_loop(tmp_path, tokenizer):
+    write_shard(tmp_path / "empty.tar", {})
+    (batch,) = batches_of(open_stream(str(tmp_path / "empty.tar")), tokenizer)
+    assert "(epoch_empty 1000)" in batch["stopped"]
 
 
 def test_a_cut_shard_costs_only_its_rest(tmp_path, tokenizer):

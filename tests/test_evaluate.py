@@ -4,8 +4,8 @@ end a training at its first evaluation is found before the training starts."""
 import pytest
 from conftest import encode_image, pair, random_picture, write_shard
 
-from training.config import ConfigError
 from training.data import PairDecoder
+from training.errors import ConfigError
 from training.evaluate import evaluate_sets, load_evaluation_sets
 
 

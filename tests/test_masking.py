@@ -8,17 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from hf_maskclip import MaskCLIPModel
 from hf_maskclip.patch_masking_attentive import class_attention
 from training.config import TrainingConfig
 from training.masking import AttentionTeacher, PatchSelector, mask_seed
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def selector(model: MaskCLIPModel, num_steps: int = 10, **options) -> PatchSelector:

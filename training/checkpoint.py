@@ -14,18 +14,24 @@ from accelerate import Accelerator
 from transformers import CLIPProcessor
 
 from hf_maskclip import MaskCLIPModel
-from training.config import ConfigError
 from training.data import Position
+from training.errors import ConfigError, TrainingStopped
+from training.stopping import all_finite
 
 
-class DataProgress:
-    """Where the data workers of this process are, by the batches that training has used, not by those that were prepared.
+class Progress:
+    """How far a run is: where the data workers of this process are, what they skipped, and how long training took.
 
-    A DataLoader asks its workers in turn, from the first one on. So a resumed loader starts each worker at the beginning of the
-    round that was under way; the batches of that round that had been used are read again and dropped.
+    Positions are those of the batches that training has used, not of those that were prepared. A DataLoader asks its workers in
+    turn, from the first one on. So a resumed loader starts each worker at the beginning of the round that was under way; the
+    batches of that round that had been used are read again and dropped.
+
+    Args:
+        exact: whether to go on at these positions; else (a resampled stream) with the epoch whose number is the step's.
     """
 
-    def __init__(self, accelerator: Accelerator, num_workers: int):
+    def __init__(self, accelerator: Accelerator, num_workers: int, exact: bool):
+        self.exact = exact
         self.split = {"num_processes": accelerator.num_processes, "num_workers": num_workers}
         self.process = accelerator.process_index
         self.num_readers = max(1, num_workers)
@@ -33,6 +39,7 @@ class DataProgress:
         self.ends: dict[int, Position] = {}
         self.used_in_round = 0
         self.skipped: Counter[str] = Counter()
+        self.train_seconds = 0.0
 
     def use(self, batch: dict[str, Any], again: bool = False) -> None:
         """Count a batch that training uses, or, where it comes `again` after a resumption, has used."""
@@ -45,7 +52,8 @@ class DataProgress:
     def save(self, folder: Path) -> None:
         in_round = range(self.used_in_round)
         positions = {worker: self.starts[worker] if worker in in_round else end for worker, end in self.ends.items()}
-        state = self.split | {"used_in_round": self.used_in_round, "positions": positions, "skipped": self.skipped}
+        state = self.split | {"used_in_round": self.used_in_round, "positions": positions}
+        state |= {"skipped": self.skipped, "train_seconds": self.train_seconds}
         self._file(folder).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> tuple[dict[int, Position], int]:
@@ -56,11 +64,14 @@ class DataProgress:
         """
         file = self._file(folder)
         state = json.loads(file.read_text()) if file.exists() else {"num_processes": f"fewer than {self.process + 1}"}
+        self.skipped, self.train_seconds = Counter(state.get("skipped")), state.get("train_seconds", 0.0)
+        if not self.exact:
+            return dict.fromkeys(range(self.num_readers), (checkpoint_step(folder), 0)), 0
         for key, value in self.split.items():
             if state.get(key) != value:
                 raise ConfigError(f"resume: {folder} is of {key} {state.get(key)}, this run has {value}: use as many")
         positions = {int(worker): tuple(position) for worker, position in state["positions"].items()}
-        self.ends, self.skipped = dict(positions), Counter(state["skipped"])
+        self.ends = dict(positions)
         return positions, state["used_in_round"]
 
     def _file(self, folder: Path) -> Path:
@@ -71,14 +82,25 @@ def save_checkpoint(
     accelerator: Accelerator,
     model: MaskCLIPModel,
     processor: CLIPProcessor,
-    progress: DataProgress,
+    progress: Progress,
     output_dir: Path,
     step: int,
     keep: int,
-) -> None:
-    """Write the checkpoint of a step; of those that are there, keep the last `keep` (0: all)."""
+) -> Path:
+    """Write the checkpoint of a step, where it is not there yet, and return it; of all, keep the last `keep` (0: all).
+
+    Raises:
+        TrainingStopped: a weight is not a number. Nobody can go on from that, so the checkpoints that are there stay.
+    """
     final = output_dir / "checkpoints" / f"step-{step:08d}"
     partial = final.with_name(f"{final.name}.partial")
+    if not all_finite(model):
+        raise TrainingStopped(
+            f"step {step}: its gradient was not finite, and the weights are lost; the last checkpoint is "
+            f"{latest_checkpoint(output_dir)} (--resume auto goes on from it)"
+        )
+    if final.exists():
+        return final
     if accelerator.is_main_process and partial.exists():
         shutil.rmtree(partial)
     accelerator.wait_for_everyone()
@@ -88,11 +110,10 @@ def save_checkpoint(
     if accelerator.is_main_process:
         model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
-        if final.exists():
-            shutil.rmtree(final)
         partial.rename(final)
         for old in _complete(output_dir)[:-keep] if keep else []:
             shutil.rmtree(old)
+    return final
 
 
 def latest_checkpoint(output_dir: Path) -> Path | None:

@@ -5,20 +5,15 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
 
 from hf_maskclip.patch_masking import patch_masks, resolve_patch_mask
+from training.errors import fail
 from training.text_masking import TextMaskName
-
-
-class ConfigError(ValueError):
-    """An option that cannot be used; the message is one line that says what is allowed."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -59,6 +54,11 @@ class TrainingConfig:
         0.5, "probability of a horizontal flip (never for scenes, whose captions say left and right); 0 is off"
     )
     shuffle_buffer: int = option(2000, "samples from which a worker draws the next one; 0 is off (shards are still shuffled)")
+    stream: Literal["exact", "resampled"] = option(
+        "exact",
+        "exact: every sample once an epoch, exact resume; resampled: each process reads all shards in its own order",
+    )
+    max_skipped_share: float = option(0.5, "share of a worker's last 1,000 samples that may be unusable before the run stops")
     num_workers: int = option(2, "data loading processes per training process; 0 loads in the training process")
 
     # Budget: max_steps or samples_seen
@@ -76,6 +76,9 @@ class TrainingConfig:
     warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run; 0 is off")
     weight_decay: float = option(0.2, "AdamW's, for matrices only; 0 is off")
     max_grad_norm: float = option(1.0, "gradient clipping by norm; 0 is off")
+    ema_momentum: float = option(
+        0.0, "momentum of a moving average of the weights, which is then evaluated and exported, such as 0.999; 0 is off"
+    )
     unmasked_tuning_steps: int = option(0, "last steps that see whole images; 0 is off")
     mixed_precision: Literal["bf16", "no"] = option("bf16", "bf16 autocast over float32 weights, or no")
     compile: bool = option(False, "torch.compile of both encoders: faster steps after a start of a minute or two")
@@ -113,14 +116,15 @@ class TrainingConfig:
                 fail(f"{item.name}={value}: must be at least {lowest}")
         if not 0 < self.crop_scale <= 1:
             fail(f"crop_scale={self.crop_scale}: must be above 0 and at most 1")
-        if self.mask_schedule > 1:
-            fail(f"mask_schedule={self.mask_schedule}: must be a share of training, from 0 to 1")
+        for name in ("mask_schedule", "flip", "max_skipped_share"):
+            if getattr(self, name) > 1:
+                fail(f"{name}={getattr(self, name)}: must be a share, from 0 to 1")
+        if self.ema_momentum >= 1:
+            fail(f"ema_momentum={self.ema_momentum}: must be below 1")
         if (self.text_mask == "none") != (self.text_tokens == 0):
             fail(f"text_mask={self.text_mask!r} and text_tokens={self.text_tokens}: a text mask and its tokens go together")
         if self.text_tokens in (1, 2):
             fail(f"text_tokens={self.text_tokens}: must be at least 3 (start, one token of a word, end), or 0")
-        if self.flip > 1:
-            fail(f"flip={self.flip}: must be a probability, from 0 to 1")
         if self.batch_size == 1:
             fail("batch_size=1: a contrastive loss needs at least 2 pairs")
         if self.vocab_size < 1000:
@@ -138,21 +142,6 @@ class TrainingConfig:
 
 # About two and a half minutes for the tiny model on two CPU cores.
 QUICKSTART_STEPS = 300
-
-
-def fail(message: str) -> NoReturn:
-    raise ConfigError(message)
-
-
-@contextmanager
-def naming(option: str, value: str) -> Iterator[None]:
-    """Turn the errors of loading what an option names into one line that names the option and its value."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        fail(f"{option}={value!r}: cannot be loaded ({' '.join(str(error).split())})")
 
 
 def load_config(arguments: list[str] | None = None) -> TrainingConfig:

@@ -6,6 +6,10 @@ Shapes: B pairs, S caption tokens.
 import io
 import json
 import math
+import os
+import signal
+import sys
+import threading
 import warnings
 import zlib
 from collections import Counter
@@ -23,8 +27,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers import PreTrainedTokenizerBase
 
-from training.config import ConfigError
+from training.errors import ConfigError, TrainingStopped
 from training.scenes import caption_scene, draw_scene
+from training.skipping import SkipMonitor, SkippedSample
 
 IMAGE_KEYS = ("image", "jpg", "jpeg", "png", "webp")
 CAPTION_KEYS = ("txt", "text", "caption", "json.caption")
@@ -32,10 +37,6 @@ CAPTION_KEYS = ("txt", "text", "caption", "json.caption")
 MAX_IMAGE_PIXELS = 89_478_485
 # So many samples without one usable pair mean wrong keys, not bad luck.
 PATIENCE = 1000
-
-
-class SkippedSample(Exception):
-    """A sample gives no image-text pair; the argument is the cause under which it is counted."""
 
 
 @dataclass
@@ -159,6 +160,11 @@ def train_transform(image_size: int, crop_scale: float, flip: float) -> Callable
     return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
 
 
+def sample_key(row: dict[str, Any]) -> str:
+    """The key of a row; for rows of Hub data sets, which may have none, a checksum of their content."""
+    return str(row["__key__"]) if row.get("__key__") else f"{zlib.crc32(repr(row).encode()):08x}"
+
+
 def pad_tokens(tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], max_length: int) -> torch.LongTensor:
     """Token ids (B, S), S the longest caption rounded up to a multiple of 8, at most `max_length`.
 
@@ -176,18 +182,24 @@ class PairBatches(torch.utils.data.IterableDataset):
 
     A batch is `{"pixel_values": uint8 (B, 3, H, W), "input_ids": (B, S), "keys": list, "skipped": Counter, "worker": int,
     "start": Position, "end": Position}`; `skipped` counts, by cause, the samples passed over since this worker's last batch;
-    the positions say where this worker was before and after the batch. An epoch is one pass over all samples.
+    the positions say where this worker was before and after the batch. An epoch is one pass over all samples. Where no more
+    batch can come, the last one is `{"stopped": reason}`.
 
     Args:
+        open_epoch: the stream of an epoch, by its number. (`IterableDataset.set_epoch` will not do: it sets the epoch of all
+            workers of a process, which need not be in the same one.)
         text_mask: also cuts captions that are longer than the context.
+        max_skipped_share: of a worker's last 1,000 samples, how many may give no pair.
         positions: where each worker begins, by its number; those left out begin at the beginning. What lies before is read
             again, which keeps the shuffle buffer's contents exact, but not decoded.
     """
 
-    def __init__(self, stream, decoder, transform, tokenizer, text_mask, batch_size, seed, positions=None):
-        self.stream, self.decoder, self.transform = stream, decoder, transform
+    def __init__(
+        self, open_epoch, decoder, transform, tokenizer, text_mask, batch_size, seed, max_skipped_share=0.5, positions=None
+    ):
+        self.open_epoch, self.decoder, self.transform = open_epoch, decoder, transform
         self.tokenizer, self.text_mask = tokenizer, text_mask
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.max_skipped_share = batch_size, seed, max_skipped_share
         self.positions: dict[int, Position] = positions or {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -196,38 +208,43 @@ class PairBatches(torch.utils.data.IterableDataset):
         start = self.positions.get(worker, (0, 0))
         pairs: list[tuple[torch.Tensor, list[int], str]] = []
         skipped: Counter[str] = Counter()
-        for sample, position in self.samples(start):
-            if isinstance(sample, SkippedSample):
-                skipped[str(sample)] += 1
-                continue
-            pairs.append(sample)
-            if len(pairs) == self.batch_size:
-                yield self._collate(pairs, skipped) | {"worker": worker, "start": start, "end": position}
-                pairs, skipped, start = [], Counter(), position
+        try:
+            for sample, position in self.samples(start):
+                if isinstance(sample, SkippedSample):
+                    skipped[str(sample)] += 1
+                    continue
+                pairs.append(sample)
+                if len(pairs) == self.batch_size:
+                    yield self._collate(pairs, skipped) | {"worker": worker, "start": start, "end": position}
+                    pairs, skipped, start = [], Counter(), position
+        except TrainingStopped as stopped:  # raised here, it would reach the training process as a traceback
+            yield {"stopped": str(stopped)}
 
     def samples(self, start: Position) -> Iterator[tuple[tuple[torch.Tensor, list[int], str] | SkippedSample, Position]]:
         """Pixels, token ids and key of each sample, epoch after epoch, or the SkippedSample in place of one that gives no pair;
-        and the position after it."""
+        and the position after it.
+
+        Raises:
+            TrainingStopped: too many samples give no pair.
+        """
+        monitor = SkipMonitor(self.max_skipped_share)
         epoch, first_row = start
-        num_pairs = num_skipped = 0
         while True:
-            self.stream.set_epoch(epoch)
-            for num_rows, row in enumerate(islice(self.stream, first_row, None), start=first_row + 1):
+            num_rows = first_row
+            for num_rows, row in enumerate(islice(self.open_epoch(epoch), first_row, None), start=first_row + 1):
                 try:
                     sample = self._decode(row, epoch)
-                    num_pairs += 1
+                    monitor.count_used()
                 except SkippedSample as skipped:
                     sample = skipped
-                    num_skipped += 1
+                    monitor.count_skipped(str(skipped), sample_key(row), str(row.get("__url__", "the stream")))
                 yield sample, (epoch, num_rows)
-                if not num_pairs and num_skipped >= PATIENCE:
-                    break
-            if not num_pairs and first_row == 0:  # the rest of an epoch that was begun before may be empty
-                raise RuntimeError(f"no usable image-text pair in {num_skipped} samples")
+            if num_rows == 0:
+                monitor.count_skipped("epoch_empty", "", "the stream")
             epoch, first_row = epoch + 1, 0
 
     def _decode(self, row: dict[str, Any], epoch: int) -> tuple[torch.Tensor, list[int], str]:
-        key = str(row.get("__key__", ""))
+        key = sample_key(row)
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(key.encode())])
         picture, caption = self.decoder(row, rng)
         token_ids = self.text_mask(self.tokenizer(caption, verbose=False)["input_ids"], rng)
@@ -243,26 +260,40 @@ class PairBatches(torch.utils.data.IterableDataset):
 
 
 def shard_stream(
-    stream: datasets.IterableDataset, *, process: int, num_processes: int, num_workers: int, seed: int, buffer_size: int
+    stream: datasets.IterableDataset,
+    epoch: int = 0,
+    *,
+    process: int,
+    num_processes: int,
+    num_workers: int,
+    seed: int,
+    buffer_size: int,
+    resampled: bool = False,
 ) -> datasets.IterableDataset:
-    """Shuffle a stream by shard and by a buffer, and give this process its shards; the DataLoader splits them over workers.
+    """Shuffle a stream by shard and by a buffer, as fits an epoch, and give this process its shards; the DataLoader splits them
+    over workers.
 
     Each shard goes to one process, so that none reads what another uses, and every sample is seen once an epoch. Where shards
     do not divide, some processes have one more; the order, and so the split, differs from epoch to epoch.
 
+    Args:
+        resampled: give each process all shards instead, in an order of its own.
+
     Raises:
-        ConfigError: fewer shards than processes x workers.
+        ConfigError: fewer shards than processes x workers, or than workers where resampled.
     """
-    readers = num_processes * max(1, num_workers)
-    if stream.num_shards < readers:
+    order = [seed, epoch, process] if resampled else [seed, epoch]  # the same on all processes that share the shards
+    num_processes = 1 if resampled else num_processes
+    workers, shards = max(1, num_workers), stream.num_shards
+    if shards < num_processes * workers:
         raise ConfigError(
-            f"train_data has {stream.num_shards} shards for {num_processes} processes x {max(1, num_workers)} workers: "
-            f"use --num_workers {stream.num_shards // num_processes} or split the data into at least {readers} shards"
-            if stream.num_shards >= num_processes
-            else f"train_data has {stream.num_shards} shards for {num_processes} processes: split the data into more shards"
+            f"train_data has {shards} shards for {num_processes} processes x {workers} workers: "
+            f"use --num_workers {shards // num_processes} or split the data into at least {num_processes * workers} shards"
+            if shards >= num_processes
+            else f"train_data has {shards} shards for {num_processes} processes: split the data into more shards"
         )
-    stream = stream.shuffle(seed=seed, buffer_size=max(1, buffer_size))
-    return split_dataset_by_node(stream, rank=process, world_size=num_processes, strategy="shards")
+    stream = stream.shuffle(seed=int(np.random.default_rng(order).integers(2**31)), buffer_size=max(1, buffer_size))
+    return stream if resampled else split_dataset_by_node(stream, rank=process, world_size=num_processes, strategy="shards")
 
 
 def first_pair(stream: datasets.IterableDataset, decoder: PairDecoder, source: str) -> None:
@@ -315,10 +346,29 @@ def captions_of(stream: datasets.IterableDataset, decoder: PairDecoder, limit: i
 
 def build_loader(batches: PairBatches, num_workers: int) -> DataLoader:
     """The loader of ready batches. It is not for `accelerator.prepare`, which would split the stream a second time."""
-    prefetch_factor = 4 if num_workers else None
-    # The default collate function would rebuild each batch, and so double the counts of a Counter.
-    return DataLoader(batches, batch_size=None, collate_fn=_unchanged, num_workers=num_workers, prefetch_factor=prefetch_factor)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+        # The default collate function would rebuild each batch, and so double the counts of a Counter.
+        collate_fn=_unchanged,
+        worker_init_fn=_obey_only_the_training_process,
+    )
 
 
 def _unchanged(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
+
+
+def _obey_only_the_training_process(worker: int) -> None:
+    """Let a worker outlive the signal by which a scheduler ends a job: training still needs it until its last checkpoint."""
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_when_the_training_process_says_so, daemon=True).start()
+
+
+def _exit_when_the_training_process_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from hf_maskclip.evaluation import evaluate_retrieval, evaluate_zero_shot
-from training.config import ConfigError
 from training.data import PairDecoder, SkippedSample, first_pair
+from training.errors import ConfigError
 from training.scenes import classification_set, retrieval_set
 from training.sources import expand_braces, open_stream
 

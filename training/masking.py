@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hf_maskclip import MaskCLIPVisionModel, PatchMask, PatchSelection, build_patch_mask
 from hf_maskclip.patch_masking import scale_mask_ratios
 from hf_maskclip.patch_masking_attentive import AttentivePatchMask, class_attention
-from training.config import TrainingConfig, fail
+from training.config import TrainingConfig
+from training.errors import fail
 
 
 class PatchSelector:
@@ -132,6 +133,13 @@ class ChunkInputs:
             "patch_selection": self.selection,
             "apply_patch_mask": self.selection is not None,
         }
+
+
+def kept_patches(chunks: list[ChunkInputs], num_patches: int) -> float:
+    """The visible patches per image of a batch, in the mean. Called after its step, for it waits for the device."""
+    shares = [1.0 if chunk.selection is None else chunk.selection.kept_share(num_patches).item() for chunk in chunks]
+    sizes = [len(chunk.pixels) for chunk in chunks]
+    return num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
 
 
 def mask_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:

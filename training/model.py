@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTr
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.patch_masking import resolve_patch_mask
-from training.config import ConfigError, naming
+from training.errors import ConfigError, naming
 
 CONTEXT_LENGTH = 77  # caption tokens, as in CLIP
 

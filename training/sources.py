@@ -1,27 +1,33 @@
 """Where image-text pairs come from: tar shards, parquet, image folders, Hub data sets, scenes, each as one 🤗 Datasets stream.
 
 The rows of a stream are dicts of undecoded fields, so that a bad picture or caption is the business of the one sample it is in.
-A row that stands for unreadable data has the single key `"__error__"`, with the cause.
+Of tars, parquet files and folders a row has its `"__key__"` and, as `"__url__"`, its shard. A row that stands for unreadable
+data has the cause as `"__error__"`.
 """
 
 import glob
 import logging
 import re
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
+import pyarrow.parquet
 
-from training.config import ConfigError, naming
+from training.errors import ConfigError, naming
 from training.scenes import sample_scene
 
 logger = logging.getLogger(__name__)
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Seconds to wait before a shard that could not be read is opened again.
+RETRY_SECONDS = (1, 5, 25)
 # An epoch of scenes: shards x scenes in each. The supply is endless; another epoch draws the same again in another order.
 SCENE_SHARDS, SCENES_PER_SHARD = 1024, 1024
 
@@ -47,9 +53,9 @@ def open_stream(spec: str, split: str = "train", seed: int = 0) -> datasets.Iter
     if len(kinds) > 1:
         raise ConfigError(f"{spec!r}: mixes {' and '.join(kinds)}; give one kind of data")
     if kinds == ["tar files"]:
-        return datasets.IterableDataset.from_generator(_read_tars, gen_kwargs={"paths": paths})
+        return datasets.IterableDataset.from_generator(_read_shards, gen_kwargs={"paths": paths, "read": _read_tar})
     if kinds == ["parquet files"]:
-        return _with_undecoded_images(datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True))
+        return datasets.IterableDataset.from_generator(_read_shards, gen_kwargs={"paths": paths, "read": _read_parquet})
     return _image_folders(paths)
 
 
@@ -114,32 +120,65 @@ def _sample_scenes(shards: list[int], split: str, seed: int) -> Iterator[dict[st
             yield {"__key__": f"{split}-{index:08d}", "scene": sample_scene(index, seed=seed, split=split)}
 
 
-def _read_tars(paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Samples of webdataset shards: files that share a key, the base name up to its first dot. Extensions are lower-cased."""
+# Shards that this process has found unreadable: in later epochs they are tried once, without waiting.
+_given_up: set[str] = set()
+
+
+def _read_shards(paths: list[str], read: Callable[[str], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The rows of shards, one after the other.
+
+    After a failure that may pass, of a network or a disk, a shard is opened again, after growing waits, and read on from where
+    it was. What stays unreadable of a shard is one row with an `__error__`.
+    """
     for path in paths:
-        sample: dict[str, Any] = {}
-        try:
-            with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-                for member in tar:
-                    folder, _, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
-                    key = f"{folder}/{stem}" if folder else stem
-                    if not member.isfile() or not stem:
-                        continue
-                    if sample and sample["__key__"] != key:
-                        yield sample
-                        sample = {}
-                    content = tar.extractfile(member).read()
-                    if len(content) < member.size:
-                        raise tarfile.ReadError("unexpected end of data")
-                    sample |= {"__key__": key, "__url__": path, extension.lower(): content}
-        except (tarfile.TarError, EOFError, OSError) as error:
-            # What was read of the last sample may lack files, so it goes with the unreadable rest.
-            logger.warning("%s: the rest of this shard is unreadable (%s)", path, error)
-            yield {"__error__": "shard_unreadable"}
-            continue
-        if sample:
-            yield sample
+        patience = () if path in _given_up else RETRY_SECONDS
+        num_rows, waits = 0, patience
+        while True:
+            try:
+                for row in islice(read(path), num_rows, None):
+                    yield row
+                    num_rows, waits = num_rows + 1, patience
+                break
+            except Exception as error:  # fsspec passes on what the clients of its file systems raise
+                may_pass = isinstance(error, OSError) or "://" in path
+                if not (waits and may_pass):
+                    logger.warning("%s: the rest of this shard is unreadable (%s)", path, error)
+                    _given_up.add(path)
+                    yield {"__error__": "shard_unreadable", "__url__": path}
+                    break
+                logger.warning("%s: %s; trying again in %d s", path, error, waits[0])
+                time.sleep(waits[0])
+                waits = waits[1:]
+
+
+def _read_tar(path: str) -> Iterator[dict[str, Any]]:
+    """Samples of a webdataset shard: files that share a key, the base name up to its first dot. Extensions are lower-cased."""
+    sample: dict[str, Any] = {}
+    with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if not member.isfile() or not stem:
+                continue
+            if sample and sample["__key__"] != key:
+                yield sample
+                sample = {}
+            content = tar.extractfile(member).read()
+            if len(content) < member.size:
+                raise tarfile.ReadError("unexpected end of data")
+            sample |= {"__key__": key, "__url__": path, extension.lower(): content}
+    if sample:
+        yield sample
+
+
+def _read_parquet(path: str) -> Iterator[dict[str, Any]]:
+    number = 0
+    with fsspec.open(path, "rb") as file:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                yield {"__key__": f"{path}#{number}", "__url__": path} | row
+                number += 1
 
 
 def _image_folders(paths: list[str]) -> datasets.IterableDataset:
@@ -159,8 +198,12 @@ def _image_folders(paths: list[str]) -> datasets.IterableDataset:
 def _read_pictures(shards: list[list[str]]) -> Iterator[dict[str, Any]]:
     for picture in (Path(p) for shard in shards for p in shard):
         caption = picture.with_suffix(".txt")
-        sample = {"__key__": str(picture), picture.suffix.lower()[1:]: picture.read_bytes()}
-        yield sample | ({"txt": caption.read_bytes()} if caption.is_file() else {})
+        sample = {"__key__": str(picture), "__url__": str(picture.parent)}
+        try:
+            sample |= {picture.suffix.lower()[1:]: picture.read_bytes()}
+            yield sample | ({"txt": caption.read_bytes()} if caption.is_file() else {})
+        except OSError:
+            yield sample | {"__error__": "file_unreadable"}
 
 
 def _with_undecoded_images(stream: datasets.IterableDataset) -> datasets.IterableDataset:

@@ -1,6 +1,9 @@
 """What a run reports: `metrics.jsonl` always, a tracker if asked for, and the curves of both as a picture."""
 
 import json
+import logging
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,10 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from matplotlib.figure import Figure
 
-from training.config import ConfigError
+from training.config import TrainingConfig
+from training.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def check_tracker(name: str) -> None:
@@ -16,6 +22,34 @@ def check_tracker(name: str) -> None:
     installed = [str(tracker) for tracker in get_available_trackers()]
     if name not in ("none", *installed):
         raise ConfigError(f"report_to={name!r}: this tracker's package is not installed (pip install {name})")
+
+
+def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """Start or, in a resumed run, continue the tracker's run, which is named after the output folder. Nothing is public."""
+    if config.report_to == "none":
+        return
+    name = Path(config.output_dir).name
+    options = {
+        "wandb": {"id": name, "name": name, "resume": "allow"},
+        "trackio": {"name": name, "resume": "allow", "private": True},
+    }
+    settings = {key: str(value) if isinstance(value, dict) else value for key, value in asdict(config).items()}
+    accelerator.init_trackers("hf_maskclip", config=settings, init_kwargs=options)
+
+
+class SlowDataWarning:
+    """Says once that training waits for its data: where that takes more than 30 % of the time of 50 steps in a row."""
+
+    def __init__(self) -> None:
+        self.num_slow_steps = 0
+
+    def watch(self, data_seconds: float, step_seconds: float) -> None:
+        self.num_slow_steps = self.num_slow_steps + 1 if data_seconds > 0.3 * step_seconds else 0
+        if self.num_slow_steps == 50:
+            logger.warning(
+                "training waits for its data for more than 30 %% of its time: use more num_workers or faster storage"
+            )
+            self.num_slow_steps = -math.inf
 
 
 class MetricsLog:

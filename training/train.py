@@ -12,33 +12,32 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from datasets import IterableDataset
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import normalize
 from tqdm.auto import tqdm
-from transformers import get_cosine_schedule_with_warmup
+from transformers import CLIPProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script from anywhere
 
-from hf_maskclip import (
-    ContrastiveLoss,
-    MaskCLIPModel,
-    MaskCLIPVisionConfig,
-    PatchSelection,
-    cached_contrastive_backward,
-    export_to_clip,
-)
+from hf_maskclip import ContrastiveLoss, MaskCLIPConfig, MaskCLIPModel, cached_contrastive_backward, export_to_clip
+from hf_maskclip.losses import cpu_group, world_size
 from hf_maskclip.visualization import draw_patch_masks
-from training.checkpoint import DataProgress, checkpoint_step, latest_checkpoint, prepare_output_dir, save_checkpoint
-from training.config import ConfigError, TrainingConfig, describe_options, fail, load_config
+from training.checkpoint import Position, Progress, checkpoint_step, latest_checkpoint, prepare_output_dir, save_checkpoint
+from training.config import TrainingConfig, describe_options, load_config
 from training.data import (
     PairBatches,
     PairDecoder,
@@ -49,215 +48,381 @@ from training.data import (
     shard_stream,
     train_transform,
 )
-from training.evaluate import evaluate_sets, load_evaluation_sets
-from training.masking import ChunkInputs, PatchSelector
+from training.errors import ConfigError, TrainingStopped, fail
+from training.evaluate import EvaluationSet, evaluate_sets, load_evaluation_sets
+from training.masking import ChunkInputs, PatchSelector, kept_patches
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
+from training.optimization import build_average, build_optimizer, clamp_logit_scale
 from training.sources import open_stream
+from training.stopping import NumberOnHost, StopRequest
 from training.text_masking import TextMask
 from training.tokenizer import train_tokenizer
-from training.tracking import MetricsLog, check_tracker, draw_curves
+from training.tracking import MetricsLog, SlowDataWarning, check_tracker, draw_curves, start_tracker
 
 TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
-MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can diverge
+
+
+@dataclass
+class Run:
+    """What a run works with, on this process."""
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    num_steps: int
+    checkpoint: Path | None  # that the run goes on from
+    stream: IterableDataset
+    decoder: PairDecoder
+    processor: CLIPProcessor
+    eval_sets: list[EvaluationSet]
+    progress: Progress
+    loader: DataLoader
+    num_batches_used: int  # of the loader, before the checkpoint
+    model: MaskCLIPModel
+    trained_model: torch.nn.Module  # the same, in the wrapper that makes the gradients of all processes one
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    patches: PatchSelector
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.config.output_dir)
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.config.batch_size * self.accelerator.num_processes
+
+    @property
+    def result(self) -> MaskCLIPModel:
+        """The model that is evaluated and exported."""
+        return self.average.module if self.average else self.model
+
+    def to_model(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Bytes (B, C, H, W) as the model takes them, normalised on its device."""
+        image_processor = self.processor.image_processor
+        pixels = pixels.to(self.accelerator.device).float() / 255
+        return normalize(pixels, image_processor.image_mean, image_processor.image_std)
+
+    def save(self, step: int) -> Path:
+        keep = self.config.keep_checkpoints
+        return save_checkpoint(self.accelerator, self.model, self.processor, self.progress, self.output_dir, step, keep)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a step is not a number. Nothing has changed in that step."""
 
 
 def main(config: TrainingConfig) -> dict[str, Any]:
-    """Run a training and return its evaluation, which is also in `eval.json`.
+    """Run a training and return its evaluation, which is also in `eval.json`; `{}` where SIGTERM ended it.
 
     Raises:
         ConfigError: an option or the data it names cannot be used; raised before training starts.
+        TrainingStopped: training cannot go on; what it had learnt is in a checkpoint.
     """
+    run = prepare(config)
+    log = start_reports(run)
+    with StopRequest() as stop:
+        is_complete = train(run, log, stop)
+    results = finish(run, log) if is_complete else {}
+    run.accelerator.end_training()
+    return results
+
+
+def prepare(config: TrainingConfig) -> Run:
+    """Everything that a run needs, in order: data, model, loader, optimizer. Nothing is written yet."""
     check_names(config.model, config.tokenizer)
     check_tracker(config.report_to)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=config.output_dir,
-    )
-    use_all_cores(accelerator)
-    set_seed(config.seed)
+    accelerator = start_accelerator(config)
     num_steps, warmup_steps = config.schedule(accelerator.num_processes)
-    output_dir = Path(config.output_dir)
-    checkpoint = latest_checkpoint(output_dir) if config.resume == "auto" else None
-    model_source = str(checkpoint) if checkpoint else config.model  # with the tokenizer and the processor that go with it
+    checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume == "auto" else None
 
-    # ---- Data ----------------------------------------------------------------------------------------------------------
     decoder = PairDecoder(config.image_key, config.caption_key)
     stream = open_stream(config.train_data, seed=config.seed)
     first_pair(stream, decoder, config.train_data)
-    shard = dict(process=accelerator.process_index, num_processes=accelerator.num_processes, num_workers=config.num_workers)
-    buffer_size = 0 if config.train_data == "scenes" else config.shuffle_buffer  # scenes are independent of each other
-    train_stream = shard_stream(stream, seed=config.seed, buffer_size=buffer_size, **shard)
+    open_epoch = epoch_opener(stream, config, accelerator)
 
-    # ---- Model ---------------------------------------------------------------------------------------------------------
-    tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, model_source)
-    if tokenizer is None:
-        captions = captions_of(stream, decoder, TOKENIZER_CAPTIONS)
-        tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
-    model = build_model(model_source, config.patch_mask, tokenizer)
+    captions = captions_of(stream, decoder, TOKENIZER_CAPTIONS)
+    model, processor = load_model(config, checkpoint, captions)
+    decoder.image_size = model.config.vision_config.image_size
+    eval_data = config.eval_data or ("scenes" if config.train_data == "scenes" else "")
+    eval_sets = load_evaluation_sets(eval_data, decoder, decoder.image_size)
+
+    progress = Progress(accelerator, config.num_workers, exact=config.stream == "exact")
+    positions, num_batches_used = progress.load(checkpoint) if checkpoint else ({}, 0)
+    loader = training_loader(open_epoch, config, decoder, processor, model.config, positions)
+
+    average = build_average(model, config.ema_momentum)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
-    processor = build_processor(model_source, model, tokenizer)
-    vision_config, text_config = model.config.vision_config, model.config.text_config
-    decoder.image_size = vision_config.image_size
-    eval_data = config.eval_data or ("scenes" if config.train_data == "scenes" else "")
-    eval_sets = load_evaluation_sets(eval_data, decoder, vision_config.image_size)
-
-    flip = 0.0 if config.train_data == "scenes" else config.flip
-    transform = train_transform(vision_config.image_size, config.crop_scale, flip)
-    context_length = text_config.max_position_embeddings
-    if config.text_tokens > context_length:
-        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {context_length}")
-    text_mask = TextMask(config.text_mask, config.text_tokens or context_length)
-    train_decoder = replace(decoder, crop_scale=config.crop_scale)
-    progress = DataProgress(accelerator, config.num_workers)
-    positions, used_batches = progress.load(checkpoint) if checkpoint else ({}, 0)
-    batches = PairBatches(
-        train_stream, train_decoder, transform, tokenizer, text_mask, config.batch_size, config.seed, positions
-    )
-    loader = build_loader(batches, config.num_workers)
-
-    # ---- Optimizer -----------------------------------------------------------------------------------------------------
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True
-    )
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, num_steps)
+    optimizer, schedule = build_optimizer(model, config, num_steps, warmup_steps)
     # The schedule is stepped by the loop alone: prepared, it would advance once for every process.
     trained_model, optimizer = accelerator.prepare(model, optimizer)
-    contrastive_loss = ContrastiveLoss()
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
     accelerator.register_for_checkpointing(schedule)
-    first_step = 1
+    if average:
+        accelerator.register_for_checkpointing(average.to(accelerator.device))
     if checkpoint:
         accelerator.load_state(str(checkpoint))
-        first_step = checkpoint_step(checkpoint) + 1
-    chunk_size = config.chunk_size or config.batch_size
-    image_mean, image_std = processor.image_processor.image_mean, processor.image_processor.image_std
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        num_steps=num_steps,
+        checkpoint=checkpoint,
+        stream=stream,
+        decoder=decoder,
+        processor=processor,
+        eval_sets=eval_sets,
+        progress=progress,
+        loader=loader,
+        num_batches_used=num_batches_used,
+        model=model,
+        trained_model=trained_model,
+        average=average,
+        optimizer=optimizer,
+        schedule=schedule,
+        patches=patches,
+    )
 
-    def to_model(pixels: torch.Tensor) -> torch.Tensor:  # bytes (B, C, H, W), normalised on the device
-        return normalize(pixels.to(accelerator.device).float() / 255, image_mean, image_std)
 
-    # ---- Loop ----------------------------------------------------------------------------------------------------------
-    if accelerator.is_main_process:
-        if checkpoint:
-            print(f"going on from {checkpoint}")
-        elif moved := prepare_output_dir(output_dir):
-            print(f"{output_dir} held an earlier run: moved to {moved}")
-        (output_dir / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-    accelerator.wait_for_everyone()
-    if config.report_to != "none":
-        accelerator.init_trackers("hf_maskclip", config=asdict(config))
-    log = MetricsLog(accelerator, output_dir)
-    log.forget_after(first_step - 1)
-    samples_per_step = config.batch_size * accelerator.num_processes
-    num_patches = (vision_config.image_size // vision_config.patch_size) ** 2
-    shows_bar = accelerator.is_main_process and sys.stderr.isatty()
-    progress_bar = tqdm(total=num_steps, initial=first_step - 1, unit="step", disable=not shows_bar)
-    trained_model.train()
-    loop_start = step_end = time.perf_counter()
-    batch_iterator = iter(loader)
-    for _ in range(used_batches):
-        progress.use(next(batch_iterator), again=True)
-    for step in range(first_step, num_steps + 1):
-        batch = next(batch_iterator)
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+    )
+    if accelerator.device.type == "cpu":  # `accelerate launch` leaves a single thread to each process
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, os.cpu_count() // processes_here))
+    set_seed(config.seed)
+    return accelerator
+
+
+def epoch_opener(stream: IterableDataset, config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], IterableDataset]:
+    """A function that gives this process its part of the stream in an epoch.
+
+    Raises:
+        ConfigError: too few shards.
+    """
+    open_epoch = partial(
+        shard_stream,
+        stream,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        buffer_size=0 if config.train_data == "scenes" else config.shuffle_buffer,  # scenes are independent of each other
+        resampled=config.stream == "resampled",
+    )
+    open_epoch(0)  # so that it raises now, not in a worker
+    return open_epoch
+
+
+def load_model(config: TrainingConfig, checkpoint: Path | None, captions: Iterator[str]) -> tuple[MaskCLIPModel, CLIPProcessor]:
+    """The model and its processor, of the checkpoint or as the options say; a missing tokenizer is trained on the captions."""
+    source = str(checkpoint) if checkpoint else config.model
+    tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, source)
+    if tokenizer is None:
+        tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
+    model = build_model(source, config.patch_mask, tokenizer)
+    return model, build_processor(source, model, tokenizer)
+
+
+def training_loader(
+    open_epoch: Callable[[int], IterableDataset],
+    config: TrainingConfig,
+    decoder: PairDecoder,
+    processor: CLIPProcessor,
+    model_config: MaskCLIPConfig,
+    positions: dict[int, Position],
+) -> DataLoader:
+    context_length = model_config.text_config.max_position_embeddings
+    if config.text_tokens > context_length:
+        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {context_length}")
+    flip = 0.0 if config.train_data == "scenes" else config.flip
+    batches = PairBatches(
+        open_epoch,
+        replace(decoder, crop_scale=config.crop_scale),
+        train_transform(decoder.image_size, config.crop_scale, flip),
+        processor.tokenizer,
+        TextMask(config.text_mask, config.text_tokens or context_length),
+        config.batch_size,
+        config.seed,
+        config.max_skipped_share,
+        positions,
+    )
+    return build_loader(batches, config.num_workers)
+
+
+def start_reports(run: Run) -> MetricsLog:
+    """The run's folder, its configuration and its log, from which the records of steps that come again are gone."""
+    if run.accelerator.is_main_process:
+        if run.checkpoint:
+            print(f"going on from {run.checkpoint}")
+        elif moved := prepare_output_dir(run.output_dir):
+            print(f"{run.output_dir} held an earlier run: moved to {moved}")
+        (run.output_dir / "config.yaml").write_text(yaml.safe_dump(asdict(run.config), sort_keys=False))
+    run.accelerator.wait_for_everyone()
+    start_tracker(run.accelerator, run.config)
+    log = MetricsLog(run.accelerator, run.output_dir)
+    log.forget_after(checkpoint_step(run.checkpoint) if run.checkpoint else 0)
+    return log
+
+
+def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
+    """The steps that are left of a run, with reports, evaluations and checkpoints. False where SIGTERM has ended it early."""
+    config, progress = run.config, run.progress
+    first_step = checkpoint_step(run.checkpoint) + 1 if run.checkpoint else 1
+    bar = progress_bar(run, first_step - 1)
+    slow_data = SlowDataWarning()
+    run.trained_model.train()
+    batches = iter(run.loader)
+    step_end = time.perf_counter()
+    for _ in range(run.num_batches_used):
+        progress.use(next(batches), again=True)
+    for step in range(first_step, run.num_steps + 1):
+        batch = next(batches)
         data_seconds = time.perf_counter() - step_end
+        if reason := stop.agreed(batch):
+            bar.close()
+            end_early(run, step - 1, reason, batch)
+            return False
+        learning_rate = run.schedule.get_last_lr()[0]
+        try:
+            loss, kept = training_step(run, batch, step)
+        except NonFiniteLoss as error:
+            report_nonfinite_loss(run, step, str(error), batch["keys"])
         progress.use(batch)
-
-        # -- one training step --
-        chunks = [
-            ChunkInputs(batch, slice(start, start + chunk_size), to_model, partial(patches.select, step=step, chunk=number))
-            for number, start in enumerate(range(0, config.batch_size, chunk_size))
-        ]
-        if len(chunks) == 1:
-            outputs = trained_model(**chunks[0]())
-            loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
-            accelerator.backward(loss)
-        else:
-            loss = cached_contrastive_backward(trained_model, model.logit_scale, chunks, contrastive_loss)
-        if config.max_grad_norm:
-            accelerator.clip_grad_norm_(trained_model.parameters(), config.max_grad_norm)
-        learning_rate = schedule.get_last_lr()[0]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        patches.after_step(step)
-        # -- end of the step --
+        step_seconds = time.perf_counter() - step_end
+        progress.train_seconds += step_seconds
+        slow_data.watch(data_seconds, step_seconds)
 
         if config.log_every and step % config.log_every == 0:
-            mean_loss = accelerator.reduce(loss.detach(), reduction="mean").item()
-            step_seconds = time.perf_counter() - step_end
             values = {
-                "loss": mean_loss,
+                "loss": loss,
                 "learning_rate": learning_rate,
-                "logit_scale": model.logit_scale.exp().item(),
-                "kept_share": sum(kept_share(chunk.selection, num_patches) for chunk in chunks) / len(chunks),
-                "samples_seen": step * samples_per_step,
-                "samples_per_second": samples_per_step / step_seconds,
+                "logit_scale": run.model.logit_scale.exp().item(),
+                "kept_patches": kept(),
+                "samples_seen": step * run.samples_per_step,
+                "samples_per_second": run.samples_per_step / step_seconds,
                 "data_seconds": data_seconds,
                 "step_seconds": step_seconds,
             }
             log.write(step, **values, skipped=total_counts(progress.skipped))
-            progress_bar.set_postfix_str(
-                f"loss {mean_loss:.3f}, {values['samples_per_second']:.0f} pairs/s, {values['kept_share']:.0%} of patches"
-            )
-        progress_bar.update()
+            bar.set_postfix_str(f"loss {loss:.3f}, {values['kept_patches']:.0f} patches")
+        bar.update(run.samples_per_step)
         if config.checkpoint_every and step % config.checkpoint_every == 0:
-            save_checkpoint(accelerator, model, processor, progress, output_dir, step, config.keep_checkpoints)
-        if config.eval_every and step % config.eval_every == 0 and step < num_steps:
-            report_evaluation(log, step, evaluate_sets(model, processor, eval_sets))
+            run.save(step)
+        if config.eval_every and step % config.eval_every == 0 and step < run.num_steps:
+            report_evaluation(log, step, evaluate_sets(run.result, run.processor, run.eval_sets))
         step_end = time.perf_counter()
-    progress_bar.close()
-    train_seconds = time.perf_counter() - loop_start
+    bar.close()
+    return True
 
-    # ---- Results -------------------------------------------------------------------------------------------------------
-    if accelerator.is_main_process:
-        export_to_clip(model, output_dir / "export", processor)  # before anything else can fail
-    results = evaluate_sets(model, processor, eval_sets)
-    report_evaluation(log, num_steps, results)
+
+def training_step(run: Run, batch: dict[str, Any], step: int) -> tuple[float, Callable[[], float]]:
+    """Learn from a batch. Returns the loss, and a function that gives the visible patches per image.
+
+    Raises:
+        NonFiniteLoss: the loss, on any process, is not a number.
+    """
+    config, accelerator, contrastive_loss = run.config, run.accelerator, ContrastiveLoss()
+    chunk_size = config.chunk_size or config.batch_size
+    chunks = [
+        ChunkInputs(batch, slice(start, start + chunk_size), run.to_model, partial(run.patches.select, step=step, chunk=number))
+        for number, start in enumerate(range(0, config.batch_size, chunk_size))
+    ]
+    if len(chunks) == 1:
+        outputs = run.trained_model(**chunks[0]())
+        loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, run.model.logit_scale.exp())
+        mean_loss = NumberOnHost(accelerator.reduce(loss.detach(), reduction="mean"))
+        accelerator.backward(loss)
+    else:
+        loss = cached_contrastive_backward(run.trained_model, run.model.logit_scale, chunks, contrastive_loss)
+        mean_loss = NumberOnHost(accelerator.reduce(loss, reduction="mean"))
+    if not math.isfinite(mean_loss.read()):
+        run.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteLoss(mean_loss.read())
+
+    if config.max_grad_norm:
+        accelerator.clip_grad_norm_(run.trained_model.parameters(), config.max_grad_norm)
+    run.optimizer.step()
+    run.schedule.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    clamp_logit_scale(run.model)
+    if run.average:
+        run.average.update_parameters(run.model)
+    run.patches.after_step(step)
+    return mean_loss.read(), partial(kept_patches, chunks, run.model.vision_model.embeddings.num_patches)
+
+
+def end_early(run: Run, last_step: int, reason: int, batch: dict[str, Any]) -> None:
+    """Save what was learnt up to a step, and say why the run ends.
+
+    Raises:
+        TrainingStopped: the data of this process gave out.
+    """
+    where = f"saved {run.save(last_step)}" if last_step else "nothing was learnt yet"
+    if "stopped" in batch:
+        raise TrainingStopped(f"train_data={run.config.train_data!r}: {batch['stopped']}; {where}")
+    if reason == StopRequest.DATA:
+        raise TrainingStopped(f"another process ran out of data after step {last_step}; {where}")
+    if run.accelerator.is_main_process:
+        print(f"SIGTERM after step {last_step}; {where}; the same command with --resume auto goes on from there")
+
+
+def report_nonfinite_loss(run: Run, step: int, loss: str, keys: list[str]) -> None:
+    """Save the state before a step, and the keys of its batches, to look at.
+
+    Raises:
+        TrainingStopped: always.
+    """
+    keys_of_processes = gather_object([keys])
+    file = run.output_dir / f"nonfinite_step_{step}.json"
+    if run.accelerator.is_main_process:
+        file.write_text(json.dumps({"step": step, "loss": loss, "keys": keys_of_processes}, indent=2) + "\n")
+    where = f"the state before it is {run.save(step - 1)}" if step > 1 else "it is the first step"
+    raise TrainingStopped(f"step {step}: the loss is {loss}; {where}, the keys of its batch are in {file}")
+
+
+def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
+    """Export and evaluate the model; write the results and pictures, and say how to load it."""
+    if run.accelerator.is_main_process:
+        export_to_clip(run.result, run.output_dir / "export", run.processor)  # before anything else can fail
+    results = evaluate_sets(run.result, run.processor, run.eval_sets)
+    report_evaluation(log, run.num_steps, results)
     summary = {
-        "model": config.model,
-        "patch_mask": vision_config.patch_mask,
-        "eval_data": eval_data,
-        "steps": num_steps,
-        "samples_seen": num_steps * samples_per_step,
-        "train_seconds": round(train_seconds, 1),
-        "skipped": total_counts(progress.skipped),
+        "model": run.config.model,
+        "patch_mask": run.model.config.vision_config.patch_mask,
+        "eval_data": run.config.eval_data or [evaluation.name for evaluation in run.eval_sets],
+        "ema_momentum": run.config.ema_momentum,
+        "steps": run.num_steps,
+        "samples_seen": run.num_steps * run.samples_per_step,
+        "train_seconds": round(run.progress.train_seconds, 1),
+        "skipped": total_counts(run.progress.skipped),
         "results": results,
     }
-    if accelerator.is_main_process:
-        save_results(output_dir, summary, vision_config, stream, decoder)
-        print_summary(output_dir, summary)
-    accelerator.end_training()
+    if run.accelerator.is_main_process:
+        save_results(run, summary)
+        print_summary(run.output_dir, summary)
     return summary
 
 
-def use_all_cores(accelerator: Accelerator) -> None:
-    """Give each training process its share of the CPU: `accelerate launch` leaves a single thread to it."""
-    if accelerator.device.type == "cpu":
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, os.cpu_count() // processes_here))
-
-
-def kept_share(selection: PatchSelection | None, num_patches: int) -> float:
-    return 1.0 if selection is None else selection.kept_share(num_patches).item()
+def progress_bar(run: Run, steps_done: int) -> tqdm:
+    """In pairs; off where the output is no terminal."""
+    total, initial = (steps * run.samples_per_step for steps in (run.num_steps, steps_done))
+    shows = run.accelerator.is_main_process and sys.stderr.isatty()
+    return tqdm(total=total, initial=initial, unit="pair", unit_scale=True, disable=not shows)
 
 
 def total_counts(counts: Counter[str]) -> dict[str, int]:
     """The sum of the counts of all processes."""
-    return dict(sum(gather_object([counts]), Counter()))
-
-
-def parameter_groups(model: MaskCLIPModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, embeddings and the logit scale do not."""
-    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[parameter.ndim >= 2 and "embedding" not in name].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
+    everywhere = [counts] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(everywhere, counts, group=cpu_group())
+    return dict(sum(everywhere, Counter()))
 
 
 def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, Any]]) -> None:
@@ -266,22 +431,17 @@ def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, A
         log.write(step, **{key: value for key, value in numbers.items() if isinstance(value, (int, float))})
 
 
-def save_results(
-    output_dir: Path,
-    summary: dict[str, Any],
-    vision_config: MaskCLIPVisionConfig,
-    stream: IterableDataset,
-    decoder: PairDecoder,
-) -> None:
+def save_results(run: Run, summary: dict[str, Any]) -> None:
     """Write `eval.json`, `masks.png` (eight training pictures) and `curves.png`."""
-    (output_dir / "eval.json").write_text(json.dumps(summary, indent=2) + "\n")
-    images = sample_images(stream, decoder, count=8)
+    (run.output_dir / "eval.json").write_text(json.dumps(summary, indent=2) + "\n")
     masks = {"random": "random", "cluster": "cluster", "PGS 0.3": "pgs"}
     masks["PGS 0.5"] = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
-    sizes = {"image_size": vision_config.image_size, "patch_size": vision_config.patch_size}
-    draw_patch_masks(images, masks, **sizes).savefig(output_dir / "masks.png", dpi=150)
-    if (output_dir / "metrics.jsonl").exists():
-        draw_curves(output_dir / "metrics.jsonl").savefig(output_dir / "curves.png", dpi=150)
+    vision = run.model.config.vision_config
+    sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    images = sample_images(run.stream, run.decoder, count=8)
+    draw_patch_masks(images, masks, **sizes).savefig(run.output_dir / "masks.png", dpi=150)
+    if (run.output_dir / "metrics.jsonl").exists():
+        draw_curves(run.output_dir / "metrics.jsonl").savefig(run.output_dir / "curves.png", dpi=150)
 
 
 def print_summary(output_dir: Path, summary: dict[str, Any]) -> None:
@@ -300,12 +460,18 @@ Written to {output_dir}: export/, eval.json, metrics.jsonl, masks.png, curves.pn
 """)
 
 
-if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
+def program(arguments: list[str]) -> int:
+    """The command line; returns the exit code: 0, or 2 after one line that says what cannot be used or why training stopped."""
+    if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\nOptions, with their defaults:\n{describe_options()}")
-        sys.exit(0)
+        return 0
     try:
-        main(load_config())
-    except ConfigError as error:
+        main(load_config(arguments))
+    except (ConfigError, TrainingStopped) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(program(sys.argv[1:]))

@@ -13,6 +13,7 @@ import io
 import statistics
 import tarfile
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,12 @@ def write_shards(folder: Path, count: int, samples: int) -> str:
 
 
 def our_loader(shards: str, tokenizer):
-    stream = shard_stream(open_stream(shards), process=0, num_processes=1, num_workers=0, seed=0, buffer_size=500)
+    one_reader = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0, "buffer_size": 500}
+    open_epoch = partial(shard_stream, open_stream(shards), **one_reader)
     decoder = PairDecoder(image_size=IMAGE_SIZE, crop_scale=CROP_SCALE)
     transform = train_transform(IMAGE_SIZE, CROP_SCALE, flip=0.0)
     mask = TextMask("none", CONTEXT_LENGTH)
-    return build_loader(PairBatches(stream, decoder, transform, tokenizer, mask, options.batch_size, 0), num_workers=0)
+    return build_loader(PairBatches(open_epoch, decoder, transform, tokenizer, mask, options.batch_size, 0), num_workers=0)
 
 
 def peer_loader(shards: str):

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the benc
 
 from hf_maskclip import MaskCLIPModel, build_patch_mask
 from training.model import preset_config
-from training.train import parameter_groups
+from training.optimization import parameter_groups
 
 
 def arguments(description: str, *, model: str = "vit-b-16", batch_size: int = 64, rounds: int = 5) -> argparse.ArgumentParser:

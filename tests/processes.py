@@ -1,0 +1,75 @@
+"""Processes for tests: forked from a server that has imported the training program once, so that each starts at once."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["training.train"])
+
+
+class Processes:
+    """One function in several processes, which find each other as those of `accelerate launch` do; each with its children in a
+    group of its own, so that a signal can go to all of them.
+
+    Args:
+        function: called in each process; what it returns is the exit code.
+        folder: where what they print goes.
+    """
+
+    def __init__(self, num_processes: int, folder: Path, function: Callable[..., int], *arguments):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.outputs = [folder / f"process_{rank}.txt" for rank in range(num_processes)]
+        port = _free_port()
+        self.processes = [
+            context.Process(target=_run, args=(rank, num_processes, port, self.outputs[rank], function, arguments))
+            for rank in range(num_processes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def wait(self, seconds: float = 100) -> list[int]:
+        """The exit codes, negative for a signal. What has not ended in that time is killed, and the test fails."""
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0, deadline - time.monotonic()))
+        late = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        self.signal(signal.SIGKILL)
+        assert not late, f"processes {late} did not end in {seconds} s: {self.printed()[-3000:]}"
+        return [process.exitcode for process in self.processes]
+
+    def signal(self, number: int, ranks: list[int] | None = None) -> None:
+        for rank, process in enumerate(self.processes):
+            if process.is_alive() and (ranks is None or rank in ranks):
+                os.killpg(process.pid, number)
+
+    def is_alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def printed(self) -> str:
+        return "".join(output.read_text() for output in self.outputs if output.exists())
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _run(rank: int, num_processes: int, port: int, output: Path, function: Callable[..., int], arguments: tuple) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a process that no server has forked
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if num_processes > 1:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
+        os.environ |= {key: str(value) for key, value in numbers.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    sys.exit(function(*arguments))
