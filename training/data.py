@@ -361,8 +361,20 @@ def _unchanged(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+def start_workers(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """The batches of a loader, from workers that a SIGTERM to all processes of a job does not end: training needs them until it
+    has saved."""
+    if sys.platform != "linux":
+        return iter(loader)
+    # Some libraries start threads in a forked process at once, which have to inherit the mask.
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def _obey_only_the_training_process(worker: int) -> None:
-    """Let a worker outlive the signal by which a scheduler ends a job: training still needs it until its last checkpoint."""
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_when_the_training_process_says_so, daemon=True).start()

@@ -46,6 +46,7 @@ from training.data import (
     first_pair,
     sample_images,
     shard_stream,
+    start_workers,
     train_transform,
 )
 from training.errors import ConfigError, TrainingStopped, fail
@@ -278,7 +279,7 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     bar = progress_bar(run, first_step - 1)
     slow_data = SlowDataWarning()
     run.trained_model.train()
-    batches = iter(run.loader)
+    batches = start_workers(run.loader)
     step_end = time.perf_counter()
     for _ in range(run.num_batches_used):
         progress.use(next(batches), again=True)
