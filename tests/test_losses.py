@@ -5,11 +5,15 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import processes
 import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import photo_like
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
@@ -108,9 +112,10 @@ def assert_equal_gradients(given: list[torch.Tensor], expected: list[torch.Tenso
 
 def in_two_processes(function: Callable[[int], object], tmp_path) -> list:
     """Run a function of the rank in two processes with a gloo group; their results, or the errors they raised."""
-    with mp.get_context("spawn").Manager() as manager:
+    with processes.context.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_run_in_group, args=(function, str(tmp_path / "init"), results), nprocs=2)
+        arguments = (function, str(tmp_path / "init"), results)
+        mp.start_processes(_run_in_group, arguments, nprocs=2, start_method="forkserver")
         return [results[rank] for rank in range(2)]
 
 
@@ -152,6 +157,32 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(name, chunks, tmp_p
     for value, given in in_two_processes(partial(half_of_the_batch, name, chunks), tmp_path):
         assert value == pytest.approx(expected, rel=1e-5)
         assert_equal_gradients(given, gradients, rtol=1e-5 if chunks == 1 else 1e-4)
+
+
+def sharded_half_of_the_batch(rank: int) -> tuple[float, list[torch.Tensor]]:
+    """The same with weights that FSDP2 splits over the processes, all but the logit scale, which is a scalar and cannot be."""
+    model = tiny_model().train()
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in (*model.vision_model.encoder.layers, *model.text_model.encoder.layers):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params={model.logit_scale})
+    half = PAIRS // 2
+    outputs = model(**inputs_of(model, rank * half, rank * half + half))
+    value = ContrastiveLoss()(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
+    value.backward()
+    for number in (model.logit_scale.grad, mean := value.detach().clone()):
+        torch.distributed.all_reduce(number)
+        number /= 2
+    gradients = gradients_of(model)
+    assert sum(isinstance(gradient, DTensor) for gradient in gradients) == len(gradients) - 1
+    return mean.item(), [gradient.full_tensor() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+
+
+def test_two_processes_with_sharded_weights_have_the_gradient_of_one(tmp_path):
+    expected, gradients = whole_batch("contrastive")
+    for value, given in in_two_processes(sharded_half_of_the_batch, tmp_path):
+        assert value == pytest.approx(expected, rel=1e-5)
+        assert_equal_gradients(given, gradients, rtol=1e-5)
 
 
 def unequal_batches(name: str, rank: int) -> None:

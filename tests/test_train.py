@@ -3,6 +3,7 @@ with what it writes, and what it refuses."""
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from hf_maskclip import MaskCLIPModel, PatchMask, PatchSelection, register_patch_mask
 from hf_maskclip.patch_masking import keep_count, patch_masks
+from training import train as training_program
 from training.checkpoint import prepare_output_dir
 from training.config import TrainingConfig, load_config
 from training.errors import ConfigError
@@ -125,6 +127,34 @@ def test_compiled_encoders_train_alike_and_export_under_clips_keys(patch_mask, r
         losses.append([record["loss"] for record in steps])
     assert len(compiled) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert not AutoModel.from_pretrained(folder / "export", output_loading_info=True)[1]["missing_keys"]
+
+
+def test_averaged_weights_are_evaluated_exported_and_go_on_after_a_resumption(run, data, tmp_path, monkeypatch):
+    """Against a transcription of the average: it starts at the first weights and moves a tenth of the way after each step."""
+    weights, initial = [], []
+    original = training_program.training_step
+
+    def recorded_step(run, batch, step):
+        initial.append({key: value.clone() for key, value in run.model.state_dict().items()})
+        result = original(run, batch, step)
+        weights.append({key: value.clone() for key, value in run.model.state_dict().items()})
+        return result
+
+    monkeypatch.setattr(training_program, "training_step", recorded_step)
+    options = {"ema_momentum": 0.9, "eval_data": f"{data}/val-0.tar", "checkpoint_every": 2}
+    summary, _, folder = run(**options)
+    expected = initial[0]
+    for step in weights:
+        expected = {key: 0.9 * value + 0.1 * step[key] for key, value in expected.items()}
+    exported = AutoModel.from_pretrained(folder / "export").state_dict()
+    for key, value in exported.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(exported["visual_projection.weight"], weights[-1]["visual_projection.weight"])
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    again, _, _ = run(**options, resume="auto")
+    resumed = AutoModel.from_pretrained(folder / "export").state_dict()
+    assert all(torch.equal(value, exported[key]) for key, value in resumed.items())
+    assert again["results"] == summary["results"] and again["ema_momentum"] == 0.9
 
 
 @pytest.mark.parametrize("patch_mask", ["none", "pgs"])
@@ -242,7 +272,7 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
     ("options", "message"),
     [
         ({"train_data": "absent/train-{0..3}.tar"}, "there is no 'absent/train-0.tar'"),
-        ({"num_workers": 3}, "2 shards for 1 processes x 3 workers: use --num_workers 2"),
+        ({"num_workers": 5}, "4 shards for 1 processes x 5 workers: use --num_workers 4"),
         ({"image_key": "jpg"}, "no usable image-text pair in the first 20 samples"),
         ({"model": "hugee"}, "model='hugee': must be one of tiny, small"),
         ({"text_mask": "random", "text_tokens": 78}, "text_tokens=78: the context of model='tiny' has 77"),

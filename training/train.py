@@ -2,6 +2,7 @@
 
     accelerate launch training/train.py                                  # the quickstart, on scenes drawn on the fly
     accelerate launch training/train.py --config FILE.yaml --key value   # any other run; --help lists the options
+    python training/train.py --config FILE.yaml --dry_run                # what that run would take, and one small step of it
 
 Shapes: B pairs per process, S caption tokens, E projection size.
 """
@@ -189,6 +190,11 @@ def prepare(config: TrainingConfig) -> Run:
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            fail(
+                f"ACCELERATE_USE_{name}: weights cannot be split over processes here (their scalar logit_scale cannot); use DDP"
+            )
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=None if config.report_to == "none" else config.report_to,
@@ -467,7 +473,12 @@ def program(arguments: list[str]) -> int:
         print(f"{__doc__}\nOptions, with their defaults:\n{describe_options()}")
         return 0
     try:
-        main(load_config(arguments))
+        if "--dry_run" in arguments:
+            from training.dry_run import dry_run  # which imports this file
+
+            dry_run(load_config([word for word in arguments if word != "--dry_run"]))
+        else:
+            main(load_config(arguments))
     except (ConfigError, TrainingStopped) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

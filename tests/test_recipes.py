@@ -1,0 +1,154 @@
+"""Proves that each recipe and each launch file is read as it is meant, with the papers' numbers, and that a dry run of a recipe
+says what the run would take."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from conftest import pair, write_shard
+
+from hf_maskclip import MaskCLIPModel
+from training.config import load_config
+from training.dry_run import dry_run, saved_activations
+from training.errors import ConfigError
+from training.model import preset_config
+from training.train import program
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
+LAUNCH_FILES = sorted((ROOT / "training" / "accelerate").glob("*.yaml"))
+CC12M_PAIRS, EPOCHS = 10_968_539, 32
+PGS = {"batch_size": 512, "learning_rate": 1e-3, "warmup_steps": 10_000}
+CLUSTER = {"batch_size": 256, "learning_rate": 5e-4, "warmup_steps": 2000}
+# Masks and hyper-parameters of arXiv 2503.17080 and 2405.08815.
+PAPERS = {
+    "clip-b16": ({"name": "none"}, PGS),
+    "flip-0.5-b16": ({"name": "random", "mask_ratio": 0.5}, PGS),
+    "flip-0.75-b16": ({"name": "random", "mask_ratio": 0.75}, PGS),
+    "e-clip-b16": ({"name": "cluster", "mask_ratio": 0.5}, CLUSTER),
+    "a-clip-b16": ({"name": "attentive", "mask_ratio": 0.5}, PGS),
+    "clip-pgs-0.5-b16": ({"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5, "candidate_ratio": 0.05}, PGS),
+    "clip-pgs-0.3-b16": ({"name": "pgs", "min_mask_ratio": 0.3, "max_mask_ratio": 0.5, "candidate_ratio": 0.05}, PGS),
+}
+
+
+def head(file: Path) -> str:
+    """The comment at the top of a file, as one line."""
+    lines = file.read_text().splitlines()
+    return " ".join(line.lstrip("# ") for line in lines[: lines.index("")] if line.startswith("#"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_has_the_papers_mask_and_hyper_parameters(file):
+    config = load_config(["--config", str(file)])
+    mask, numbers = PAPERS[file.stem]
+    assert mask.items() <= config.patch_mask.items()
+    assert numbers == {key: getattr(config, key) for key in numbers}
+    assert config.samples_seen == CC12M_PAIRS * EPOCHS and config.weight_decay == 0.2 and config.model == "vit-b-16"
+    steps, warmup = config.schedule(num_processes=8)
+    assert steps == -(-config.samples_seen // (8 * config.batch_size)) and warmup == numbers["warmup_steps"]
+    assert config.output_dir == f"runs/{file.stem}" and config.resume == "auto" and config.checkpoint_every
+
+
+def test_every_published_run_has_a_recipe():
+    assert {file.stem for file in RECIPES} == PAPERS.keys()
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_says_how_to_run_it_on_what_how_long_and_with_which_data(file):
+    text = head(file)
+    for part in ("Command:", "Hardware:", "Time:", "Expected numbers:", "Data:", "img2dataset --url_list", "hf download"):
+        assert part in text
+    command = text.partition("Command: ")[2].partition(" Hardware:")[0]
+    words = shlex.split(command)
+    assert words[:2] == ["accelerate", "launch"] and words[-1] == f"training/recipes/{file.name}"
+    assert all((ROOT / word).is_file() for word in words if word.endswith((".yaml", ".py")))
+
+
+@pytest.mark.parametrize("file", LAUNCH_FILES, ids=lambda file: file.stem)
+def test_a_launch_file_is_one_that_accelerate_takes(file, monkeypatch):
+    """As far as that can be seen where there is no GPU: Accelerate reads it and would start these processes."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = load_config_from_file(str(file))
+    values = yaml.safe_load(file.read_text())
+    assert values.items() <= {**vars(config), "distributed_type": config.distributed_type.value}.items()
+    arguments = launch_command_parser().parse_args(["--config_file", str(file), "training/train.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert arguments.num_processes == values["num_processes"] and arguments.num_machines == values["num_machines"]
+    assert (
+        arguments.multi_gpu == (values["distributed_type"] == "MULTI_GPU")
+        and bool(arguments.use_cpu or arguments.cpu) == values["use_cpu"]
+    )
+    if arguments.multi_gpu:
+        prepare_multi_gpu_env(arguments)
+        assert int(arguments.nproc_per_node) == 8
+
+
+def test_there_are_launch_files_for_one_machine_and_several():
+    assert [file.stem for file in LAUNCH_FILES] == ["cpu-2-processes", "ddp", "multi-node", "one-gpu"]
+    script = (ROOT / "training" / "accelerate" / "multi-node.sbatch").read_text()
+    for word in shlex.split(script, comments=True):
+        assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
+
+
+@pytest.fixture
+def small_data(tmp_path, tokenizer):
+    """What takes the place of a recipe's data and tokenizer, which are on the Hub."""
+    write_shard(tmp_path / "a.tar", {str(n): pair(n) for n in range(12)})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return [
+        "--train_data",
+        f"{tmp_path}/a.tar",
+        "--tokenizer",
+        f"{tmp_path}/tokenizer",
+        "--num_workers",
+        "0",
+        "--resume",
+        "none",
+    ]
+
+
+def test_a_dry_run_of_a_recipe_says_what_it_takes_and_writes_nothing(small_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = ROOT / "training" / "recipes" / "clip-pgs-0.5-b16.yaml"
+    config = load_config(["--config", str(file), *small_data])
+    numbers = dry_run(config)
+    printed = capsys.readouterr().out
+    model = MaskCLIPModel(preset_config("vit-b-16", "none", vocab_size=1000))
+    assert abs(numbers["parameters"] - sum(p.numel() for p in model.parameters())) < 2e6  # another vocabulary
+    assert numbers["steps"] == -(-350_993_248 // 512) and numbers["kept_patches"] == 98
+    # 12 x (24 D^2 + 4 S D) a token and three times that with the backward pass; the patch embedding and the texts on top.
+    towers = 3 * 12 * 99 * (24 * 768**2 + 4 * 99 * 768) * 512
+    assert towers < numbers["flops_per_step"] < 1.3 * towers
+    assert numbers["state_bytes"] == 16 * numbers["parameters"] and 10e9 < numbers["activation_bytes"] < 60e9
+    assert "98 of 196 visible" in printed and "vit-b-16" in printed and not (tmp_path / "runs").exists()
+
+
+def test_activations_are_counted_once_and_without_the_weights():
+    linear = torch.nn.Linear(10, 20)
+    inputs = torch.randn(4, 10, requires_grad=True)
+    with saved_activations(linear) as sizes:
+        hidden = linear(inputs).exp()  # keeps its inputs, and the exponential its result
+        (hidden * hidden).sum().backward()
+    assert sorted(sizes.values()) == [4 * 10 * 4, 4 * 20 * 4]
+
+
+def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
+    words = ["--dry_run", "--model", "tiny", "--batch_size", "16", "--chunk_size", "4", "--output_dir", str(tmp_path / "run")]
+    assert program([*words, *small_data]) == 0
+    printed = capsys.readouterr().out
+    assert "300 steps of 16 pairs x 1 processes" in printed and "one step    of 4 pairs" in printed
+    assert program([*words, *small_data, "--train_data", "absent.tar"]) == 2
+    assert capsys.readouterr().err == "error: 'absent.tar': there is no 'absent.tar'\n"
+
+
+def test_what_cannot_be_trained_sharded_is_refused(monkeypatch, run):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP=true: weights cannot be split over processes"):
+        run()

@@ -1,0 +1,134 @@
+"""Proves that what a run reports is complete, comes from one process, goes on after a resumption, and is never public."""
+
+import json
+import os
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+from accelerate import tracking as accelerate_tracking
+from accelerate.utils import LoggerType
+from conftest import losses_of
+from processes import Processes
+
+from training import train as training_program
+from training.config import TrainingConfig
+from training.errors import ConfigError
+from training.tracking import MetricsLog, SlowDataWarning, check_tracker, read_metrics, start_tracker
+
+NAMES = "loss learning_rate logit_scale kept_patches samples_seen samples_per_second data_seconds step_seconds skipped"
+
+
+def test_each_step_has_all_names_and_evaluations_have_theirs(run, data):
+    _, steps, folder = run(eval_data=f"{data}/val-0.tar")
+    assert all(set(NAMES.split()) | {"step"} == record.keys() for record in steps)
+    (evaluated,) = [record for record in read_metrics(folder / "metrics.jsonl") if "loss" not in record]
+    assert evaluated["step"] == 4 and evaluated["eval/retrieval_data/text_to_image_recall@1"] <= 1
+
+
+def test_a_log_forgets_the_steps_that_come_again_and_half_a_line(tmp_path):
+    log = MetricsLog(Accelerator(cpu=True), tmp_path)
+    for step in range(1, 6):
+        log.write(step, loss=float(step))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    log.forget_after(3)
+    log.write(4, loss=0.5)
+    assert [(record["step"], record["loss"]) for record in read_metrics(tmp_path / "metrics.jsonl")] == [
+        *((step, float(step)) for step in (1, 2, 3)),
+        (4, 0.5),
+    ]
+
+
+def test_waiting_for_data_is_said_once(caplog):
+    warning = SlowDataWarning()
+    for _ in range(49):
+        warning.watch(0.4, 1.0)
+    warning.watch(0.2, 1.0)  # one quick step, and the count begins anew
+    for _ in range(49):
+        warning.watch(0.4, 1.0)
+    assert not caplog.records
+    for _ in range(200):
+        warning.watch(0.4, 1.0)
+    assert len(caplog.records) == 1 and "use more num_workers" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+def test_a_tracker_that_is_not_installed_is_one_line(name, monkeypatch):
+    monkeypatch.setattr(accelerate_tracking, "_available_trackers", [])
+    with pytest.raises(ConfigError, match=rf"report_to='{name}': .* not installed \(pip install {name}\)$"):
+        check_tracker(name)
+    check_tracker("none")
+
+
+class FakeTracker(ModuleType):
+    """Stands for trackio or wandb: takes notes of what it is called with."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.calls: list[tuple] = []
+        self.config = SimpleNamespace(update=lambda values, **kwargs: self.calls.append(("config", values)))
+
+    def init(self, **kwargs):
+        self.calls.append(("init", kwargs))
+        return self
+
+    def log(self, values, step=None, **kwargs):
+        self.calls.append(("log", step, values))
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_tracker_gets_each_step_once_under_the_name_of_the_folder(name, run, monkeypatch):
+    fake = FakeTracker(name)
+    monkeypatch.setitem(sys.modules, name, fake)
+    monkeypatch.setattr(accelerate_tracking, "_available_trackers", [LoggerType(name)])
+    for resume in ("none", "auto"):
+        _, _, folder = run(report_to=name, checkpoint_every=2, resume=resume)
+        if resume == "none":
+            (folder / "checkpoints" / "step-00000004").rename(folder / "checkpoints" / "gone")
+    starts = [call[1] for call in fake.calls if call[0] == "init"]
+    assert len(starts) == 2 and starts[0] == starts[1]
+    assert starts[0]["project"] == "hf_maskclip" and starts[0]["name"] == "run" and starts[0]["resume"] == "allow"
+    assert starts[0].get("private" if name == "trackio" else "id") in (True, "run")
+    logged = [call[1] for call in fake.calls if call[0] == "log"]
+    assert logged == [1, 2, 3, 4, 3, 4]
+    assert set(NAMES.split()) - {"skipped"} <= fake.calls[-2][2].keys() and fake.calls[-1] == ("finish",)
+
+
+def count_trackers(options: dict) -> int:
+    """Train on this process and say on its output how often a tracker was started."""
+    fake = FakeTracker("trackio")
+    sys.modules["trackio"] = fake
+    accelerate_tracking._available_trackers = [LoggerType("trackio")]
+    training_program.main(TrainingConfig(**options))
+    print(json.dumps({"rank": os.environ["RANK"], "starts": sum(call[0] == "init" for call in fake.calls)}))
+    return 0
+
+
+def test_of_two_processes_one_reports(options, tmp_path):
+    two = Processes(2, tmp_path, count_trackers, options | {"report_to": "trackio", "max_steps": 2})
+    assert two.wait() == [0, 0], two.printed()[-2000:]
+    starts = [json.loads(line) for line in two.printed().splitlines() if line.startswith('{"rank"')]
+    assert sorted((each["rank"], each["starts"]) for each in starts) == [("0", 1), ("1", 0)]
+    assert len(losses_of(options["output_dir"])) == 2
+
+
+def test_no_tracker_is_started_unless_asked_for():
+    calls = []
+    start_tracker(SimpleNamespace(init_trackers=calls.append), TrainingConfig())
+    assert not calls and TrainingConfig().report_to == "none"
+
+
+def test_the_progress_bar_counts_pairs_and_is_off_where_nobody_looks(monkeypatch, capsys):
+    run = SimpleNamespace(num_steps=10, samples_per_step=64, accelerator=SimpleNamespace(is_main_process=True))
+    bar = training_program.progress_bar(run, steps_done=4)
+    assert bar.disable
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    bar = training_program.progress_bar(run, steps_done=4)
+    assert (bar.total, bar.n, bar.unit, bar.disable) == (640, 256, "pair", False)
+    run.accelerator.is_main_process = False
+    assert training_program.progress_bar(run, steps_done=4).disable
