@@ -99,6 +99,8 @@ class TrainingConfig:
             fail(f"max_steps={self.max_steps} and samples_seen={self.samples_seen}: give one of the two budgets")
         if not self.max_steps and not self.samples_seen:
             self.max_steps = QUICKSTART_STEPS
+        if not self.eval_data and self.train_data == "scenes":
+            self.eval_data = "scenes"
         if self.patch_mask:
             try:
                 self.patch_mask = resolve_patch_mask(self.patch_mask)

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.config import TrainingConfig
 from training.data import start_workers
-from training.train import prepare, training_step
+from training.run import prepare
+from training.train import training_step
 
 DRY_PAIRS = 4  # of the one step
 
@@ -29,7 +30,7 @@ def dry_run(config: TrainingConfig) -> dict[str, float]:
         What is printed, as numbers: FLOPs, and memory in bytes on each process.
 
     Raises:
-        ConfigError: as [`training.train.prepare`].
+        ConfigError: as [`training.run.prepare`].
         TrainingStopped: the data gives no batch.
     """
     pairs = min(DRY_PAIRS, config.batch_size)

@@ -1,0 +1,227 @@
+"""What a run works with, and how it is put together: data, model, loader, optimizer, in that order.
+
+Shapes: B pairs of this process.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import IterableDataset
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2.functional import normalize
+from transformers import CLIPProcessor
+
+from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
+from training.checkpoint import Progress, latest_checkpoint, save_checkpoint
+from training.config import TrainingConfig
+from training.data import (
+    PairBatches,
+    PairDecoder,
+    Position,
+    build_loader,
+    captions_of,
+    first_pair,
+    shard_stream,
+    train_transform,
+)
+from training.errors import fail
+from training.evaluate import EvaluationSet, load_evaluation_sets
+from training.masking import PatchSelector
+from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
+from training.optimization import build_average, build_optimizer
+from training.sources import open_stream
+from training.text_masking import TextMask
+from training.tokenizer import train_tokenizer
+from training.tracking import check_tracker
+
+TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
+
+
+@dataclass
+class Run:
+    """What a run works with, on this process."""
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    num_steps: int
+    checkpoint: Path | None  # that the run goes on from
+    stream: IterableDataset
+    decoder: PairDecoder
+    processor: CLIPProcessor
+    eval_sets: list[EvaluationSet]
+    progress: Progress
+    loader: DataLoader
+    num_batches_used: int  # of the loader, before the checkpoint
+    model: MaskCLIPModel
+    trained_model: torch.nn.Module  # the same, in the wrapper that makes the gradients of all processes one
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    patches: PatchSelector
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.config.output_dir)
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.config.batch_size * self.accelerator.num_processes
+
+    @property
+    def result(self) -> MaskCLIPModel:
+        """The model that is evaluated and exported."""
+        return self.average.module if self.average else self.model
+
+    def to_model(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Bytes (B, C, H, W) as the model takes them, normalised on its device."""
+        image_processor = self.processor.image_processor
+        pixels = pixels.to(self.accelerator.device).float() / 255
+        return normalize(pixels, image_processor.image_mean, image_processor.image_std)
+
+    def save(self, step: int) -> Path:
+        keep = self.config.keep_checkpoints
+        return save_checkpoint(self.accelerator, self.model, self.processor, self.progress, self.output_dir, step, keep)
+
+
+def prepare(config: TrainingConfig) -> Run:
+    """Everything that a run needs, in order: data, model, loader, optimizer. Nothing is written yet.
+
+    Raises:
+        ConfigError: an option or the data it names cannot be used.
+    """
+    check_names(config.model, config.tokenizer)
+    check_tracker(config.report_to)
+    accelerator = start_accelerator(config)
+    num_steps, warmup_steps = config.schedule(accelerator.num_processes)
+    checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume == "auto" else None
+
+    decoder = PairDecoder(config.image_key, config.caption_key)
+    stream = open_stream(config.train_data, seed=config.seed)
+    first_pair(stream, decoder, config.train_data)
+    open_epoch = epoch_opener(stream, config, accelerator)
+
+    captions = captions_of(stream, decoder, TOKENIZER_CAPTIONS)
+    model, processor = load_model(config, checkpoint, captions)
+    decoder.image_size = model.config.vision_config.image_size
+    eval_sets = load_evaluation_sets(config.eval_data, decoder, decoder.image_size)
+
+    progress = Progress(accelerator, config.num_workers, exact=config.stream == "exact")
+    positions, num_batches_used = progress.load(checkpoint) if checkpoint else ({}, 0)
+    loader = training_loader(open_epoch, config, decoder, processor, model.config, positions)
+
+    average = build_average(model, config.ema_momentum)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if config.compile:
+        for tower in (model.vision_model, model.text_model):
+            tower.encoder.compile()  # in place: the keys of the weights stay
+    optimizer, schedule = build_optimizer(model, config, num_steps, warmup_steps)
+    # The schedule is stepped by the loop alone: prepared, it would advance once for every process.
+    trained_model, optimizer = accelerator.prepare(model, optimizer)
+    patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
+    accelerator.register_for_checkpointing(schedule)
+    if average:
+        accelerator.register_for_checkpointing(average.to(accelerator.device))
+    if checkpoint:
+        accelerator.load_state(str(checkpoint))
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        num_steps=num_steps,
+        checkpoint=checkpoint,
+        stream=stream,
+        decoder=decoder,
+        processor=processor,
+        eval_sets=eval_sets,
+        progress=progress,
+        loader=loader,
+        num_batches_used=num_batches_used,
+        model=model,
+        trained_model=trained_model,
+        average=average,
+        optimizer=optimizer,
+        schedule=schedule,
+        patches=patches,
+    )
+
+
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            fail(
+                f"ACCELERATE_USE_{name}: weights cannot be split over processes here (their scalar logit_scale cannot); use DDP"
+            )
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+    )
+    if accelerator.device.type == "cpu":  # `accelerate launch` leaves a single thread to each process
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, os.cpu_count() // processes_here))
+    set_seed(config.seed)
+    return accelerator
+
+
+def epoch_opener(stream: IterableDataset, config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], IterableDataset]:
+    """A function that gives this process its part of the stream in an epoch.
+
+    Raises:
+        ConfigError: too few shards.
+    """
+    open_epoch = partial(
+        shard_stream,
+        stream,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        buffer_size=0 if config.train_data == "scenes" else config.shuffle_buffer,  # scenes are independent of each other
+        resampled=config.stream == "resampled",
+    )
+    open_epoch(0)  # so that it raises now, not in a worker
+    return open_epoch
+
+
+def load_model(config: TrainingConfig, checkpoint: Path | None, captions: Iterator[str]) -> tuple[MaskCLIPModel, CLIPProcessor]:
+    """The model and its processor, of the checkpoint or as the options say; a missing tokenizer is trained on the captions."""
+    source = str(checkpoint) if checkpoint else config.model
+    tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, source)
+    if tokenizer is None:
+        tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
+    model = build_model(source, config.patch_mask, tokenizer)
+    return model, build_processor(source, model, tokenizer)
+
+
+def training_loader(
+    open_epoch: Callable[[int], IterableDataset],
+    config: TrainingConfig,
+    decoder: PairDecoder,
+    processor: CLIPProcessor,
+    model_config: MaskCLIPConfig,
+    positions: dict[int, Position],
+) -> DataLoader:
+    context_length = model_config.text_config.max_position_embeddings
+    if config.text_tokens > context_length:
+        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {context_length}")
+    flip = 0.0 if config.train_data == "scenes" else config.flip
+    batches = PairBatches(
+        open_epoch,
+        replace(decoder, crop_scale=config.crop_scale),
+        train_transform(decoder.image_size, config.crop_scale, flip),
+        processor.tokenizer,
+        TextMask(config.text_mask, config.text_tokens or context_length),
+        config.batch_size,
+        config.seed,
+        config.max_skipped_share,
+        positions,
+    )
+    return build_loader(batches, config.num_workers)
