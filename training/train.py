@@ -85,7 +85,10 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     batches = start_workers(run.loader)
     step_end = time.perf_counter()
     for _ in range(run.num_batches_used):
-        progress.use(next(batches), again=True)
+        batch = next(batches)
+        if "stopped" in batch:
+            raise TrainingStopped(f"train_data={config.train_data!r}: {batch['stopped']}")
+        progress.use(batch, again=True)
     for step in range(first_step, run.num_steps + 1):
         batch = next(batches)
         data_seconds = time.perf_counter() - step_end
