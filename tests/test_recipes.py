@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import pair, write_shard
 
 from hf_maskclip import MaskCLIPModel
+from training import sharding
 from training.config import load_config
 from training.dry_run import dry_run, saved_activations
 from training.errors import ConfigError
@@ -86,12 +88,16 @@ def test_a_launch_file_is_one_that_accelerate_takes(file, monkeypatch):
         and bool(arguments.use_cpu or arguments.cpu) == values["use_cpu"]
     )
     if arguments.multi_gpu:
-        prepare_multi_gpu_env(arguments)
+        environment = prepare_multi_gpu_env(arguments)
         assert int(arguments.nproc_per_node) == 8
+        assert (environment.get("ACCELERATE_USE_FSDP") == "true") == (values["distributed_type"] == "FSDP")
+        if file.stem in ("fsdp2", "zero2"):
+            assert environment["FSDP_VERSION"] == "2"
+            assert environment["FSDP_RESHARD_AFTER_FORWARD"] == str(file.stem == "fsdp2").lower()
 
 
 def test_there_are_launch_files_for_one_machine_and_several():
-    assert [file.stem for file in LAUNCH_FILES] == ["cpu-2-processes", "ddp", "multi-node", "one-gpu"]
+    assert [file.stem for file in LAUNCH_FILES] == ["cpu-2-processes", "ddp", "fsdp2", "multi-node", "one-gpu", "zero2"]
     script = (ROOT / "training" / "accelerate" / "multi-node.sbatch").read_text()
     for word in shlex.split(script, comments=True):
         assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
@@ -148,7 +154,27 @@ def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
     assert capsys.readouterr().err == "error: 'absent.tar': there is no 'absent.tar'\n"
 
 
-def test_what_cannot_be_trained_sharded_is_refused(monkeypatch, run):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP=true: weights cannot be split over processes"):
-        run()
+@pytest.mark.parametrize(
+    ("launcher", "options", "message"),
+    [
+        ("DEEPSPEED", {}, "ACCELERATE_USE_DEEPSPEED=true: DeepSpeed is not supported; use DDP, or FSDP"),
+        ("FSDP", {"ema_momentum": 0.9}, "ema_momentum: needs whole weights on every process, which FSDP splits; use DDP"),
+        ("FSDP", {"patch_mask": "attentive"}, "patch_mask attentive: needs whole weights"),
+        ("FSDP", {"patch_mask": {"name": "pgs", "embedding_weight": 0.5}}, "embedding_weight: needs whole weights"),
+        ("FSDP", {"compile": True}, "compile: needs whole weights"),
+    ],
+)
+def test_what_cannot_be_split_over_processes_is_refused(launcher, options, message, monkeypatch, run):
+    monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
+    with pytest.raises(ConfigError, match=message):
+        run(**options)
+
+
+@pytest.mark.parametrize(("value", "reshards"), [("true", True), ("false", False)])
+def test_weights_stay_whole_until_the_backward_pass_where_the_launch_file_says_so(value, reshards, monkeypatch, make_model):
+    calls = []
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", value)
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, **kwargs: calls.append(kwargs["reshard_after_forward"]))
+    monkeypatch.setattr(sharding, "init_device_mesh", lambda *args: None)
+    sharding.shard(make_model(), Accelerator(cpu=True))
+    assert calls == [reshards] * 5  # two layers in each tower, and the rest

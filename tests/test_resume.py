@@ -2,6 +2,7 @@
 workers, it goes on as if nothing had been; and what cannot go on ends in time, with what it had learnt saved."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -11,9 +12,11 @@ import pytest
 import torch
 from conftest import encode_image, losses_of, pair, random_picture, write_shard
 from processes import Processes
+from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
 from hf_maskclip import ContrastiveLoss, MaskCLIPModel
+from training import run as run_module
 from training import train as training_program
 from training.checkpoint import Progress, latest_checkpoint
 from training.errors import ConfigError, TrainingStopped
@@ -257,3 +260,46 @@ def test_two_processes_evaluate_and_save_between_steps_without_waiting_for_each_
     ]
     assert [record["step"] for record in evaluated] == [1, 2, 3, 4]
     assert not AutoModel.from_pretrained(tmp_path / "run" / "export", output_loading_info=True)[1]["missing_keys"]
+
+
+def train_sharded(arguments: list[str]) -> int:
+    """The program as a launch file with `distributed_type: FSDP` starts it."""
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    shard = run_module.shard
+
+    def reporting_shard(model, accelerator):
+        shard(model, accelerator)
+        whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+        print(f"whole weights: {whole}")
+        return model
+
+    run_module.shard = reporting_shard
+    return program(arguments)
+
+
+def test_sharded_weights_train_like_whole_ones_and_go_on_exactly(options, data, tmp_path):
+    options |= {
+        "max_steps": 8,
+        "eval_data": f"{data}/val-0.tar",
+        "checkpoint_every": 4,
+        "eval_every": 4,
+        "resume": "auto",
+        "chunk_size": 2,
+    }
+    whole = options | {"output_dir": tmp_path / "whole"}
+    assert Processes(2, tmp_path / "a", program, words(whole)).wait() == [0, 0]
+    sharded = Processes(2, tmp_path / "b", train_sharded, words(options))
+    assert sharded.wait() == [0, 0], sharded.printed()[-3000:]
+    assert sharded.printed().count("whole weights: ['logit_scale']") == 2
+    steps, expected = losses_of(options["output_dir"]), losses_of(whole["output_dir"])
+    assert [r["loss"] for r in steps] == pytest.approx([r["loss"] for r in expected], rel=1e-3)
+    results = [json.loads((Path(o["output_dir"]) / "eval.json").read_text())["results"] for o in (options, whole)]
+    assert results[0].keys() == results[1].keys()
+    weights, wanted = (AutoModel.from_pretrained(f / "export").state_dict() for f in (tmp_path / "run", tmp_path / "whole"))
+    for key, value in weights.items():
+        torch.testing.assert_close(value, wanted[key], rtol=1e-2, atol=2e-3)
+    MaskCLIPModel.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000004")
+    as_killed_at(tmp_path / "run", 4)
+    sharded = Processes(2, tmp_path / "c", train_sharded, words(options))
+    assert sharded.wait() == [0, 0], sharded.printed()[-3000:]
+    assert same(losses_of(options["output_dir"])) == same(steps)

@@ -108,7 +108,10 @@ def save_checkpoint(
     progress.save(partial)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        model.config.save_pretrained(partial)
+        if (partial / "model.safetensors").exists():
+            model.config.save_pretrained(partial)
+        else:  # the weights are split over the processes, and Accelerate does not know of them
+            model.save_pretrained(partial)
         processor.save_pretrained(partial)
         partial.rename(final)
         for old in _complete(output_dir)[:-keep] if keep else []:

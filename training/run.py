@@ -37,6 +37,7 @@ from training.evaluate import EvaluationSet, load_evaluation_sets
 from training.masking import PatchSelector
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
 from training.optimization import build_average, build_optimizer
+from training.sharding import ShardedState, check_shardable, shard, take_over_sharding, whole_model
 from training.sources import open_stream
 from training.text_masking import TextMask
 from training.tokenizer import train_tokenizer
@@ -61,6 +62,7 @@ class Run:
     loader: DataLoader
     num_batches_used: int  # of the loader, before the checkpoint
     model: MaskCLIPModel
+    is_sharded: bool  # over the processes
     trained_model: torch.nn.Module  # the same, in the wrapper that makes the gradients of all processes one
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -75,9 +77,10 @@ class Run:
     def samples_per_step(self) -> int:
         return self.config.batch_size * self.accelerator.num_processes
 
-    @property
     def result(self) -> MaskCLIPModel:
-        """The model that is evaluated and exported."""
+        """The model that is evaluated and exported. All processes have to call this."""
+        if self.is_sharded:
+            return whole_model(self.model)
         return self.average.module if self.average else self.model
 
     def to_model(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -88,7 +91,8 @@ class Run:
 
     def save(self, step: int) -> Path:
         keep = self.config.keep_checkpoints
-        return save_checkpoint(self.accelerator, self.model, self.processor, self.progress, self.output_dir, step, keep)
+        model = self.result() if self.is_sharded else self.model
+        return save_checkpoint(self.accelerator, model, self.processor, self.progress, self.output_dir, step, keep)
 
 
 def prepare(config: TrainingConfig) -> Run:
@@ -99,6 +103,9 @@ def prepare(config: TrainingConfig) -> Run:
     """
     check_names(config.model, config.tokenizer)
     check_tracker(config.report_to)
+    is_sharded = take_over_sharding()
+    if is_sharded:
+        check_shardable(config)
     accelerator = start_accelerator(config)
     num_steps, warmup_steps = config.schedule(accelerator.num_processes)
     checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume == "auto" else None
@@ -123,9 +130,13 @@ def prepare(config: TrainingConfig) -> Run:
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
+    trained_model = shard(model, accelerator) if is_sharded else accelerator.prepare(model)
     optimizer, schedule = build_optimizer(model, config, num_steps, warmup_steps)
     # The schedule is stepped by the loop alone: prepared, it would advance once for every process.
-    trained_model, optimizer = accelerator.prepare(model, optimizer)
+    if is_sharded:
+        accelerator.register_for_checkpointing(ShardedState(model, optimizer))
+    else:
+        optimizer = accelerator.prepare(optimizer)
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
     accelerator.register_for_checkpointing(schedule)
     if average:
@@ -145,6 +156,7 @@ def prepare(config: TrainingConfig) -> Run:
         loader=loader,
         num_batches_used=num_batches_used,
         model=model,
+        is_sharded=is_sharded,
         trained_model=trained_model,
         average=average,
         optimizer=optimizer,
@@ -154,11 +166,8 @@ def prepare(config: TrainingConfig) -> Run:
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            fail(
-                f"ACCELERATE_USE_{name}: weights cannot be split over processes here (their scalar logit_scale cannot); use DDP"
-            )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        fail("ACCELERATE_USE_DEEPSPEED=true: DeepSpeed is not supported; use DDP, or FSDP where the model does not fit")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=None if config.report_to == "none" else config.report_to,

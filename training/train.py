@@ -123,7 +123,7 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
         if config.checkpoint_every and step % config.checkpoint_every == 0:
             run.save(step)
         if config.eval_every and step % config.eval_every == 0 and step < run.num_steps:
-            report_evaluation(log, step, evaluate_sets(run.result, run.processor, run.eval_sets))
+            report_evaluation(log, step, evaluate_sets(run.result(), run.processor, run.eval_sets))
         step_end = time.perf_counter()
     bar.close()
     return True
@@ -196,9 +196,10 @@ def report_nonfinite_loss(run: Run, step: int, loss: str, keys: list[str]) -> No
 
 def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
     """Export and evaluate the model; write the results and pictures, and say how to load it."""
+    model = run.result()
     if run.accelerator.is_main_process:
-        export_to_clip(run.result, run.output_dir / "export", run.processor)  # before anything else can fail
-    results = evaluate_sets(run.result, run.processor, run.eval_sets)
+        export_to_clip(model, run.output_dir / "export", run.processor)  # before anything else can fail
+    results = evaluate_sets(model, run.processor, run.eval_sets)
     report_evaluation(log, run.num_steps, results)
     summary = {
         "model": run.config.model,
