@@ -12,7 +12,8 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, patch_masking
+from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, PatchSelection, build_patch_mask, patch_masking
+from hf_maskclip.patch_masking import patchify
 from training.config import TrainingConfig
 from training.tokenizer import train_tokenizer
 from training.tracking import read_metrics
@@ -96,6 +97,28 @@ def photo_like(batch: int, height: int, width: int, seed: int = 0) -> torch.Tens
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     disc = torch.hypot(y - height / 2, x - width / 2) < min(height, width) / 4
     return torch.where(disc, images.roll(7, -1) * 0.5 + 1.5, images * 0.5)
+
+
+def select_patches(spec, images, seed=0, **kwargs) -> PatchSelection:
+    """Run a mask; the attention of its teacher, where it has one, changes with the seed as it would with the epoch."""
+    mask = build_patch_mask(spec, patch_size=8)
+    num_patches = patchify(images, 8).shape[1]
+    embeds = torch.randn(len(images), num_patches, 12, generator=torch.Generator().manual_seed(1))
+    if mask.needs_patch_scores and "patch_scores" not in kwargs:
+        kwargs["patch_scores"] = torch.rand(len(images), num_patches, generator=torch.Generator().manual_seed(seed + 100))
+    return mask(images, embeds, generator=torch.Generator().manual_seed(seed), **kwargs)
+
+
+def rows_of(selection: PatchSelection) -> list[list[int]]:
+    lengths = [selection.indices.shape[1]] * len(selection.indices) if selection.lengths is None else selection.lengths.tolist()
+    return [row[:length] for row, length in zip(selection.indices.tolist(), lengths, strict=True)]
+
+
+def assert_uniform(visible: torch.Tensor) -> None:
+    """Each share is a mean of 1000 draws: it lies within five standard errors of the mean of all."""
+    shares = visible.double().mean(dim=0)
+    assert len(visible) == 1000 and 0.1 < shares.mean() < 0.9
+    assert (shares - shares.mean()).abs().max() < 5 * (shares.mean() * (1 - shares.mean()) / 1000).sqrt()
 
 
 def encode_image(image: Image.Image, form: str = "PNG") -> bytes:
