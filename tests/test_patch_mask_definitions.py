@@ -11,7 +11,7 @@ import numpy as np
 import ot
 import pytest
 import torch
-from conftest import photo_like, select_patches
+from conftest import assert_uniform, photo_like, select_patches
 
 from hf_maskclip import build_patch_mask
 from hf_maskclip.patch_edges import patch_edges, sobel_magnitude
