@@ -203,19 +203,37 @@ def test_all_kinds_of_sources_give_their_pairs(tmp_path):
         assert sorted(pairs_of(str(folder))) == sorted(expected_pairs(5))
 
 
-def test_a_hub_id_is_streamed_with_undecoded_images(monkeypatch):
-    calls = []
-    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    table = {"image": [random_picture(0)] * 2, "text": ["a", "b"]}
+@pytest.fixture
+def hub_data_set(tmp_path, monkeypatch):
+    """A folder that stands for the Hub data set org/pairs."""
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    places = {"org/pairs": str(folder.parent)}
+    for name in ("load_dataset_builder", "load_dataset"):
+        load = getattr(datasets, name)
+        monkeypatch.setattr(datasets, name, lambda spec, load=load, **options: load(places.get(spec, spec), **options))
+    return folder
 
-    def load_dataset(*args, **kwargs):
-        calls.append((args, kwargs))
-        return datasets.Dataset.from_dict(table, features=features).to_iterable_dataset()
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert [caption for _, caption in pairs_of("org/pairs")] == ["a", "b"]
-    assert calls == [(("org/pairs",), {"split": "train", "streaming": True})]
-    assert isinstance(next(iter(open_stream("org/pairs")))["image"]["bytes"], bytes)
+def test_the_shards_of_a_hub_data_set_are_read_like_any_others(hub_data_set):
+    for number in range(3):
+        write_shard(hub_data_set / f"train-{number}.tar", {f"{number}-{n}": pair(n) for n in range(2)})
+    stream = open_stream("org/pairs")
+    assert stream.num_shards == 3 and [row["__key__"] for row in stream] == ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
+    assert pairs_of("org/pairs")[:2] == expected_pairs(2)
+
+
+def test_a_hub_data_set_of_another_kind_is_streamed_with_undecoded_images(hub_data_set):
+    write_pictures(hub_data_set / "train", sidecars=False)
+    assert pairs_of("org/pairs") == expected_pairs(5)
+    assert isinstance(next(iter(open_stream("org/pairs")))["image"]["path"], str)
+
+
+def test_a_hub_data_set_without_the_split_is_one_line(hub_data_set):
+    write_shard(hub_data_set / "train-0.tar", {"0": pair(0)})
+    with pytest.raises(ConfigError, match="Hub data set='org/pairs': cannot be loaded") as error:
+        open_stream("org/pairs", split="test")
+    assert "\n" not in str(error.value)
 
 
 def test_braces_expand_as_in_a_shell():

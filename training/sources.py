@@ -48,7 +48,9 @@ def open_stream(spec: str, split: str = "train", seed: int = 0) -> datasets.Iter
     paths = [path for pattern in expand_braces(spec) for path in _expand(pattern, spec, split)]
     if not paths:
         with naming("Hub data set", spec):
-            return _with_undecoded_images(datasets.load_dataset(spec, split=split, streaming=True))
+            paths = _hub_shards(spec, split)
+            if not paths:
+                return _with_undecoded_images(datasets.load_dataset(spec, split=split, streaming=True))
     kinds = sorted({_kind(path) for path in paths})
     if len(kinds) > 1:
         raise ConfigError(f"{spec!r}: mixes {' and '.join(kinds)}; give one kind of data")
@@ -97,6 +99,13 @@ def _expand(pattern: str, spec: str, split: str) -> list[str]:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", pattern) and not pattern.endswith((*TAR_SUFFIXES, ".parquet")) and pattern[0] != ".":
         return []
     raise ConfigError(f"{spec!r}: there is no {pattern!r}")
+
+
+def _hub_shards(name: str, split: str) -> list[str]:
+    """The tar or parquet files of a Hub data set, to be read as any others; none where it is of another kind."""
+    files = datasets.load_dataset_builder(name).config.data_files or {}
+    paths = [str(path) for path in files.get(split, [])]
+    return paths if all(path.endswith((*TAR_SUFFIXES, ".parquet")) for path in paths) else []
 
 
 def _kind(path: str) -> str:
