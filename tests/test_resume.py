@@ -130,6 +130,14 @@ def test_resuming_where_there_is_no_checkpoint_starts_anew(run, tmp_path):
     assert same(again) == same(steps) and (tmp_path / "run.1").is_dir()
 
 
+def test_a_run_that_goes_on_with_a_longer_budget_has_its_learning_rates(run, tmp_path):
+    _, long, _ = run(max_steps=12, warmup_steps=2, output_dir=str(tmp_path / "long"))
+    run(max_steps=6, warmup_steps=2, checkpoint_every=6)
+    _, steps, _ = run(max_steps=12, warmup_steps=2, checkpoint_every=6, resume="auto")
+    assert [r["learning_rate"] for r in steps[6:]] == [r["learning_rate"] for r in long[6:]]
+    assert steps[4]["learning_rate"] != long[4]["learning_rate"] and len(steps) == 12
+
+
 def test_a_resampled_stream_goes_on_in_another_order_and_with_other_workers(run, monkeypatch):
     keys = []
     use = Progress.use

@@ -1,7 +1,7 @@
 """Checkpoints that are complete or invisible (written aside, then renamed), and going on from them exactly.
 
 A checkpoint is a folder `checkpoints/step-<n>` that `MaskCLIPModel.from_pretrained` loads. Beside the model it holds
-Accelerate's state (optimizer, schedule, random numbers) and, for each process, where its data workers were.
+Accelerate's state (optimizer, random numbers) and, for each process, where its data workers were.
 """
 
 import json

@@ -14,13 +14,25 @@ from training.config import TrainingConfig
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can diverge
 
 
-def build_optimizer(
-    model: MaskCLIPModel, config: TrainingConfig, num_steps: int, warmup_steps: int
-) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW as CLIP has it (arXiv 2103.00020), and its schedule: linear warm-up, then a half cosine to 0."""
+def build_optimizer(model: MaskCLIPModel, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW as CLIP has it (arXiv 2103.00020)."""
     groups = parameter_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
-    return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup_steps, num_steps)
+    for group in groups:  # from the start on, as in each checkpoint
+        group["initial_lr"] = config.learning_rate
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int, warmup_steps: int, steps_done: int
+) -> LambdaLR:
+    """Linear warm-up, then a half cosine to 0.
+
+    It depends on the options and the step alone. So it is no part of a checkpoint, and a run that goes on with other options
+    has the learning rates of these.
+    """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = config.learning_rate
+    return get_cosine_schedule_with_warmup(optimizer, warmup_steps, num_steps, last_epoch=steps_done - 1)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

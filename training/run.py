@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import normalize
 from transformers import CLIPProcessor
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
-from training.checkpoint import Progress, latest_checkpoint, save_checkpoint
+from training.checkpoint import Progress, checkpoint_step, latest_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data import (
     PairBatches,
@@ -36,7 +36,7 @@ from training.errors import fail
 from training.evaluate import EvaluationSet, load_evaluation_sets
 from training.masking import PatchSelector
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
-from training.optimization import build_average, build_optimizer
+from training.optimization import build_average, build_optimizer, build_schedule
 from training.sharding import ShardedState, check_shardable, shard, take_over_sharding, whole_model
 from training.sources import open_stream
 from training.text_masking import TextMask
@@ -54,6 +54,7 @@ class Run:
     accelerator: Accelerator
     num_steps: int
     checkpoint: Path | None  # that the run goes on from
+    steps_done: int  # before it
     stream: IterableDataset
     decoder: PairDecoder
     processor: CLIPProcessor
@@ -131,23 +132,26 @@ def prepare(config: TrainingConfig) -> Run:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
     trained_model = shard(model, accelerator) if is_sharded else accelerator.prepare(model)
-    optimizer, schedule = build_optimizer(model, config, num_steps, warmup_steps)
-    # The schedule is stepped by the loop alone: prepared, it would advance once for every process.
+    optimizer = build_optimizer(model, config)
     if is_sharded:
+        prepared_optimizer = optimizer
         accelerator.register_for_checkpointing(ShardedState(model, optimizer))
     else:
-        optimizer = accelerator.prepare(optimizer)
+        prepared_optimizer = accelerator.prepare(optimizer)
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
-    accelerator.register_for_checkpointing(schedule)
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
     if checkpoint:
         accelerator.load_state(str(checkpoint))
+    steps_done = checkpoint_step(checkpoint) if checkpoint else 0
+    # Not prepared: Accelerate would step it once for every process.
+    schedule = build_schedule(optimizer, config, num_steps, warmup_steps, steps_done)
     return Run(
         config=config,
         accelerator=accelerator,
         num_steps=num_steps,
         checkpoint=checkpoint,
+        steps_done=steps_done,
         stream=stream,
         decoder=decoder,
         processor=processor,
@@ -159,7 +163,7 @@ def prepare(config: TrainingConfig) -> Run:
         is_sharded=is_sharded,
         trained_model=trained_model,
         average=average,
-        optimizer=optimizer,
+        optimizer=prepared_optimizer,
         schedule=schedule,
         patches=patches,
     )

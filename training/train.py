@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from hf_maskclip import ContrastiveLoss, cached_contrastive_backward, export_to_clip
 from hf_maskclip.losses import cpu_group, world_size
 from hf_maskclip.visualization import draw_patch_masks
-from training.checkpoint import checkpoint_step, prepare_output_dir
+from training.checkpoint import prepare_output_dir
 from training.config import TrainingConfig, describe_options, load_config
 from training.data import sample_images, start_workers
 from training.errors import ConfigError, TrainingStopped
@@ -71,15 +71,14 @@ def start_reports(run: Run) -> MetricsLog:
     run.accelerator.wait_for_everyone()
     start_tracker(run.accelerator, run.config)
     log = MetricsLog(run.accelerator, run.output_dir)
-    log.forget_after(checkpoint_step(run.checkpoint) if run.checkpoint else 0)
+    log.forget_after(run.steps_done)
     return log
 
 
 def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     """The steps that are left of a run, with reports, evaluations and checkpoints. False where SIGTERM has ended it early."""
     config, progress = run.config, run.progress
-    first_step = checkpoint_step(run.checkpoint) + 1 if run.checkpoint else 1
-    bar = progress_bar(run, first_step - 1)
+    bar = progress_bar(run, run.steps_done)
     slow_data = SlowDataWarning()
     run.trained_model.train()
     batches = start_workers(run.loader)
@@ -89,7 +88,7 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
         if "stopped" in batch:
             raise TrainingStopped(f"train_data={config.train_data!r}: {batch['stopped']}")
         progress.use(batch, again=True)
-    for step in range(first_step, run.num_steps + 1):
+    for step in range(run.steps_done + 1, run.num_steps + 1):
         batch = next(batches)
         data_seconds = time.perf_counter() - step_end
         if reason := stop.agreed(batch):
