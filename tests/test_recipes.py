@@ -2,6 +2,8 @@
 says what the run would take."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import pair, write_shard
+from conftest import losses_of, pair, write_shard
 
 from hf_maskclip import MaskCLIPModel
 from training import sharding
@@ -89,11 +91,27 @@ def test_a_launch_file_is_one_that_accelerate_takes(file, monkeypatch):
     )
     if arguments.multi_gpu:
         environment = prepare_multi_gpu_env(arguments)
-        assert int(arguments.nproc_per_node) == 8
+        assert int(arguments.nproc_per_node) == values["num_processes"] // values["num_machines"]
         assert (environment.get("ACCELERATE_USE_FSDP") == "true") == (values["distributed_type"] == "FSDP")
         if file.stem in ("fsdp2", "zero2"):
             assert environment["FSDP_VERSION"] == "2"
             assert environment["FSDP_RESHARD_AFTER_FORWARD"] == str(file.stem == "fsdp2").lower()
+
+
+def test_the_launch_file_for_the_cpu_starts_two_processes_that_train_together(options, tmp_path):
+    file = ROOT / "training" / "accelerate" / "cpu-2-processes.yaml"
+    words = [word for key, value in (options | {"max_steps": 2}).items() for word in (f"--{key}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(file),
+        str(ROOT / "training" / "train.py"),
+    ]
+    finished = subprocess.run([*command, *words], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert [record["samples_seen"] for record in losses_of(options["output_dir"])] == [8, 16]
 
 
 def test_there_are_launch_files_for_one_machine_and_several():

@@ -173,6 +173,8 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         fail("ACCELERATE_USE_DEEPSPEED=true: DeepSpeed is not supported; use DDP, or FSDP where the model does not fit")
     accelerator = Accelerator(
+        # Else several processes without a GPU would not find each other, and train each for itself.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=config.output_dir,
