@@ -90,7 +90,7 @@ class _Reader:
 def failing_shard(tmp_path, monkeypatch):
     """A shard of six pairs, and the waits before it is opened again."""
     fsspec.register_implementation("failing", FailingFiles, clobber=True)
-    monkeypatch.setattr(sources, "_given_up", set())
+    monkeypatch.setattr(sources, "_lost", sources._Lost())
     waits = []
     monkeypatch.setattr(sources.time, "sleep", waits.append)
     write_shard(tmp_path / "a.tar", {f"a{n}": pair(n) for n in range(6)})
@@ -120,6 +120,20 @@ def test_a_source_that_keeps_failing_is_skipped_and_next_time_tried_without_wait
     assert keys_of(spec) == read and len(waits) == len(sources.RETRY_SECONDS)
     FailingFiles.failures = 0
     assert keys_of(spec) == [f"a{n}" for n in range(6)]
+
+
+def test_a_network_that_is_down_is_waited_for_three_times_and_not_for_every_shard(failing_shard, tmp_path):
+    _, waits = failing_shard
+    for number in range(20):
+        write_shard(tmp_path / f"b{number:02d}.tar", {"b": pair(number)})
+    FailingFiles.failures, FailingFiles.at_byte = 10_000, 0
+    assert keys_of(f"failing://{tmp_path}/b*.tar") == ["shard_unreadable"] * 20
+    assert waits == list(sources.RETRY_SECONDS) * 3
+    FailingFiles.failures = 0
+    assert keys_of(f"failing://{tmp_path}/b*.tar") == ["b"] * 20
+    FailingFiles.failures = 1
+    assert keys_of(f"failing://{tmp_path}/a.tar") == [f"a{n}" for n in range(6)]
+    assert waits == [*sources.RETRY_SECONDS * 3, 1]  # it is up again, and patience is back
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])

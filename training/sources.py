@@ -129,8 +129,25 @@ def _sample_scenes(shards: list[int], split: str, seed: int) -> Iterator[dict[st
             yield {"__key__": f"{split}-{index:08d}", "scene": sample_scene(index, seed=seed, split=split)}
 
 
-# Shards that this process has found unreadable: in later epochs they are tried once, without waiting.
-_given_up: set[str] = set()
+class _Lost:
+    """The shards that this process could not read.
+
+    None of them is waited for again; nor is any other after three in a row, for then it is not the shard.
+    """
+
+    def __init__(self):
+        self.shards: set[str] = set()
+        self.in_a_row = 0
+
+    def patience(self, path: str) -> tuple[int, ...]:
+        return () if path in self.shards or self.in_a_row >= 3 else RETRY_SECONDS
+
+    def add(self, path: str) -> None:
+        self.shards.add(path)
+        self.in_a_row += 1
+
+
+_lost = _Lost()
 
 
 def _read_shards(paths: list[str], read: Callable[[str], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -140,19 +157,19 @@ def _read_shards(paths: list[str], read: Callable[[str], Iterator[dict[str, Any]
     it was. What stays unreadable of a shard is one row with an `__error__`.
     """
     for path in paths:
-        patience = () if path in _given_up else RETRY_SECONDS
+        patience = _lost.patience(path)
         num_rows, waits = 0, patience
         while True:
             try:
                 for row in islice(read(path), num_rows, None):
                     yield row
-                    num_rows, waits = num_rows + 1, patience
+                    num_rows, waits, _lost.in_a_row = num_rows + 1, patience, 0
                 break
             except Exception as error:  # fsspec passes on what the clients of its file systems raise
                 may_pass = isinstance(error, OSError) or "://" in path
                 if not (waits and may_pass):
                     logger.warning("%s: the rest of this shard is unreadable (%s)", path, error)
-                    _given_up.add(path)
+                    _lost.add(path)
                     yield {"__error__": "shard_unreadable", "__url__": path}
                     break
                 logger.warning("%s: %s; trying again in %d s", path, error, waits[0])
