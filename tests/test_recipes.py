@@ -173,7 +173,7 @@ def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "options", "message"),
+    ("launcher", "changed", "message"),
     [
         ("DEEPSPEED", {}, "ACCELERATE_USE_DEEPSPEED=true: DeepSpeed is not supported; use DDP, or FSDP"),
         ("FSDP", {"ema_momentum": 0.9}, "ema_momentum: needs whole weights on every process, which FSDP splits; use DDP"),
@@ -182,10 +182,10 @@ def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
         ("FSDP", {"compile": True}, "compile: needs whole weights"),
     ],
 )
-def test_what_cannot_be_split_over_processes_is_refused(launcher, options, message, monkeypatch, run):
+def test_what_cannot_be_split_over_processes_is_refused(launcher, changed, message, monkeypatch, run):
     monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
     with pytest.raises(ConfigError, match=message):
-        run(**options)
+        run(**changed)
 
 
 @pytest.mark.parametrize(("value", "reshards"), [("true", True), ("false", False)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import encode_image, pair, random_picture, shared_data, write_shard
+from conftest import encode_image, pair, random_picture, reset_accelerate, shared_data, write_shard
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
@@ -178,6 +178,7 @@ def test_a_text_mask_shortens_captions_and_trains(run):
 def test_samples_seen_is_a_budget_too_and_logging_can_be_sparse_or_off(run, tmp_path):
     summary, steps, _ = run(max_steps=0, samples_seen=10, log_every=2)
     assert summary["steps"] == 3 and [record["step"] for record in steps] == [2]
+    reset_accelerate()
     main(
         TrainingConfig(
             output_dir=str(tmp_path / "quiet"),
@@ -217,10 +218,10 @@ def test_dirty_data_trains_through_and_is_reported_by_cause(run, data, capsys):
     bad = {"x0": {"png": b"", "txt": b"a ball"}, "x1": {"png": encode_image(random_picture(0)), "txt": b" "}}
     write_shard(data / "train-2.tar", bad | {f"2-{n}": pair(n) for n in range(8)})
     whole = (data / "train-1.tar").read_bytes()
-    cut = whole.index(b"1-05.png") + 1000  # inside that picture
+    cut = whole.index(b"1-3.png") + 1000  # inside that picture
     (data / "train-1.tar").write_bytes(whole[:cut])
     summary, steps, _ = run(max_steps=12, shuffle_buffer=0)
-    # 48 pairs are two passes over 10 + 5 + 8, and the start of a third.
+    # 48 pairs are two passes over 5 + 3 + 8 + 5, and the start of a third.
     assert summary["skipped"].keys() == {"image_undecodable", "caption_empty", "shard_unreadable"}
     assert all(2 <= count <= 3 for count in summary["skipped"].values())
     assert steps[-1]["skipped"] == summary["skipped"]
@@ -269,7 +270,7 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("changed", "message"),
     [
         ({"train_data": "absent/train-{0..3}.tar"}, "there is no 'absent/train-0.tar'"),
         ({"num_workers": 5}, "4 shards for 1 processes x 5 workers: use --num_workers 4"),
@@ -283,11 +284,11 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
         ({"eval_data": "absent/val.tar"}, "there is no 'absent/val.tar'"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_leaves_an_earlier_run_alone(options, message, run, tmp_path):
+def test_what_cannot_work_is_one_line_and_leaves_an_earlier_run_alone(changed, message, run, tmp_path):
     earlier = tmp_path / "run" / "metrics.jsonl"
     earlier.parent.mkdir()
     earlier.write_text("precious")
     with pytest.raises(ConfigError, match=message) as error:
-        run(**options)
+        run(**changed)
     assert "\n" not in str(error.value)
     assert earlier.read_text() == "precious" and [p.name for p in tmp_path.glob("run*")] == ["run"]
