@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import random_picture
+from hf_maskclip.evaluation.features import image_features, text_features
 
 from hf_maskclip.evaluation import classification_scores, evaluate_retrieval, evaluate_zero_shot, recall_at_k
-from hf_maskclip.evaluation.features import image_features, text_features
 from hf_maskclip.evaluation.zero_shot import class_features
 
 

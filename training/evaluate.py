@@ -1,134 +1,174 @@
-"""Evaluation of a model in training: which held-out data the options name, and the results as one dict."""
+"""Evaluate a CLIP: a folder or Hub id that Transformers loads, on one data set or a suite of them.
 
-import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+    python training/evaluate.py --model runs/quickstart/export --suite scenes --output runs/quickstart/eval_scenes.json
+    python training/evaluate.py --model org/clip --data data/wds_cars --task zero_shot_classification --output eval_cars.json
+    accelerate launch training/evaluate.py --model org/clip --suite paper --data_root data --output eval_paper.json
+
+The output file has one record for each result, is written anew after each, and is what `hf-maskclip report` reads.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from transformers import CLIPModel, CLIPProcessor
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
-from hf_maskclip.evaluation import evaluate_retrieval, evaluate_zero_shot
-from training.data import PairDecoder, SkippedSample, first_pair
-from training.errors import ConfigError
-from training.scenes import classification_set, retrieval_set
-from training.sources import expand_braces, open_stream
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script from anywhere
 
-logger = logging.getLogger(__name__)
+from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
+from hf_maskclip.evaluation import Encoder
+from hf_maskclip.patch_masking import resolve_patch_mask
+from training.data import PairDecoder
+from training.errors import ConfigError, fail, naming
+from training.evaluation_sets import Evaluation, evaluations_of_data, run_evaluations
+from training.evaluation_suites import PaperSuite, scene_suite
 
-DEFAULT_TEMPLATES = ["a photo of a {c}"]
-# Small enough to evaluate the tiny model in seconds, large enough for a standard error of about two points.
-SCENES_PER_SET = 400
-
-
-@dataclass
-class EvaluationSet:
-    """A named evaluation: `run(model, processor)` gives its metrics."""
-
-    name: str
-    run: Callable[[CLIPModel, CLIPProcessor], dict[str, Any]]
+TASKS = ("zero_shot_classification", "retrieval", "linear_probe", "compositionality")
+SUITES = ("scenes", "paper")
 
 
-def load_evaluation_sets(spec: str, decoder: PairDecoder, image_size: int, seed: int = 0) -> list[EvaluationSet]:
-    """The evaluations of `eval_data`, one for each folder that the braces of `spec` lead to, and named after it.
+def main(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the evaluations that the options name, and return what is in the output file.
 
-    A clip-benchmark folder with `classnames.txt` is a zero-shot classification; all else is retrieval. Data is opened here, so
-    that a wrong name is found before training starts, and read anew at each evaluation.
+    Raises:
+        ConfigError: an option, or the data that it names, cannot be used.
     """
-    if not spec:
-        return []
-    if spec == "scenes":
-        return _scene_sets(image_size, seed)
-    by_folder: dict[Path, list[str]] = {}
-    for path in expand_braces(spec):
-        by_folder.setdefault(Path(path) if Path(path).is_dir() else Path(path).parent, []).append(path)
-    return [
-        _classification_set(folder) if (folder / "classnames.txt").is_file() else _retrieval_set(folder, paths, decoder)
-        for folder, paths in by_folder.items()
-    ]
+    state = start_processes()
+    encoder = load_encoder(options, state.device)
+    evaluations = find_evaluations(options, encoder)
+    summary: dict[str, Any] = {"model": options.model, "suite": options.suite or None, "results": {}}
+    for name, record in run_evaluations(encoder, evaluations):
+        summary["results"][name] = record
+        if state.is_main_process:
+            write_summary(summary, Path(options.output))
+            print(f"{name}: {numbers_of(record)}", flush=True)
+    return summary
 
 
-def evaluate_sets(model: CLIPModel, processor: CLIPProcessor, sets: list[EvaluationSet]) -> dict[str, dict[str, Any]]:
-    """The metrics of each set by its name. Whole images, in the model's own precision."""
-    return {evaluation.name: evaluation.run(model, processor) for evaluation in sets}
+def start_processes() -> PartialState:
+    """The processes of `accelerate launch`, on a CPU with its cores shared among them."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if state.device.type == "cpu":
+        torch.set_num_threads(max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return state
 
 
-def _scene_sets(image_size: int, seed: int) -> list[EvaluationSet]:
-    sets = []
-    for kind in ("shape", "colour", "pair"):
-        samples, class_names, templates = classification_set(kind, SCENES_PER_SET, seed=seed, image_size=image_size)
-        sets.append(_zero_shot(f"zero_shot_{kind}", samples.__iter__, class_names, templates))
-    pairs = retrieval_set(SCENES_PER_SET, seed=seed, image_size=image_size)
-    sets.append(EvaluationSet("retrieval", lambda model, processor: evaluate_retrieval(model, processor, pairs)))
-    return sets
+def load_encoder(options: argparse.Namespace, device: torch.device) -> Encoder:
+    """The model with its processor. Raises ConfigError for what cannot be loaded."""
+    with naming("model", options.model):
+        config = MaskCLIPConfig.from_pretrained(options.model)
+        if options.patch_mask:
+            config.vision_config.patch_mask = resolve_patch_mask(yaml.safe_load(options.patch_mask))
+        model = MaskCLIPModel.from_pretrained(options.model, config=config, dtype=getattr(torch, options.precision))
+        image_processor = AutoImageProcessor.from_pretrained(options.model, backend=options.image_backend)
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+    return Encoder(
+        model.to(device),
+        CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer),
+        batch_size=options.batch_size,
+        apply_patch_mask=bool(options.patch_mask),
+        cache_dir=options.feature_cache,
+        show_progress=sys.stderr.isatty(),
+    )
 
 
-def _zero_shot(name: str, samples: Callable[[], Iterator], class_names: list[str], templates: list[str]) -> EvaluationSet:
-    def run(model, processor):
-        result = evaluate_zero_shot(model, processor, samples(), class_names, templates)
-        return result | {"templates": templates}
-
-    return EvaluationSet(name, run)
-
-
-def _classification_set(folder: Path) -> EvaluationSet:
-    class_names = _lines(folder / "classnames.txt")
-    template_file = folder / "zeroshot_classification_templates.txt"
-    templates = _lines(template_file) if template_file.is_file() else DEFAULT_TEMPLATES
-    stream = open_stream(str(folder), split="test")
-    decoder = PairDecoder()
-
-    def samples() -> Iterator[tuple[Image.Image, int]]:
-        for row in stream:
-            try:
-                yield decoder.picture(row), _label(row)
-            except SkippedSample as skipped:
-                logger.warning("%s: evaluation leaves out %s (%s)", folder, row.get("__key__"), skipped)
-
-    # All labels are looked at now: a wrong one would end the training at its first evaluation.
-    labels = sorted({_label(row) for row in stream})
-    if not labels:
-        raise ConfigError(f"eval_data={str(folder)!r}: its test split is empty")
-    if not 0 <= labels[0] <= labels[-1] < len(class_names):
-        wrong = labels[0] if labels[0] < 0 else labels[-1]
-        raise ConfigError(f"eval_data={str(folder)!r}: class index {wrong}, but there are {len(class_names)} class names")
-    return _zero_shot(f"zero_shot_{folder.name}", samples, class_names, templates)
+def find_evaluations(options: argparse.Namespace, encoder: Encoder) -> Iterable[Evaluation]:
+    image_size = encoder.model.config.vision_config.image_size
+    if options.suite == "scenes":
+        return scene_suite(image_size)
+    if options.suite == "paper":
+        suite = PaperSuite(Path(options.data_root))
+        if missing := suite.missing():
+            print("missing, and where to get it:\n  " + "\n  ".join(missing), file=sys.stderr)
+        return suite.evaluations()
+    return evaluations_of_data(
+        options.data,
+        options.task,
+        options.split,
+        PairDecoder(options.image_key, options.caption_key),
+        class_names_file=options.class_names,
+        templates_file=options.templates,
+        solver=options.probe,
+    )
 
 
-def _label(row: dict[str, Any]) -> int:
+def write_summary(summary: dict[str, Any], path: Path) -> None:
+    """Write results aside and rename them, so that the file is whole at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def numbers_of(record: dict[str, Any]) -> str:
+    """Its metrics as one line: shares in percent, counts as they are."""
+    shares = ", ".join(f"{key} {value:.1%}" for key, value in record.items() if isinstance(value, float) and value <= 1)
+    return f"{shares} (n = {record['n']})"
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """Raises ConfigError for options that do not go together."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a CLIP")
+    parser.add_argument("--output", required=True, help="JSON file for the results")
+    parser.add_argument("--suite", choices=SUITES, help="all five families: on embedded scenes, or on the papers' data sets")
+    parser.add_argument("--data_root", default="", help="folder of the papers' data sets; what is missing is said first")
+    parser.add_argument("--data", default="", help="one data set: a clip-benchmark folder, tars, an image folder, or a Hub id")
+    parser.add_argument("--task", choices=TASKS, help="what to evaluate on --data")
+    parser.add_argument("--split", default="test", help="of --data (default: %(default)s)")
+    parser.add_argument("--templates", default="", help="file of prompts with {c}, one a line; default: the data set's own")
+    parser.add_argument("--class_names", default="", help="file of class names, one a line; default: the data set's own")
+    parser.add_argument("--image_key", default="", help="field of the picture, for retrieval on pairs as for training")
+    parser.add_argument("--caption_key", default="", help="field of the caption, for retrieval on pairs as for training")
+    parser.add_argument(
+        "--probe",
+        default="gradient_descent",
+        choices=("gradient_descent", "logistic_regression"),
+        help="what fits the linear probe: the papers' protocol, or scikit-learn with the best of nine C",
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="pictures a forward pass (default: %(default)s)")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="default: %(default)s")
+    parser.add_argument(
+        "--image_backend",
+        default="pil",
+        choices=("pil", "torchvision"),
+        help="pil gives open_clip's pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--patch_mask", default="", help="evaluate under this mask, a name or {name: ...}; default: whole images"
+    )
+    parser.add_argument("--feature_cache", help="folder to keep image features in; default: they are not kept")
+    options = parser.parse_args(arguments)
+    if bool(options.suite) == bool(options.data):
+        fail("give either --suite, or --data with its --task")
+    if options.data and not options.task:
+        fail(f"--data {options.data}: give its --task, one of {', '.join(TASKS)}")
+    if options.suite == "paper" and not Path(options.data_root).is_dir():
+        fail(f"--data_root {options.data_root!r}: is no folder; --suite paper reads its data sets there")
+    if options.batch_size < 1:
+        fail(f"--batch_size {options.batch_size}: must be at least 1")
+    return options
+
+
+def program(arguments: list[str]) -> int:
+    """The command line; returns the exit code: 0, or 2 after one line that says what cannot be used."""
     try:
-        return int(row["cls"])
-    except (KeyError, ValueError):
-        raise ConfigError(f"sample {row.get('__key__')!r}: has no class index in its field cls") from None
+        summary = main(parse_options(arguments))
+    except (ConfigError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not summary["results"]:
+        print("error: --data_root: none of the data sets is there", file=sys.stderr)
+        return 2
+    return 0
 
 
-def _retrieval_set(folder: Path, paths: list[str], decoder: PairDecoder) -> EvaluationSet:
-    streams = [open_stream(path, split="test") for path in paths]
-    by_line = _one_caption_a_line(folder)
-    if by_line:
-        decoder = PairDecoder()  # the layout fixes the fields, whatever those of the training data are
-
-    def pairs() -> Iterator[tuple[Image.Image, list[str]]]:
-        for row in chain(*streams):
-            try:
-                captions = decoder.captions(row)
-                captions = [line for text in captions for line in text.splitlines() if line] if by_line else captions
-                yield decoder.picture(row), captions
-            except SkippedSample as skipped:
-                logger.warning("%s: evaluation leaves out %s (%s)", folder, row.get("__key__"), skipped)
-
-    for stream, path in zip(streams, paths, strict=True):
-        first_pair(stream, decoder, path)
-    return EvaluationSet(f"retrieval_{folder.name}", lambda model, processor: evaluate_retrieval(model, processor, pairs()))
-
-
-def _one_caption_a_line(folder: Path) -> bool:
-    """Whether this is clip-benchmark's retrieval layout, where the lines of a text file are captions of their own."""
-    marker = folder / "dataset_type.txt"
-    return marker.is_file() and marker.read_text().strip() == "retrieval"
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+if __name__ == "__main__":
+    sys.exit(program(sys.argv[1:]))

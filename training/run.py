@@ -33,7 +33,8 @@ from training.data import (
     train_transform,
 )
 from training.errors import fail
-from training.evaluate import EvaluationSet, load_evaluation_sets
+from training.evaluation_sets import Evaluation, evaluations_of_spec
+from training.evaluation_suites import scene_evaluations
 from training.masking import PatchSelector
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
 from training.optimization import build_average, build_optimizer, build_schedule
@@ -58,7 +59,7 @@ class Run:
     stream: IterableDataset
     decoder: PairDecoder
     processor: CLIPProcessor
-    eval_sets: list[EvaluationSet]
+    evaluations: list[Evaluation]
     progress: Progress
     loader: DataLoader
     num_batches_used: int  # of the loader, before the checkpoint
@@ -119,7 +120,7 @@ def prepare(config: TrainingConfig) -> Run:
     captions = captions_of(stream, decoder, TOKENIZER_CAPTIONS)
     model, processor = load_model(config, checkpoint, captions)
     decoder.image_size = model.config.vision_config.image_size
-    eval_sets = load_evaluation_sets(config.eval_data, decoder, decoder.image_size)
+    evaluations = find_evaluations(config.eval_data, decoder)
 
     progress = Progress(accelerator, config.num_workers, exact=config.stream == "exact")
     positions, num_batches_used = progress.load(checkpoint) if checkpoint else ({}, 0)
@@ -155,7 +156,7 @@ def prepare(config: TrainingConfig) -> Run:
         stream=stream,
         decoder=decoder,
         processor=processor,
-        eval_sets=eval_sets,
+        evaluations=evaluations,
         progress=progress,
         loader=loader,
         num_batches_used=num_batches_used,
@@ -167,6 +168,12 @@ def prepare(config: TrainingConfig) -> Run:
         schedule=schedule,
         patches=patches,
     )
+
+
+def find_evaluations(eval_data: str, decoder: PairDecoder) -> list[Evaluation]:
+    if eval_data == "scenes":
+        return scene_evaluations(decoder.image_size)
+    return evaluations_of_spec(eval_data, decoder) if eval_data else []
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:

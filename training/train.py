@@ -25,14 +25,15 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script from anywhere
 
-from hf_maskclip import ContrastiveLoss, cached_contrastive_backward, export_to_clip
+from hf_maskclip import ContrastiveLoss, MaskCLIPModel, cached_contrastive_backward, export_to_clip
+from hf_maskclip.evaluation import Encoder
 from hf_maskclip.losses import cpu_group, world_size
 from hf_maskclip.visualization import draw_patch_masks
 from training.checkpoint import prepare_output_dir
 from training.config import TrainingConfig, describe_options, load_config
 from training.data import sample_images, start_workers
 from training.errors import ConfigError, TrainingStopped
-from training.evaluate import evaluate_sets
+from training.evaluation_sets import run_evaluations
 from training.masking import ChunkInputs, kept_patches
 from training.optimization import clamp_logit_scale
 from training.run import Run, prepare
@@ -122,7 +123,7 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
         if config.checkpoint_every and step % config.checkpoint_every == 0:
             run.save(step)
         if config.eval_every and step % config.eval_every == 0 and step < run.num_steps:
-            report_evaluation(log, step, evaluate_sets(run.result(), run.processor, run.eval_sets))
+            report_evaluation(log, step, evaluate(run, run.result()))
         step_end = time.perf_counter()
     bar.close()
     return True
@@ -198,7 +199,7 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
     model = run.result()
     if run.accelerator.is_main_process:
         export_to_clip(model, run.output_dir / "export", run.processor)  # before anything else can fail
-    results = evaluate_sets(model, run.processor, run.eval_sets)
+    results = evaluate(run, model)
     report_evaluation(log, run.num_steps, results)
     summary = {
         "model": run.config.model,
@@ -230,6 +231,11 @@ def total_counts(counts: Counter[str]) -> dict[str, int]:
     if world_size() > 1:
         dist.all_gather_object(everywhere, counts, group=cpu_group())
     return dict(sum(everywhere, Counter()))
+
+
+def evaluate(run: Run, model: MaskCLIPModel) -> dict[str, dict[str, Any]]:
+    """The records of the run's evaluations by their names. Whole images, in the model's own precision."""
+    return dict(run_evaluations(Encoder(model, run.processor), run.evaluations))
 
 
 def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, Any]]) -> None:

@@ -1,6 +1,26 @@
 """Evaluation of any CLIP that Transformers loads: one protocol a file."""
 
+from .compositionality import average_by_kind, evaluate_compositionality
+from .encoder import Encoder, ImageSet
+from .linear_probe import evaluate_linear_probe
+from .metrics import Accuracy, HardNegativeAccuracy, MeanAveragePrecision, RecallAtK
 from .retrieval import evaluate_retrieval, recall_at_k
-from .zero_shot import classification_scores, evaluate_zero_shot
+from .robustness import average_robustness
+from .zero_shot import evaluate_multi_label, evaluate_zero_shot
 
-__all__ = ["classification_scores", "evaluate_retrieval", "evaluate_zero_shot", "recall_at_k"]
+__all__ = [
+    "Accuracy",
+    "Encoder",
+    "HardNegativeAccuracy",
+    "ImageSet",
+    "MeanAveragePrecision",
+    "RecallAtK",
+    "average_by_kind",
+    "average_robustness",
+    "evaluate_compositionality",
+    "evaluate_linear_probe",
+    "evaluate_multi_label",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
+    "recall_at_k",
+]

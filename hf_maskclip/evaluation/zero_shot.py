@@ -3,57 +3,98 @@
 Shapes: N pictures, M classes, E projection size.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPProcessor
 
-from .features import image_features, text_features
+from .encoder import Encoder, ImageSet
+from .metrics import Accuracy, MeanAveragePrecision, compute_over_processes
+
+PICTURES_PER_CHUNK = 1024
 
 
-def class_features(model: CLIPModel, processor: CLIPProcessor, class_names: list[str], templates: list[str]) -> torch.Tensor:
+def evaluate_zero_shot(
+    encoder: Encoder, images: ImageSet, class_names: Sequence[str], templates: Sequence[str], *, only_occurring: bool = False
+) -> dict[str, Any]:
+    """Top-1 and top-5 accuracy and its mean over classes, of pictures whose targets are class indices.
+
+    Args:
+        class_names: M names.
+        templates: prompts with `{c}` for the name; a class is the mean of its prompts.
+        only_occurring: leave out the classes of which there is no picture, as for ImageNet-A, -R and -O, which have pictures
+            of 200 of ImageNet's 1,000 classes.
+
+    Raises:
+        ValueError: a template without `{c}`, a class index outside the names, no picture.
+    """
+    classes = class_features(encoder, class_names, templates)
+    found = encoder.encode_images(images)
+    labels = class_indices(found.targets, len(class_names))
+    if only_occurring:
+        occurring, labels = np.unique(labels, return_inverse=True)
+        classes = classes[occurring]
+    scores = accuracy_over_processes(lambda rows: found.features[rows] @ classes.t(), labels)
+    return scores | {"n": len(labels), "num_classes": len(classes), "num_undecodable": found.num_undecodable}
+
+
+def evaluate_multi_label(
+    encoder: Encoder, images: ImageSet, class_names: Sequence[str], templates: Sequence[str]
+) -> dict[str, Any]:
+    """Mean average precision of pictures of several classes each (VOC2007), whose targets are M numbers 0 or 1.
+
+    Raises:
+        ValueError: a template without `{c}`, a target of another length, no picture.
+    """
+    classes = class_features(encoder, class_names, templates)
+    found = encoder.encode_images(images)
+    for target in found.targets:
+        if len(target) != len(class_names):
+            raise ValueError(f"a target of {len(target)} classes: there are {len(class_names)} class names")
+    targets = np.asarray(found.targets, dtype=np.int8)  # (N, M)
+
+    def chunk(rows: slice) -> dict[str, np.ndarray]:
+        return {"predictions": (found.features[rows] @ classes.t()).numpy(), "references": targets[rows]}
+
+    scores = compute_over_processes(MeanAveragePrecision(), [partial(chunk, rows) for rows in _chunks(len(targets))])
+    return scores | {"n": len(targets), "num_classes": len(class_names), "num_undecodable": found.num_undecodable}
+
+
+def class_features(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
     """The features (M, E) of classes: the normalised mean over the prompts, one for each template with the name for `{c}`."""
     for template in templates:
         if "{c}" not in template:
             raise ValueError(f"prompt template {template!r}: has no {{c}} for the class name")
     prompts = [template.replace("{c}", name) for name in class_names for template in templates]
-    features = text_features(model, processor, prompts).view(len(class_names), len(templates), -1)  # (M, templates, E)
+    features = encoder.encode_texts(prompts).view(len(class_names), len(templates), -1)  # (M, templates, E)
     return F.normalize(features.mean(dim=1), dim=-1)
 
 
-def classification_scores(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Top-1 and top-5 accuracy and the mean over classes of top-1, each in [0, 1].
+def class_indices(targets: list[int], num_classes: int) -> np.ndarray:
+    """Targets as an array (N,). Raises ValueError for one outside the class names."""
+    labels = np.asarray(targets, dtype=np.int64)
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"class index {wrong[0]}: there are {num_classes} class names")
+    return labels
 
-    A class that ties with the true one counts as nearer, and so does a NaN score: a constant or NaN model scores 0.
+
+def accuracy_over_processes(scores, labels: np.ndarray) -> dict[str, float]:
+    """[`Accuracy`] of pictures in chunks.
 
     Args:
-        scores: (N, M).
-        labels: LongTensor (N,).
+        scores: from a slice of the pictures to their scores, a tensor (n, M).
+        labels: the class indices (N,).
     """
-    own = scores.gather(1, labels[:, None])  # (N, 1)
-    rank = (~(scores < own)).sum(dim=1) - 1  # the true class itself is never below itself
-    top1 = (rank < 1).float()
-    per_class = [top1[labels == label].mean() for label in labels.unique()]
-    return {
-        "top1": top1.mean().item(),
-        "top5": (rank < 5).float().mean().item(),
-        "mean_per_class": torch.stack(per_class).mean().item(),
-    }
+
+    def chunk(rows: slice) -> dict[str, np.ndarray]:
+        return {"predictions": scores(rows).numpy(), "references": labels[rows]}
+
+    return compute_over_processes(Accuracy(), [partial(chunk, rows) for rows in _chunks(len(labels))])
 
 
-def evaluate_zero_shot(
-    model: CLIPModel,
-    processor: CLIPProcessor,
-    samples: Iterable[tuple[Image.Image, int]],
-    class_names: list[str],
-    templates: list[str],
-) -> dict[str, float | int]:
-    """Accuracy of pictures with labels against the class names under the prompt templates."""
-    images, labels = image_features(model, processor, samples)
-    if not 0 <= min(labels) <= max(labels) < len(class_names):
-        raise ValueError(f"class index {max(labels)}: there are {len(class_names)} class names")
-    scores = images @ class_features(model, processor, class_names, templates).t()  # (N, M)
-    result = classification_scores(scores, torch.tensor(labels))
-    return result | {"num_images": len(images), "num_classes": len(class_names)}
+def _chunks(length: int) -> list[slice]:
+    return [slice(first, first + PICTURES_PER_CHUNK) for first in range(0, length, PICTURES_PER_CHUNK)]

@@ -1,0 +1,243 @@
+"""A CLIP as evaluations see it: image and text features, computed once, shared over processes, and what they depend on.
+
+Shapes: B pictures of a batch, N pictures, E projection size.
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import CLIPModel, CLIPProcessor
+
+from ..modeling_maskclip import MaskCLIPModel
+
+TEXTS_PER_BATCH = 256
+PACKAGES = ("hf_maskclip", "transformers", "torch", "torchvision", "pillow")
+
+Picture = Image.Image | Callable[[], Image.Image | None]
+
+
+@dataclass
+class ImageSet:
+    """Pictures, each with what is known of it (a label, captions, ...).
+
+    Args:
+        samples: (picture, target) pairs, the same ones in the same order each time and on every process. A picture may be a
+            function that returns it, which is then called for the pictures of this process only, in a thread; or that returns
+            None for a picture that cannot be decoded, which is left out.
+        fingerprint: changes whenever the pictures or targets change; features are kept under it. `""`: they are not kept.
+    """
+
+    samples: Iterable[tuple[Picture, Any]]
+    fingerprint: str = ""
+
+
+@dataclass
+class ImageFeatures:
+    """Unit-length features (N, E), float32 on the CPU, the N targets, and how many pictures could not be decoded."""
+
+    features: torch.Tensor
+    targets: list[Any]
+    num_undecodable: int = 0
+
+
+@dataclass
+class Encoder:
+    """Encodes pictures and texts by a model in evaluation mode, in the model's own precision.
+
+    Args:
+        model: any `CLIPModel`; a [`MaskCLIPModel`] where `apply_patch_mask` is set.
+        processor: its processor.
+        batch_size: pictures a forward pass. Batches are the same ones on any number of processes.
+        apply_patch_mask: encode visible patches only; a batch always gets the same mask.
+        cache_dir: folder in which image features stay, under a hash of pictures, weights, image processor, precision and mask.
+        show_progress: a progress bar, in pictures, on the main process.
+    """
+
+    model: CLIPModel
+    processor: CLIPProcessor
+    batch_size: int = 64
+    apply_patch_mask: bool = False
+    cache_dir: Path | None = None
+    show_progress: bool = False
+    _known: dict[str, ImageFeatures] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        if self.apply_patch_mask and not isinstance(self.model, MaskCLIPModel):
+            raise ValueError(f"apply_patch_mask: a {type(self.model).__name__} has no patch mask; load it as a MaskCLIPModel")
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Of the weights: 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """What results depend on besides the data, for the record."""
+        image_processor = self.processor.image_processor
+        settings = image_processor.to_dict()
+        return {
+            "model_hash": self.model_hash,
+            "precision": str(self.model.dtype).removeprefix("torch."),
+            "image_backend": image_processor.backend,
+            "resize": settings["size"] if image_processor.do_resize else None,
+            "crop": settings["crop_size"] if image_processor.do_center_crop else None,
+            "patch_mask": self.model.config.vision_config.patch_mask if self.apply_patch_mask else None,
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+
+    def encode_images(self, images: ImageSet) -> ImageFeatures:
+        """Features of all pictures, in order, on every process; each process encodes its share of the batches.
+
+        Raises:
+            ValueError: there is no picture.
+        """
+        if images.fingerprint in self._known:
+            return self._known[images.fingerprint]
+        file = self._cache_file(images)
+        if file and file.is_file():
+            found = _load_features(file)
+        else:
+            found = self._compute_image_features(images.samples)
+            if file and PartialState().is_main_process:
+                _save_features(found, file)
+        if images.fingerprint:
+            self._known[images.fingerprint] = found
+        return found
+
+    def encode_texts(self, texts: list[str]) -> torch.Tensor:
+        """Unit-length features of texts, float32 (N, E) on the CPU; texts over the context length are cut."""
+        state = PartialState()
+        shares = []
+        with _evaluation_mode(self.model):
+            for number, batch in enumerate(_batches(texts, TEXTS_PER_BATCH)):
+                if number % state.num_processes == state.process_index:
+                    shares.append((number, self._encode_text_batch(batch)))
+        return torch.cat([features for _, features in _gather(shares)])
+
+    def _compute_image_features(self, samples: Iterable[tuple[Picture, Any]]) -> ImageFeatures:
+        state = PartialState()
+        batches = (
+            batch
+            for batch in enumerate(_batches(samples, self.batch_size))
+            if batch[0] % state.num_processes == state.process_index
+        )
+        shares = []
+        bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
+        with _evaluation_mode(self.model), bar:
+            for number, pixel_values, targets, num_undecodable in _in_threads(self._load_batch, batches):
+                features = self._encode_pixels(pixel_values, seed=number) if targets else torch.empty(0)
+                shares.append((number, features, targets, num_undecodable))
+                bar.update((len(targets) + num_undecodable) * state.num_processes)
+        shares = _gather(shares)
+        targets = [target for share in shares for target in share[2]]
+        if not targets:
+            raise ValueError("no picture to evaluate on: the evaluation data is empty")
+        features = torch.cat([share[1] for share in shares if share[2]])
+        return ImageFeatures(features, targets, num_undecodable=sum(share[3] for share in shares))
+
+    def _load_batch(self, batch: tuple[int, list[tuple[Picture, Any]]]) -> tuple[int, torch.Tensor | None, list[Any], int]:
+        number, samples = batch
+        loaded = [(picture() if callable(picture) else picture, target) for picture, target in samples]
+        usable = [(picture, target) for picture, target in loaded if picture is not None]
+        pixel_values = None
+        if usable:
+            pictures = [picture.convert("RGB") for picture, _ in usable]
+            pixel_values = self.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return number, pixel_values, [target for _, target in usable], len(loaded) - len(usable)
+
+    def _encode_pixels(self, pixel_values: torch.Tensor, seed: int) -> torch.Tensor:
+        """Images (B, C, H, W) to features (B, E)."""
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        if not self.apply_patch_mask:
+            encoded = self.model.get_image_features(pixel_values=pixel_values)
+        else:
+            with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                encoded = self.model.get_image_features(pixel_values=pixel_values, apply_patch_mask=True)
+        return F.normalize(encoded.pooler_output.float(), dim=-1).cpu()
+
+    def _encode_text_batch(self, texts: list[str]) -> torch.Tensor:
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.processor.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        encoded = self.model.get_text_features(input_ids=tokens["input_ids"].to(self.model.device))
+        return F.normalize(encoded.pooler_output.float(), dim=-1).cpu()
+
+    def _cache_file(self, images: ImageSet) -> Path | None:
+        if self.cache_dir is None or not images.fingerprint:
+            return None
+        key = self.describe() | {"images": images.fingerprint, "processor": self.processor.image_processor.to_dict()}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        return Path(self.cache_dir) / f"{digest}.safetensors"
+
+
+@contextmanager
+def _evaluation_mode(model: CLIPModel) -> Iterator[None]:
+    """Switch a model to evaluation mode, without gradients, and back to the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map` in threads, a few items ahead: Pillow decodes and resizes without the interpreter's lock."""
+    num_threads = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: deque = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _gather(shares: Sequence[tuple]) -> list[tuple]:
+    """The numbered shares of all processes, in the order of their numbers."""
+    shares = gather_object(list(shares)) if PartialState().num_processes > 1 else shares
+    return sorted(shares, key=lambda share: share[0])
+
+
+def _save_features(found: ImageFeatures, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    about = {"targets": json.dumps(found.targets), "num_undecodable": str(found.num_undecodable)}
+    save_file({"features": found.features}, unfinished, metadata=about)
+    unfinished.replace(file)
+
+
+def _load_features(file: Path) -> ImageFeatures:
+    with safe_open(file, framework="pt") as stored:
+        about = stored.metadata()
+        return ImageFeatures(stored.get_tensor("features"), json.loads(about["targets"]), int(about["num_undecodable"]))
