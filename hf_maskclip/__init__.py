@@ -12,6 +12,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPProcessor,
     CLIPTokenizer,
 )
@@ -40,8 +41,10 @@ def _register_auto_classes() -> None:
     AutoModelForImageClassification.register(MaskCLIPConfig, MaskCLIPForImageClassification)
     AutoProcessor.register(MaskCLIPConfig, CLIPProcessor)
     AutoTokenizer.register(MaskCLIPConfig, tokenizer_class=CLIPTokenizer)
+    # Both: the lookup goes by class name over all that is registered, so one alone would hide the other for plain CLIP too.
+    image_processors = {"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
     for config_class in (MaskCLIPConfig, MaskCLIPVisionConfig):
-        AutoImageProcessor.register(config_class, image_processor_classes={"torchvision": CLIPImageProcessor})
+        AutoImageProcessor.register(config_class, image_processor_classes=image_processors)
 
 
 _register_auto_classes()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from .evaluation.report import draw_report, read_results
 from .modeling_maskclip import MaskCLIPVisionModel
 from .patch_masking import patch_masks
 from .visualization import draw_patch_masks, draw_pgs_steps
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hf-maskclip", description="Patch masks for CLIP.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_masks_command(commands)
+    _add_report_command(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -65,6 +67,27 @@ def _draw_masks(options: argparse.Namespace) -> None:
         figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes, seed=options.seed)
     figure.savefig(options.output, dpi=150)
     print(f"written to {options.output}")
+
+
+def _add_report_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("report", help="tables of evaluation results beside the papers' numbers")
+    parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="of training/evaluate.py, or eval.json of a run")
+    parser.add_argument("-o", "--output", type=Path, help="Markdown file (default: printed)")
+    parser.add_argument("--figure", type=Path, help="bars of the families' means: png, pdf or svg")
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    tables = read_results(options.results)
+    text = "\n".join(table.markdown() for table in tables)
+    if options.output:
+        options.output.write_text(text)
+        print(f"written to {options.output}")
+    else:
+        print(text)
+    if options.figure:
+        draw_report(tables).savefig(options.figure, dpi=150)
+        print(f"written to {options.figure}")
 
 
 def _open_picture(path: Path) -> Image.Image:

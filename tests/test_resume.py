@@ -264,7 +264,7 @@ def test_two_processes_evaluate_and_save_between_steps_without_waiting_for_each_
     steps = losses_of(options["output_dir"])
     assert [record["samples_seen"] for record in steps] == [8, 16, 24, 32]
     evaluated = [
-        r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/retrieval_data/text_to_image_recall@10" in r
+        r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval/retrieval_data/text_to_image_recall@5" in r
     ]
     assert [record["step"] for record in evaluated] == [1, 2, 3, 4]
     assert not AutoModel.from_pretrained(tmp_path / "run" / "export", output_loading_info=True)[1]["missing_keys"]

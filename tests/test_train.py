@@ -35,11 +35,11 @@ def test_a_run_trains_evaluates_and_exports(run, data, capsys):
     assert all(32 <= record["kept_patches"] <= 45.5 for record in steps)  # the bounds of PGS 0.3
     assert [record["samples_seen"] for record in steps] == [4, 8, 12, 16]
 
-    evaluated = [r for r in read_metrics(folder / "metrics.jsonl") if "eval/retrieval_data/image_to_text_recall@10" in r]
+    evaluated = [r for r in read_metrics(folder / "metrics.jsonl") if "eval/retrieval_data/image_to_text_recall@5" in r]
     assert [record["step"] for record in evaluated] == [2, 4]
     results = json.loads((folder / "eval.json").read_text())
     assert load_config(["--config", str(folder / "config.yaml")]).max_steps == STEPS
-    assert results == summary and results["results"]["retrieval_data"]["num_images"] == 6
+    assert results == summary and results["results"]["retrieval_data"]["n"] == 6
     assert results["patch_mask"]["name"] == "pgs" and results["samples_seen"] == 16
 
     for name in ("masks.png", "curves.png"):

@@ -20,7 +20,8 @@ import yaml
 from accelerate import PartialState
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script from anywhere
+if __name__ == "__main__":  # run as a script, it finds its package, and not itself or its siblings in the place of others
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.evaluation import Encoder

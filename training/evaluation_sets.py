@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 SINGLE_TEMPLATE = ["a photo of a {c}"]
 SPLITS = ("train", "validation", "test")
+TAR_END = 1024  # zero bytes that end a tar file; one that is cut between two samples lacks nothing else
 
 
 @dataclass
@@ -110,13 +111,15 @@ class ClassificationData:
     """A data set of pictures with class indices or, where `is_multi_label`, with a 0 or 1 for each class.
 
     Args:
-        name: of the data set.
+        name: of the data set, for the column of a table.
+        data: where it is.
         images: from a split to its pictures.
         class_names: M names.
         templates, templates_source: prompts with `{c}`, and where they came from.
     """
 
     name: str
+    data: str
     images: Callable[[str], ImageSet]
     class_names: list[str]
     templates: list[str]
@@ -125,7 +128,7 @@ class ClassificationData:
 
     def zero_shot(self, split: str = "test", *, family: str = "zero_shot", only_occurring: bool = False) -> Evaluation:
         images = self.images(split)
-        about = {"data": self.name, "split": split, "templates": self.templates, "templates_source": self.templates_source}
+        about = {"data": self.data, "split": split, "templates": self.templates, "templates_source": self.templates_source}
         if self.is_multi_label:
             run = partial(evaluate_multi_label, images=images, class_names=self.class_names, templates=self.templates)
         else:
@@ -142,18 +145,18 @@ class ClassificationData:
         if self.is_multi_label:
             fail(f"{self.name}: a linear probe needs one class a picture")
         train, test = self.images("train"), self.images(split)
-        about = {"task": "linear_probe", "data": self.name, "split": split, "train_split": "train"}
+        about = {"task": "linear_probe", "data": self.data, "split": split, "train_split": "train"}
         run = partial(evaluate_linear_probe, train=train, test=test, num_classes=len(self.class_names), solver=solver)
         return Evaluation("linear_probe", self.name, run, about)
 
 
-def retrieval(name: str, images: ImageSet, split: str = "test") -> Evaluation:
-    about = {"task": "zero_shot_retrieval", "data": name, "split": split}
+def retrieval(name: str, data: str, images: ImageSet, split: str = "test") -> Evaluation:
+    about = {"task": "zero_shot_retrieval", "data": data, "split": split}
     return Evaluation("retrieval", name, partial(evaluate_retrieval, images=images), about)
 
 
-def compositionality(kind: str, images: ImageSet, data: str, split: str = "test") -> Evaluation:
-    about = {"task": "compositionality", "data": data, "split": split}
+def compositionality(kind: str, data: str, images: ImageSet) -> Evaluation:
+    about = {"task": "compositionality", "data": data, "split": "test"}
     return Evaluation("compositionality", kind, partial(evaluate_compositionality, images=images), about)
 
 
@@ -176,15 +179,17 @@ class ClipBenchmarkFolder:
         self.kind = (self.text("dataset_type.txt") or "classification").strip().lower()
 
     def text(self, name: str) -> str | None:
-        """The content of a file, or None where there is no such file."""
+        """The content of a file, or None where there is no such file. Raises ConfigError for a place that does not answer."""
         try:
             with fsspec.open(f"{self.root}/{name}", "r", encoding="utf-8") as file:
                 return file.read()
         except FileNotFoundError:
             return None
+        except Exception as error:  # fsspec passes on what the clients of its file systems raise
+            fail(f"{self.root}: {name} cannot be read ({type(error).__name__}: {error})")
 
     def shards(self, split: str) -> list[str]:
-        """The shards of a split. Raises ConfigError for a split or a shard that is not there."""
+        """The shards of a split. Raises ConfigError for a split or a shard that is not there, or not there to its end."""
         filesystem, root = fsspec.core.url_to_fs(self.root)
         count = self.text(f"{split}/nshards.txt")
         if count is None:
@@ -196,6 +201,8 @@ class ClipBenchmarkFolder:
         for name in names:
             if not filesystem.exists(f"{root}/{name}"):
                 fail(f"{self.root}: {name} is missing; its nshards.txt says {len(names)} shards")
+            if any(filesystem.tail(f"{root}/{name}", TAR_END)):
+                fail(f"{self.root}: {name} is cut off, it does not end as a tar file does")
         return [f"{self.root}/{name}" for name in names]
 
     def rows(self, split: str, target: Callable[[dict[str, Any]], Any]) -> Rows:
@@ -220,12 +227,12 @@ class ClipBenchmarkFolder:
             check_targets(rows, len(class_names))
             return ImageSet(rows, self.fingerprint(split))
 
-        return ClassificationData(self.name, images, class_names, templates, source, self.kind == "multilabel")
+        return ClassificationData(self.name, self.root, images, class_names, templates, source, self.kind == "multilabel")
 
     def retrieval(self, split: str = "test") -> Evaluation:
         rows = self.rows(split, captions_by_line)
         check_targets(rows)
-        return retrieval(self.name, ImageSet(rows, self.fingerprint(split)), split)
+        return retrieval(self.name, self.root, ImageSet(rows, self.fingerprint(split)), split)
 
 
 def find_clip_benchmark_folder(data: str) -> ClipBenchmarkFolder | None:
@@ -346,7 +353,7 @@ def labelled_data(data: str, class_names_file: str = "", templates_file: str = "
         rows = Rows([open_split(split)], lambda row: int(row[field]), PairDecoder(), data)
         return ImageSet(rows)
 
-    return ClassificationData(Path(data).name, images, class_names, templates, source)
+    return ClassificationData(Path(data).name, data, images, class_names, templates, source)
 
 
 # ------------------------------------------------------------------------------------------------ SugarCrepe
@@ -368,7 +375,7 @@ def sugar_crepe(folder: Path) -> list[Evaluation]:
         if not (folder / f"{stem}.json").is_file():
             fail(f"{folder}: has no {stem}.json (https://github.com/RAIVNLab/sugar-crepe, its folder data)")
     return [
-        compositionality(kind, sugar_crepe_split(folder / f"{stem}.json"), "sugar_crepe") for kind, stem in SUGAR_CREPE.items()
+        compositionality(kind, str(folder), sugar_crepe_split(folder / f"{stem}.json")) for kind, stem in SUGAR_CREPE.items()
     ]
 
 
@@ -414,7 +421,7 @@ def pairs(name: str, paths: Iterable[str], decoder: PairDecoder, split: str = "t
             logger.warning("%s: evaluation leaves out %s (%s)", name, row.get("__key__"), cause)
             return None
 
-    return retrieval(name, ImageSet(Rows(streams, captions, decoder, name)), split)
+    return retrieval(name, ",".join(paths), ImageSet(Rows(streams, captions, decoder, name)), split)
 
 
 # ------------------------------------------------------------------------------------------ what options name

@@ -31,7 +31,7 @@ COMPOSITIONALITY_SCENES = 200
 def scene_evaluations(image_size: int, seed: int = 0) -> list[Evaluation]:
     """What a training run on scenes evaluates: three zero-shot classifications and retrieval."""
     sets = [_scenes_classification(kind, image_size, seed).zero_shot() for kind in ("shape", "colour", "pair")]
-    return [*sets, retrieval("scenes", _scene_set(retrieval_set, SCENES_PER_SET, seed=seed, image_size=image_size))]
+    return [*sets, retrieval("scenes", "scenes", _scene_set(retrieval_set, SCENES_PER_SET, seed=seed, image_size=image_size))]
 
 
 def scene_suite(image_size: int, seed: int = 0) -> Iterator[Evaluation]:
@@ -42,16 +42,8 @@ def scene_suite(image_size: int, seed: int = 0) -> Iterator[Evaluation]:
     for style in STYLES:
         yield _scenes_classification("pair", image_size, seed, style, name=style).zero_shot(family="robustness")
     for kind in COMPOSITIONALITY_KINDS:
-        pictures = _scene_set(
-            lambda *args, **kwargs: [
-                (picture, (true, false)) for picture, true, false in compositionality_set(*args, **kwargs)
-            ],
-            kind,
-            COMPOSITIONALITY_SCENES,
-            seed=seed,
-            image_size=image_size,
-        )
-        yield compositionality(kind, pictures, "scenes")
+        pictures = _scene_set(_hard_negatives, kind, COMPOSITIONALITY_SCENES, seed=seed, image_size=image_size)
+        yield compositionality(kind, "scenes", pictures)
 
 
 def _hard_negatives(*args: Any, **kwargs: Any) -> list[tuple[Image.Image, tuple[str, str]]]:
@@ -83,7 +75,7 @@ def _scenes_classification(kind: str, image_size: int, seed: int, style: str = "
         fingerprint = f"scenes classification {kind} {n} {seed} {image_size} {style} {split}"
         return ImageSet(_DrawnWhenAsked(partial(draw, n, split)), fingerprint)
 
-    return ClassificationData(name or kind, images, class_names, templates, "data set")
+    return ClassificationData(name or kind, "scenes", images, class_names, templates, "data set")
 
 
 # ------------------------------------------------------------------------------------------- the papers' data sets

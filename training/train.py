@@ -23,7 +23,8 @@ import yaml
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script from anywhere
+if __name__ == "__main__":  # run as a script, it finds its package, and not itself or its siblings in the place of others
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from hf_maskclip import ContrastiveLoss, MaskCLIPModel, cached_contrastive_backward, export_to_clip
 from hf_maskclip.evaluation import Encoder

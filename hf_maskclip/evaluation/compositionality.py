@@ -6,6 +6,8 @@ Shapes: N pictures, E projection size.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from .encoder import Encoder, ImageSet
 from .metrics import HardNegativeAccuracy, compute_over_processes
 
@@ -22,9 +24,9 @@ def evaluate_compositionality(encoder: Encoder, images: ImageSet) -> dict[str, A
     found = encoder.encode_images(images)
     true, false = (encoder.encode_texts(list(captions)) for captions in zip(*found.targets, strict=True))  # (N, E) each
 
-    def scores() -> dict[str, Any]:
-        pairs = (((found.features * captions).sum(dim=1)).numpy() for captions in (true, false))
-        return dict(zip(("predictions", "references"), pairs, strict=True))
+    def scores() -> dict[str, torch.Tensor]:
+        names = {"predictions": true, "references": false}
+        return {name: (found.features * captions).sum(dim=1) for name, captions in names.items()}
 
     accuracy = compute_over_processes(HardNegativeAccuracy(), [scores])
     return accuracy | {"n": len(found.targets), "num_undecodable": found.num_undecodable}

@@ -54,7 +54,7 @@ def evaluate_linear_probe(
             fitted = [fit_logistic_regression(features, labels, num_classes, seed)]
     (classifier, settings), *_ = broadcast_object_list(fitted)
     weight, bias = classifier
-    scores = accuracy_over_processes(lambda rows: F.linear(test_features[rows], weight, bias), test_labels.numpy())
+    scores = accuracy_over_processes(lambda rows: F.linear(test_features[rows], weight, bias), test_labels)
     return scores | {"n": len(test_labels), "num_train": len(labels), "solver": solver} | settings
 
 
@@ -100,7 +100,7 @@ def fit_logistic_regression(
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import train_test_split
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("logistic_regression needs scikit-learn: pip install scikit-learn") from None
+        raise ModuleNotFoundError('logistic_regression needs scikit-learn: pip install "hf_maskclip[probe]"') from None
     x, y = features.numpy(), labels.numpy()
     fit_x, choose_x, fit_y, choose_y = train_test_split(x, y, test_size=0.2, random_state=seed)
 
@@ -119,4 +119,4 @@ def fit_logistic_regression(
 
 def _features_and_labels(encoder: Encoder, images: ImageSet, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     found = encoder.encode_images(images)
-    return found.features, torch.from_numpy(class_indices(found.targets, num_classes))
+    return found.features, class_indices(found.targets, num_classes)

@@ -7,45 +7,40 @@ from collections.abc import Callable, Iterable
 
 import datasets
 import evaluate
-import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
 
 class _Metric(evaluate.Metric):
-    """A metric that keeps what it is given in memory, and gets it back as arrays."""
+    """A metric that keeps what it is given in memory."""
 
-    features: dict[str, datasets.features.features.FeatureType]
+    inputs: dict[str, datasets.features.features.FeatureType]
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=self.__doc__,
-            citation="",
-            inputs_description="",
-            features=datasets.Features(self.features),
-            format="numpy",
-        )
+        features = datasets.Features(self.inputs)
+        return evaluate.MetricInfo(description=self.__doc__, citation="", inputs_description="", features=features)
 
 
 class Accuracy(_Metric):
     """Top-1 and top-5 accuracy and the mean over the classes that occur of top-1, each in [0, 1].
 
-    Among five classes or fewer any model has all its classes among five: top-5 is left out.
+    Among five classes or fewer any model has the right one among five: top-5 is left out.
 
-    Inputs: `predictions`, the scores (N, M); `references`, the class indices (N,).
+    Inputs: `ranks`, for each picture how many wrong classes score as high as its own, or higher (N,); `references`, its class
+    index (N,); `num_classes`, among how many (N,).
     """
 
-    features = {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
+    inputs = {name: datasets.Value("int64") for name in ("ranks", "references", "num_classes")}
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        own = np.take_along_axis(predictions, references[:, None], axis=1)  # (N, 1)
-        rank = (~(predictions < own)).sum(axis=1) - 1  # the true class itself is never below itself
-        per_class = [np.mean(rank[references == label] < 1) for label in np.unique(references)]
-        top5 = {"top5": float(np.mean(rank < 5))} if predictions.shape[1] > 5 else {}
-        return {"top1": float(np.mean(rank < 1)), **top5, "mean_per_class": float(np.mean(per_class))}
+    def _compute(self, ranks: list[int], references: list[int], num_classes: list[int]) -> dict[str, float]:
+        rank, label = torch.tensor(ranks), torch.tensor(references)
+        per_class = [_mean(rank[label == m] < 1) for m in label.unique()]
+        top5 = {"top5": _mean(rank < 5)} if min(num_classes) > 5 else {}
+        return {"top1": _mean(rank < 1), **top5, "mean_per_class": sum(per_class) / len(per_class)}
 
 
 class MeanAveragePrecision(_Metric):
@@ -55,26 +50,27 @@ class MeanAveragePrecision(_Metric):
     Inputs: `predictions`, the scores (N, M); `references`, 1 for each class that a picture shows and 0 for the others (N, M).
     """
 
-    features = {
+    inputs = {
         "predictions": datasets.Sequence(datasets.Value("float32")),
         "references": datasets.Sequence(datasets.Value("int8")),
     }
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        occurring = np.flatnonzero(references.any(axis=0))
-        return {
-            "mean_average_precision": float(
-                np.mean([_average_precision(predictions[:, m], references[:, m]) for m in occurring])
-            )
-        }
+    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
+        scores, shown = torch.tensor(predictions), torch.tensor(references).bool()
+        occurring = shown.any(dim=0).nonzero()[:, 0].tolist()
+        precisions = [_average_precision(scores[:, m], shown[:, m]) for m in occurring]
+        return {"mean_average_precision": sum(precisions) / len(precisions)}
 
 
-def _average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
-    scores = np.where(np.isnan(scores), np.where(relevant == 1, -np.inf, np.inf), scores)
-    order = np.lexsort((relevant, -scores))  # by falling score, among equal ones the irrelevant first
-    hits = relevant[order] == 1
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float(precision[hits].mean())
+def _average_precision(scores: torch.Tensor, relevant: torch.Tensor) -> float:
+    """Of scores (N,), with the worst order among equal ones."""
+    worst = torch.where(relevant, -torch.inf, torch.inf)
+    scores = torch.where(scores.isnan(), worst, scores)
+    order = relevant.int().argsort(stable=True)  # the irrelevant first, which the next sort keeps among equal scores
+    order = order[scores[order].argsort(descending=True, stable=True)]
+    hits = relevant[order]
+    precision = hits.cumsum(0).double() / torch.arange(1, len(hits) + 1)
+    return precision[hits].mean().item()
 
 
 class RecallAtK(_Metric):
@@ -86,26 +82,37 @@ class RecallAtK(_Metric):
     among how many it looked (N,).
     """
 
-    features = {"ranks": datasets.Value("int64"), "num_targets": datasets.Value("int64")}
+    inputs = {name: datasets.Value("int64") for name in ("ranks", "num_targets")}
     KS = (1, 5, 10)
 
-    def _compute(self, ranks: np.ndarray, num_targets: np.ndarray) -> dict[str, float]:
-        return {f"recall@{k}": float(np.mean(ranks < k)) for k in self.KS if k < num_targets.min()}
+    def _compute(self, ranks: list[int], num_targets: list[int]) -> dict[str, float]:
+        return {f"recall@{k}": _mean(torch.tensor(ranks) < k) for k in self.KS if k < min(num_targets)}
 
 
 class HardNegativeAccuracy(_Metric):
-    """The share of pictures that are nearer to the true caption than to a false one, in [0, 1] (SugarCrepe, arXiv 2306.14610).
+    """The share of pictures that are nearer to the true caption than to a false one (SugarCrepe, arXiv 2306.14610), in [0, 1].
 
     Inputs: `predictions`, the score of the true caption (N,); `references`, that of the false one (N,).
     """
 
-    features = {"predictions": datasets.Value("float32"), "references": datasets.Value("float32")}
+    inputs = {"predictions": datasets.Value("float32"), "references": datasets.Value("float32")}
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        return {"accuracy": float(np.mean(predictions > references))}
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
+        return {"accuracy": _mean(torch.tensor(predictions) > torch.tensor(references))}
 
 
-def compute_over_processes(metric: _Metric, chunks: Iterable[Callable[[], dict[str, np.ndarray]]]) -> dict[str, float]:
+def _mean(is_right: torch.Tensor) -> float:
+    """A share as the quotient of two counts, which no order of summation changes."""
+    return int(is_right.sum()) / len(is_right)
+
+
+def rank_of_nearest(scores: torch.Tensor, is_right: torch.Tensor) -> torch.Tensor:
+    """For each row of scores (N, M) how many wrong ones are as high as the highest right one, or higher: LongTensor (N,)."""
+    best = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)  # (N, 1)
+    return (~(scores < best) & ~is_right).sum(dim=1)
+
+
+def compute_over_processes(metric: _Metric, chunks: Iterable[Callable[[], dict[str, torch.Tensor]]]) -> dict[str, float]:
     """The metric over all chunks of its inputs. Each process calls its share of them, and all get the whole result.
 
     Through 🤗 Accelerate: the gathering that 🤗 Evaluate has of its own needs a file system that all processes share.

@@ -6,11 +6,10 @@ Shapes: Q queries, T targets, R positive pairs, E projection size.
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from .encoder import Encoder, ImageSet
-from .metrics import RecallAtK, compute_over_processes
+from .metrics import RecallAtK, compute_over_processes, rank_of_nearest
 
 QUERIES_PER_CHUNK = 1024  # the full matrix of scores would grow with Q x T
 
@@ -46,13 +45,12 @@ def recall_at_k(queries: torch.Tensor, targets: torch.Tensor, positives: torch.T
     """
     by_query = positives[positives[:, 0].argsort()]
 
-    def ranks(first: int) -> dict[str, np.ndarray]:
+    def ranks(first: int) -> dict[str, torch.Tensor]:
         scores = queries[first : first + QUERIES_PER_CHUNK] @ targets.t()  # (q, T)
         in_chunk = by_query[(by_query[:, 0] >= first) & (by_query[:, 0] < first + len(scores))]
         positive = torch.zeros_like(scores, dtype=torch.bool)
         positive[in_chunk[:, 0] - first, in_chunk[:, 1]] = True
-        best = scores.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)  # (q, 1)
-        rank = (~(scores < best) & ~positive).sum(dim=1)
-        return {"ranks": rank.numpy(), "num_targets": np.full(len(rank), len(targets))}
+        rank = rank_of_nearest(scores, positive)
+        return {"ranks": rank, "num_targets": torch.full_like(rank, len(targets))}
 
     return compute_over_processes(RecallAtK(), [partial(ranks, q) for q in range(0, len(queries), QUERIES_PER_CHUNK)])

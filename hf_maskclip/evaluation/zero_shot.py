@@ -3,16 +3,15 @@
 Shapes: N pictures, M classes, E projection size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from .encoder import Encoder, ImageSet
-from .metrics import Accuracy, MeanAveragePrecision, compute_over_processes
+from .metrics import Accuracy, MeanAveragePrecision, compute_over_processes, rank_of_nearest
 
 PICTURES_PER_CHUNK = 1024
 
@@ -35,7 +34,7 @@ def evaluate_zero_shot(
     found = encoder.encode_images(images)
     labels = class_indices(found.targets, len(class_names))
     if only_occurring:
-        occurring, labels = np.unique(labels, return_inverse=True)
+        occurring, labels = labels.unique(return_inverse=True)
         classes = classes[occurring]
     scores = accuracy_over_processes(lambda rows: found.features[rows] @ classes.t(), labels)
     return scores | {"n": len(labels), "num_classes": len(classes), "num_undecodable": found.num_undecodable}
@@ -54,10 +53,10 @@ def evaluate_multi_label(
     for target in found.targets:
         if len(target) != len(class_names):
             raise ValueError(f"a target of {len(target)} classes: there are {len(class_names)} class names")
-    targets = np.asarray(found.targets, dtype=np.int8)  # (N, M)
+    targets = torch.tensor(found.targets, dtype=torch.int8)  # (N, M)
 
-    def chunk(rows: slice) -> dict[str, np.ndarray]:
-        return {"predictions": (found.features[rows] @ classes.t()).numpy(), "references": targets[rows]}
+    def chunk(rows: slice) -> dict[str, torch.Tensor]:
+        return {"predictions": found.features[rows] @ classes.t(), "references": targets[rows]}
 
     scores = compute_over_processes(MeanAveragePrecision(), [partial(chunk, rows) for rows in _chunks(len(targets))])
     return scores | {"n": len(targets), "num_classes": len(class_names), "num_undecodable": found.num_undecodable}
@@ -73,25 +72,27 @@ def class_features(encoder: Encoder, class_names: Sequence[str], templates: Sequ
     return F.normalize(features.mean(dim=1), dim=-1)
 
 
-def class_indices(targets: list[int], num_classes: int) -> np.ndarray:
-    """Targets as an array (N,). Raises ValueError for one outside the class names."""
-    labels = np.asarray(targets, dtype=np.int64)
+def class_indices(targets: list[int], num_classes: int) -> torch.Tensor:
+    """Targets as a LongTensor (N,). Raises ValueError for one outside the class names."""
+    labels = torch.tensor(targets)
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
-        raise ValueError(f"class index {wrong[0]}: there are {num_classes} class names")
+        raise ValueError(f"class index {int(wrong[0])}: there are {num_classes} class names")
     return labels
 
 
-def accuracy_over_processes(scores, labels: np.ndarray) -> dict[str, float]:
+def accuracy_over_processes(scores: Callable[[slice], torch.Tensor], labels: torch.Tensor) -> dict[str, float]:
     """[`Accuracy`] of pictures in chunks.
 
     Args:
         scores: from a slice of the pictures to their scores, a tensor (n, M).
-        labels: the class indices (N,).
+        labels: the class indices, LongTensor (N,).
     """
 
-    def chunk(rows: slice) -> dict[str, np.ndarray]:
-        return {"predictions": scores(rows).numpy(), "references": labels[rows]}
+    def chunk(rows: slice) -> dict[str, torch.Tensor]:
+        own, of_chunk = labels[rows], scores(rows)
+        ranks = rank_of_nearest(of_chunk, F.one_hot(own, of_chunk.shape[1]).bool())
+        return {"ranks": ranks, "references": own, "num_classes": torch.full_like(ranks, of_chunk.shape[1])}
 
     return compute_over_processes(Accuracy(), [partial(chunk, rows) for rows in _chunks(len(labels))])
 
