@@ -195,3 +195,11 @@ def test_no_file_of_results_is_one_line(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"results": [1]}')
     assert cli(["report", str(tmp_path / "x.json")]) == 2
     assert "x.json: is no file of results" in capsys.readouterr().err
+
+
+def test_a_runs_own_evaluation_is_that_of_its_export(run, things, tmp_path):
+    summary, _, folder = run(eval_data=str(things))
+    output = tmp_path / "eval.json"
+    task = ["--data", str(things), "--task", "zero_shot_classification"]
+    assert program(["--model", str(folder / "export"), *task, "--output", str(output)]) == 0
+    assert results_of(["--output", str(output)]) == summary["results"]

@@ -22,6 +22,7 @@ import torch.distributed as dist
 import yaml
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
+from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 if __name__ == "__main__":  # run as a script, it finds its package, and not itself or its siblings in the place of others
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -235,8 +236,10 @@ def total_counts(counts: Counter[str]) -> dict[str, int]:
 
 
 def evaluate(run: Run, model: MaskCLIPModel) -> dict[str, dict[str, Any]]:
-    """The records of the run's evaluations by their names. Whole images, in the model's own precision."""
-    return dict(run_evaluations(Encoder(model, run.processor), run.evaluations))
+    """The records of the run's evaluations by their names, as `training/evaluate.py` gives them for the export."""
+    image_processor = CLIPImageProcessorPil(**run.processor.image_processor.to_dict())
+    encoder = Encoder(model, CLIPProcessor(image_processor=image_processor, tokenizer=run.processor.tokenizer))
+    return dict(run_evaluations(encoder, run.evaluations))
 
 
 def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, Any]]) -> None:

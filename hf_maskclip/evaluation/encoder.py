@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
 from ..modeling_maskclip import MaskCLIPModel
+from .shares import gather_shares, is_mine
 
 TEXTS_PER_BATCH = 256
 PACKAGES = ("hf_maskclip", "transformers", "torch", "torchvision", "pillow")
@@ -128,21 +128,14 @@ class Encoder:
 
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
         """Unit-length features of texts, float32 (N, E) on the CPU; texts over the context length are cut."""
-        state = PartialState()
-        shares = []
+        batches = enumerate(_batches(texts, TEXTS_PER_BATCH))
         with _evaluation_mode(self.model):
-            for number, batch in enumerate(_batches(texts, TEXTS_PER_BATCH)):
-                if number % state.num_processes == state.process_index:
-                    shares.append((number, self._encode_text_batch(batch)))
-        return torch.cat([features for _, features in _gather(shares)])
+            shares = [(number, self._encode_text_batch(batch)) for number, batch in batches if is_mine(number)]
+        return torch.cat([features for _, features in gather_shares(shares)])
 
     def _compute_image_features(self, samples: Iterable[tuple[Picture, Any]]) -> ImageFeatures:
         state = PartialState()
-        batches = (
-            batch
-            for batch in enumerate(_batches(samples, self.batch_size))
-            if batch[0] % state.num_processes == state.process_index
-        )
+        batches = (batch for batch in enumerate(_batches(samples, self.batch_size)) if is_mine(batch[0]))
         shares = []
         bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
         with _evaluation_mode(self.model), bar:
@@ -150,7 +143,7 @@ class Encoder:
                 features = self._encode_pixels(pixel_values, seed=number) if targets else torch.empty(0)
                 shares.append((number, features, targets, num_undecodable))
                 bar.update((len(targets) + num_undecodable) * state.num_processes)
-        shares = _gather(shares)
+        shares = gather_shares(shares)
         targets = [target for share in shares for target in share[2]]
         if not targets:
             raise ValueError("no picture to evaluate on: the evaluation data is empty")
@@ -221,12 +214,6 @@ def _in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterato
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def _gather(shares: Sequence[tuple]) -> list[tuple]:
-    """The numbered shares of all processes, in the order of their numbers."""
-    shares = gather_object(list(shares)) if PartialState().num_processes > 1 else shares
-    return sorted(shares, key=lambda share: share[0])
 
 
 def _save_features(found: ImageFeatures, file: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import datasets
 import evaluate
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
+
+from .shares import gather_shares, is_mine
 
 
 class _Metric(evaluate.Metric):
@@ -117,10 +117,7 @@ def compute_over_processes(metric: _Metric, chunks: Iterable[Callable[[], dict[s
 
     Through 🤗 Accelerate: the gathering that 🤗 Evaluate has of its own needs a file system that all processes share.
     """
-    state = PartialState()
-    shares = [(number, chunk()) for number, chunk in enumerate(chunks) if number % state.num_processes == state.process_index]
-    if state.num_processes > 1:
-        shares = sorted(gather_object(shares), key=lambda share: share[0])
-    for _, inputs in shares:
+    shares = [(number, chunk()) for number, chunk in enumerate(chunks) if is_mine(number)]
+    for _, inputs in gather_shares(shares):
         metric.add_batch(**inputs)
     return metric.compute()
