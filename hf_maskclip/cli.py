@@ -4,12 +4,17 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
+from .conversion_open_clip import MODELS, convert_from_open_clip, export_to_open_clip
 from .evaluation.report import draw_report, read_results
 from .modeling_maskclip import MaskCLIPVisionModel
 from .patch_masking import patch_masks
 from .visualization import draw_patch_masks, draw_pgs_steps
+
+CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hf-maskclip", description="Patch masks for CLIP.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_masks_command(commands)
+    _add_convert_command(commands)
     _add_report_command(commands)
     options = parser.parse_args(arguments)
     try:
@@ -67,6 +73,36 @@ def _draw_masks(options: argparse.Namespace) -> None:
         figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes, seed=options.seed)
     figure.savefig(options.output, dpi=150)
     print(f"written to {options.output}")
+
+
+def _add_convert_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("convert", help="open_clip's checkpoints to a CLIP folder of Transformers, and back")
+    parser.add_argument("source", help="checkpoint (.pt, .safetensors); with --to open_clip the folder or Hub id of a CLIP")
+    parser.add_argument("output", type=Path, help="folder, made if it does not exist")
+    parser.add_argument("--to", default="transformers", choices=("transformers", "open_clip"), help="default: %(default)s")
+    parser.add_argument("--open_clip_model", help="what the checkpoint is of, such as ViT-B-16 or ViT-B-32-quickgelu")
+    parser.add_argument("--tokenizer", default=CLIP_TOKENIZER, help="folder or Hub id (default: %(default)s, CLIP's own)")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    if options.to == "open_clip":
+        model = CLIPModel.from_pretrained(options.source, dtype=torch.float32)
+        export_to_open_clip(model, options.output, CLIPProcessor.from_pretrained(options.source))
+        print(f'written to {options.output}: open_clip.create_model_and_transforms("local-dir:{options.output}")')
+        return
+    if not options.open_clip_model:
+        raise ValueError(f"--open_clip_model: say what {options.source} is of, one of {', '.join(MODELS)}")
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    token_ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    converted = convert_from_open_clip(options.source, options.open_clip_model, token_ids)
+    size = converted.model.config.vision_config.image_size
+    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    converted.model.save_pretrained(options.output)
+    CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(options.output)
+    if converted.extra:
+        print(f"left out, for a CLIP has no such weights: {', '.join(converted.extra)}")
+    print(f'written to {options.output}: AutoModel.from_pretrained("{options.output}")')
 
 
 def _add_report_command(commands: argparse._SubParsersAction) -> None:

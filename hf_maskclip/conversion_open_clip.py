@@ -167,8 +167,9 @@ def clip_config(model_name: str, token_ids: Mapping[str, int]) -> CLIPConfig:
     # open_clip's models have GELU where their name does not say otherwise; Transformers' default is OpenAI's approximation.
     activation = "quick_gelu" if model_name.endswith(QUICK_GELU) else "gelu"
 
-    def tower(width: int, layers: int, heads: int) -> dict[str, Any]:
-        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    def tower(part: dict[str, Any], heads: int) -> dict[str, Any]:
+        inner = round(part.get("mlp_ratio", 4) * part["width"])
+        sizes = {"hidden_size": part["width"], "intermediate_size": inner, "num_hidden_layers": part["layers"]}
         return sizes | {"num_attention_heads": heads, "hidden_act": activation, "projection_dim": cfg["embed_dim"]}
 
     ids = {
@@ -177,9 +178,9 @@ def clip_config(model_name: str, token_ids: Mapping[str, int]) -> CLIPConfig:
         "pad_token_id": text["vocab_size"] - 1,
     }
     return CLIPConfig(
-        vision_config=tower(vision["width"], vision["layers"], vision["width"] // vision.get("head_width", 64))
+        vision_config=tower(vision, heads=vision["width"] // vision.get("head_width", 64))
         | {"image_size": vision["image_size"], "patch_size": vision["patch_size"]},
-        text_config=tower(text["width"], text["layers"], text["heads"])
+        text_config=tower(text, heads=text["heads"])
         | {"vocab_size": text["vocab_size"], "max_position_embeddings": text["context_length"]}
         | ids
         | dict(token_ids),

@@ -1,15 +1,19 @@
 """Proves that the command line does what its help says, and that what it cannot do is one line and exit code 2."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import random_picture
 from PIL import Image
+from transformers import AutoModel, CLIPProcessor
 
 from hf_maskclip import export_to_clip
 from hf_maskclip.cli import main
+from hf_maskclip.conversion_open_clip import MODELS
 
 SIZES = ["--image_size", "32", "--patch_size", "8"]
 
@@ -66,3 +70,29 @@ def test_the_installed_command_runs():
     program = Path(sys.executable).with_name("hf-maskclip")
     finished = subprocess.run([program, "masks", "--help"], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0 and "--steps" in finished.stdout
+
+
+def test_convert_goes_to_open_clip_and_back(make_clip, processor, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    model, plain = make_clip(), tmp_path / "plain"
+    model.save_pretrained(plain)
+    processor.save_pretrained(plain)
+    assert main(["convert", str(plain), str(tmp_path / "there"), "--to", "open_clip"]) == 0
+    assert "local-dir:" in capsys.readouterr().out
+    weights = tmp_path / "there" / "open_clip_model.safetensors"
+
+    back = ["convert", str(weights), str(tmp_path / "back"), "--tokenizer", str(plain)]
+    assert main(back) == 2
+    assert "--open_clip_model: say what" in capsys.readouterr().err
+    assert main([*back, "--open_clip_model", "ViT-B-16"]) == 2
+    assert "does not fit ViT-B-16" in capsys.readouterr().err and not (tmp_path / "back").exists()
+    monkeypatch.setitem(MODELS, "ViT-tiny", json.loads((weights.parent / "open_clip_config.json").read_text())["model_cfg"])
+    assert main([*back, "--open_clip_model", "ViT-tiny-quickgelu"]) == 0
+    again, info = AutoModel.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not info["missing_keys"] and all(torch.equal(w, model.state_dict()[n]) for n, w in again.state_dict().items())
+    picture = random_picture(0)
+    pixels = [
+        CLIPProcessor.from_pretrained(p)(images=picture, return_tensors="pt")["pixel_values"]
+        for p in (plain, tmp_path / "back")
+    ]
+    assert torch.equal(*pixels)
