@@ -15,22 +15,40 @@ from .patch_masking import patch_masks
 from .visualization import draw_patch_masks, draw_pgs_steps
 
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
+EXAMPLES = """Patch masks for CLIP: see them, convert models, report results. Training and evaluation are programs of their own:
+training/train.py and training/evaluate.py.
+
+What each mask leaves of your pictures, and how CLIP-PGS comes to it:
+    hf-maskclip masks photo.jpg another.jpg -o masks.png
+    hf-maskclip masks photo.jpg --mask pgs --steps -o steps.png
+A checkpoint of open_clip, CLIP-PGS or cluster masking as a model of Transformers, and a model of Transformers for open_clip:
+    hf-maskclip convert epoch_32.pt clip-pgs-b16 --open_clip_model ViT-B-16
+    hf-maskclip convert clip-pgs-b16 for-open-clip --to open_clip
+Results of evaluations beside the papers' numbers, as tables and as bars:
+    hf-maskclip report runs/*/eval*.json -o report.md --figure report.png
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 with one line that says what was wrong."""
-    parser = argparse.ArgumentParser(prog="hf-maskclip", description="Patch masks for CLIP.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_masks_command(commands)
-    _add_convert_command(commands)
-    _add_report_command(commands)
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         options.run(options)
     except (OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-maskclip", description=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_masks_command(commands)
+    _add_convert_command(commands)
+    _add_report_command(commands)
+    return parser
 
 
 def _add_masks_command(commands: argparse._SubParsersAction) -> None:

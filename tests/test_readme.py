@@ -9,7 +9,9 @@ import torch
 from conftest import random_picture
 
 from hf_maskclip import export_to_clip
+from hf_maskclip.cli import EXAMPLES, build_parser
 from training.config import load_config
+from training.evaluate import parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -59,6 +61,28 @@ def test_every_training_command_parses():
     assert len(commands) >= 3 and [] in commands
     for arguments in commands:
         load_config([word for word in arguments if word not in ("--help", "--dry_run")])
+
+
+def arguments_of(program: str, text: str) -> list[list[str]]:
+    lines = re.findall(rf"{re.escape(program)} ([^`\n]+)", text)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_every_evaluation_command_parses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    commands = arguments_of("training/evaluate.py", README)
+    assert len(commands) >= 3
+    for arguments in commands:
+        parse_options(arguments)
+
+
+@pytest.mark.parametrize("text", [README, (ROOT / "docs" / "masks.md").read_text(), EXAMPLES], ids=["README", "masks", "help"])
+def test_every_command_of_the_package_parses(text):
+    commands = arguments_of("hf-maskclip", text)
+    assert commands
+    for arguments in commands:
+        build_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
