@@ -28,7 +28,8 @@ from hf_maskclip.evaluation import Encoder
 from hf_maskclip.patch_masking import resolve_patch_mask
 from training.data import PairDecoder
 from training.errors import ConfigError, fail, naming
-from training.evaluation_sets import Evaluation, evaluations_of_data, run_evaluations
+from training.evaluation_data import evaluations_of_data
+from training.evaluation_sets import Evaluation, run_evaluations
 from training.evaluation_suites import PaperSuite, scene_suite
 
 TASKS = ("zero_shot_classification", "retrieval", "linear_probe", "compositionality")

@@ -9,15 +9,9 @@ from typing import Any
 from PIL import Image
 
 from hf_maskclip.evaluation import ImageSet
-from training.evaluation_sets import (
-    SUGAR_CREPE,
-    ClassificationData,
-    ClipBenchmarkFolder,
-    Evaluation,
-    compositionality,
-    retrieval,
-    sugar_crepe,
-)
+from training.clip_benchmark_layout import ClipBenchmarkFolder
+from training.evaluation_data import SUGAR_CREPE, sugar_crepe
+from training.evaluation_sets import ClassificationData, Evaluation, compositionality, retrieval
 from training.scenes import COMPOSITIONALITY_KINDS, STYLES, classification_set, compositionality_set, retrieval_set
 
 # Small enough to evaluate the tiny model in seconds, large enough for a standard error of about two points.

@@ -33,7 +33,8 @@ from training.data import (
     train_transform,
 )
 from training.errors import fail
-from training.evaluation_sets import Evaluation, evaluations_of_spec
+from training.evaluation_data import evaluations_of_spec
+from training.evaluation_sets import Evaluation
 from training.evaluation_suites import scene_evaluations
 from training.masking import PatchSelector
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer

@@ -23,7 +23,8 @@ from hf_maskclip import MaskCLIPModel
 from hf_maskclip.conversion_open_clip import export_to_open_clip
 from hf_maskclip.evaluation import Encoder
 from training.data import PairDecoder
-from training.evaluation_sets import evaluations_of_data, run_evaluations
+from training.evaluation_data import evaluations_of_data
+from training.evaluation_sets import run_evaluations
 
 parser = arguments("Zero-shot classification of a folder, beside clip_benchmark with the same weights.", model="")
 parser.add_argument("--data", required=True, help="classification folder in clip-benchmark's layout")

@@ -13,7 +13,8 @@ from PIL import Image
 from hf_maskclip.evaluation import Encoder
 from training.data import PairDecoder
 from training.errors import ConfigError
-from training.evaluation_sets import evaluations_of_data, evaluations_of_spec, run_evaluations
+from training.evaluation_data import evaluations_of_data, evaluations_of_spec
+from training.evaluation_sets import run_evaluations
 from training.evaluation_suites import (
     LINEAR_PROBE,
     RETRIEVAL,
@@ -109,6 +110,9 @@ def test_templates_are_the_users_else_the_data_sets_else_one(animals, tmp_path, 
     (animals / "zeroshot_classification_templates.txt").unlink()
     (record,) = results(of_data(animals)).values()
     assert (record["templates"], record["templates_source"]) == (["a photo of a {c}"], "default")
+    own.write_text("\n")
+    with pytest.raises(ConfigError, match=r"prompt templates \(.*mine.txt\): there is none"):
+        of_data(animals, templates_file=str(own))
     own.write_text("no placeholder\n")
     with pytest.raises(ConfigError, match=r"prompt template 'no placeholder' \(.*mine.txt\): has no {c}"):
         of_data(animals, templates_file=str(own))
