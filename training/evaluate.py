@@ -27,7 +27,7 @@ from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.patch_masking import resolve_patch_mask
 from training.data import PairDecoder
-from training.errors import ConfigError, fail, naming
+from training.errors import fail, naming
 from training.evaluation_data import evaluations_of_data
 from training.evaluation_sets import Evaluation, run_evaluations
 from training.evaluation_suites import PaperSuite, scene_suite
@@ -163,7 +163,7 @@ def program(arguments: list[str]) -> int:
     """The command line; returns the exit code: 0, or 2 after one line that says what cannot be used."""
     try:
         summary = main(parse_options(arguments))
-    except (ConfigError, ModuleNotFoundError) as error:
+    except (ValueError, ModuleNotFoundError) as error:  # a ConfigError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not summary["results"]:
