@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProce
 
 from .conversion_open_clip import MODELS, convert_from_open_clip, export_to_open_clip
 from .evaluation.report import draw_report, read_results
+from .hub import ModelRepository, card_of_recipe, check_card
 from .modeling_maskclip import MaskCLIPVisionModel
 from .patch_masking import patch_masks
 from .visualization import draw_patch_masks, draw_pgs_steps
@@ -24,6 +25,11 @@ What each mask leaves of your pictures, and how CLIP-PGS comes to it:
 A checkpoint of open_clip, CLIP-PGS or cluster masking as a model of Transformers, and a model of Transformers for open_clip:
     hf-maskclip convert epoch_32.pt clip-pgs-b16 --open_clip_model ViT-B-16
     hf-maskclip convert clip-pgs-b16 for-open-clip --to open_clip
+A run to the Hub, with a card of what was measured; first what would go there:
+    hf-maskclip push runs/quickstart org/clip-pgs-tiny --dry_run
+    hf-maskclip push runs/quickstart org/clip-pgs-tiny
+The card alone, of a run, or of a recipe that was not run yet:
+    hf-maskclip card runs/quickstart -o card.md
 Results of evaluations beside the papers' numbers, as tables and as bars:
     hf-maskclip report runs/*/eval*.json -o report.md --figure report.png
 """
@@ -48,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_masks_command(commands)
     _add_convert_command(commands)
     _add_report_command(commands)
+    _add_card_command(commands)
+    _add_push_command(commands)
     return parser
 
 
@@ -142,6 +150,46 @@ def _report(options: argparse.Namespace) -> None:
     if options.figure:
         draw_report(tables).savefig(options.figure, dpi=150)
         print(f"written to {options.figure}")
+
+
+def _add_card_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("card", help="the model card of a run, or of a recipe that was not run yet")
+    parser.add_argument("source", type=Path, metavar="RUN_DIR|RECIPE", help="folder of a run, or a YAML file of options")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="Markdown file")
+    parser.add_argument("--repo_id", default="", metavar="ORG/NAME", help="of a run (default: org/ and its folder's name)")
+    parser.set_defaults(run=_card)
+
+
+def _card(options: argparse.Namespace) -> None:
+    if options.source.is_dir():
+        card = ModelRepository(options.source, options.repo_id or f"org/{options.source.resolve().name}").card()
+    else:
+        card = card_of_recipe(options.source)
+    options.output.write_text(f"{check_card(card)}\n")
+    print(f"written to {options.output}")
+
+
+def _add_push_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("push", help="a run to the Hub, as a model with its card")
+    parser.add_argument("run_dir", type=Path, help="folder of a run of training/train.py")
+    parser.add_argument("repo_id", metavar="ORG/NAME")
+    parser.add_argument("--public", action="store_true", help="for all to see (default: a private repository)")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights (default: %(default)s)")
+    parser.add_argument("--dry_run", action="store_true", help="make and check the card and list the files, send nothing")
+    parser.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> None:
+    repository = ModelRepository(options.run_dir, options.repo_id, options.license)
+    if not options.dry_run:
+        print(f"pushed to {repository.push(private=not options.public)}")
+        return
+    card = check_card(repository.card())
+    print(card)
+    print(f"\nwould go to {options.repo_id} ({'public' if options.public else 'private'}):")
+    print(f"  README.md  {len(str(card).encode()):,} bytes (the card above)")
+    for name, path in repository.files().items():
+        print(f"  {name}  {path.stat().st_size:,} bytes")
 
 
 def _open_picture(path: Path) -> Image.Image:

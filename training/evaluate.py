@@ -135,7 +135,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         choices=("gradient_descent", "logistic_regression"),
         help="what fits the linear probe: the papers' protocol, or scikit-learn with the best of nine C",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures a forward pass (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, help="pictures a forward pass (default: 16 on a CPU, else 128)")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="default: %(default)s")
     parser.add_argument(
         "--image_backend",
@@ -154,7 +154,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         fail(f"--data {options.data}: give its --task, one of {', '.join(TASKS)}")
     if options.suite == "paper" and not Path(options.data_root).is_dir():
         fail(f"--data_root {options.data_root!r}: is no folder; --suite paper reads its data sets there")
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         fail(f"--batch_size {options.batch_size}: must be at least 1")
     return options
 

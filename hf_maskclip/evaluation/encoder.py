@@ -66,7 +66,8 @@ class Encoder:
     Args:
         model: any `CLIPModel`; a [`MaskCLIPModel`] where `apply_patch_mask` is set.
         processor: its processor.
-        batch_size: pictures a forward pass. Batches are the same ones on any number of processes.
+        batch_size: pictures a forward pass, by default 16 on a CPU, whose cache more would leave, and else 128. Batches are the
+            same ones on any number of processes.
         apply_patch_mask: encode visible patches only; a batch always gets the same mask.
         cache_dir: folder in which image features stay, under a hash of pictures, weights, image processor, precision and mask.
         show_progress: a progress bar, in pictures, on the main process.
@@ -74,13 +75,14 @@ class Encoder:
 
     model: CLIPModel
     processor: CLIPProcessor
-    batch_size: int = 64
+    batch_size: int | None = None
     apply_patch_mask: bool = False
     cache_dir: Path | None = None
     show_progress: bool = False
     _known: dict[str, ImageFeatures] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
+        self.batch_size = self.batch_size or (16 if self.model.device.type == "cpu" else 128)
         if self.apply_patch_mask and not isinstance(self.model, MaskCLIPModel):
             raise ValueError(f"apply_patch_mask: a {type(self.model).__name__} has no patch mask; load it as a MaskCLIPModel")
 

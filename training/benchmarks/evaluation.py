@@ -3,7 +3,8 @@
     python training/benchmarks/evaluation.py --model runs/quickstart/export --data DATA/wds_emoji_categories
 
 The time is that of the whole task: reading, decoding and encoding of all pictures, encoding of all prompts, scores. It is
-measured in float32, and in bfloat16: ours with bfloat16 weights, clip_benchmark with its default, autocast. clip_benchmark is
+measured in float32, and in bfloat16: ours with bfloat16 weights, clip_benchmark with its default, autocast. Each has the
+batches that it makes by default (clip_benchmark: 64). clip_benchmark is
 left out where it is not installed (it needs numpy < 2.4, so an environment of its own).
 """
 
@@ -39,7 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def ours(precision: str) -> int:
     """Returns the number of pictures."""
-    encoder = Encoder(models[precision], processor, batch_size=options.batch_size)
+    encoder = Encoder(models[precision], processor)
     evaluations = evaluations_of_data(options.data, "zero_shot_classification", "test", PairDecoder())
     ((_, record),) = run_evaluations(encoder, evaluations)
     return record["n"]

@@ -1,0 +1,138 @@
+"""Proves that a run becomes a model repository with one command: a card of measured numbers only, all files, private; pushed
+over HTTP by the real client; and loaded from there, by name, in a process without this package."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import encode_image, random_picture, write_shard
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+
+from hf_maskclip.cli import main
+from hf_maskclip.hub import PAPERS, ModelRepository, card_of_recipe, check_card
+from hf_maskclip.patch_masking import patch_masks
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def run_dir(run, tmp_path) -> Path:
+    """A run of four steps, evaluated on a clip-benchmark folder."""
+    folder = tmp_path / "colours"
+    (folder / "test").mkdir(parents=True)
+    (folder / "test" / "nshards.txt").write_text("1")
+    (folder / "classnames.txt").write_text("\n".join(f"colour {n}" for n in range(7)))
+    samples = {f"s{n}": {"png": encode_image(random_picture(n)), "cls": str(n % 7).encode()} for n in range(14)}
+    write_shard(folder / "test" / "0.tar", samples)
+    return run(eval_data=str(folder))[2]
+
+
+def test_every_mask_has_a_paper():
+    assert set(PAPERS) == set(patch_masks())
+
+
+def test_the_numbers_of_a_card_are_those_of_the_run(run_dir):
+    card = check_card(ModelRepository(run_dir, "org/name").card())
+    front_matter = ModelCard(str(card)).data.to_dict()
+    assert (front_matter["library_name"], front_matter["pipeline_tag"]) == ("transformers", "zero-shot-image-classification")
+    assert {"clip", "hf_maskclip", "patch-mask-pgs"} <= set(front_matter["tags"]) and "base_model" not in front_matter
+    (record,) = json.loads((run_dir / "eval.json").read_text())["results"].values()
+    (result,) = front_matter["model-index"][0]["results"]
+    measured = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert measured == {name: record[name] for name in ("top1", "top5", "mean_per_class")}
+    assert f"| {run_dir.name} | {100 * record['top1']:.1f} |" in card.text and record["model_hash"] in card.text
+    assert "16 in 4 steps" in card.text and "2503.17080" in card.text and "masks.png" in card.text
+
+
+def test_each_result_has_a_place_of_its_own_in_the_model_index(run_dir):
+    summary = json.loads((run_dir / "eval.json").read_text())
+    (record,) = summary["results"].values()
+    summary["results"] |= {f"zero_shot_{n}": record | {"column": f"colours {n}"} for n in range(3)}
+    (run_dir / "eval_more.json").write_text(json.dumps(summary))
+    front_matter = ModelCard(str(ModelRepository(run_dir, "org/name").card())).data.to_dict()
+    assert [len(result["metrics"]) for result in front_matter["model-index"][0]["results"]] == [3] * 4
+
+
+def test_data_and_base_model_are_named_where_they_are_on_the_hub(run_dir):
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config |= {"train_data": "hf://datasets/org/pairs/train-{0..9}.tar", "model": "openai/clip-vit-base-patch16"}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    front_matter = ModelCard(str(ModelRepository(run_dir, "org/name").card())).data.to_dict()
+    assert (front_matter["datasets"], front_matter["base_model"]) == (["org/pairs"], "openai/clip-vit-base-patch16")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_card_of_each_recipe_is_there_and_has_no_result(recipe):
+    card = check_card(card_of_recipe(recipe))
+    assert (ROOT / "model_cards" / f"{recipe.stem}.md").read_text() == f"{card}\n"
+    assert "Not yet trained" in card.text and "model-index" not in card.data.to_dict()
+    assert not re.search(r"\d %|\d\.\d \|", card.text)
+
+
+def test_a_dry_run_lists_what_would_go_and_sends_nothing(run_dir, capsys):
+    assert main(["push", str(run_dir), "org/name", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "would go to org/name (private):" in printed and "pipeline_tag: zero-shot-image-classification" in printed
+    names = (
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "processor_config.json",
+        "eval.json",
+        "masks.png",
+    )
+    assert all(f"  {name}  " in printed for name in names)
+
+
+def test_what_is_no_run_is_refused(run_dir, tmp_path, capsys):
+    assert main(["push", str(tmp_path), "org/name", "--dry_run"]) == 2
+    assert "is no finished run, it has no config.yaml, eval.json, export/model.safetensors" in capsys.readouterr().err
+    assert main(["push", str(run_dir), "name", "--dry_run"]) == 2
+    assert "repository 'name': must be in the form org/name" in capsys.readouterr().err
+
+
+LOAD = """
+import json, sys
+sys.modules["hf_maskclip"] = None
+from PIL import Image
+from transformers import AutoModel, pipeline
+model, info = AutoModel.from_pretrained("org/clip-pgs-b16", output_loading_info=True)
+scores = pipeline("zero-shot-image-classification", model="org/clip-pgs-b16")(
+    Image.new("RGB", (40, 40), "red"), candidate_labels=["ball", "fish"])
+labels = sorted(score["label"] for score in scores)
+print(json.dumps({"class": type(model).__name__, "missing": sorted(info["missing_keys"]), "labels": labels}))
+"""
+
+
+def test_a_pushed_run_is_loaded_by_its_name_without_the_package(run_dir, tmp_path):
+    with HubServer() as hub:
+        # The client reads its settings once, when it is imported: hence new processes.
+        settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        settings |= {"HF_HUB_DISABLE_XET": "1"}  # the server takes uploads over plain HTTP
+
+        def python(*arguments: str) -> str:
+            environment = os.environ | settings
+            finished = subprocess.run(
+                [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+            )
+            assert finished.returncode == 0, finished.stderr[-3000:]
+            return finished.stdout
+
+        printed = python("-m", "hf_maskclip.cli", "push", str(run_dir), "org/clip-pgs-b16")
+        assert f"pushed to {hub.address}/org/clip-pgs-b16" in printed
+        assert hub.private == {"org/clip-pgs-b16"}
+        there = hub.repositories["org/clip-pgs-b16"]
+        assert there["model.safetensors"] == (run_dir / "export" / "model.safetensors").read_bytes()
+        assert set(there) == {"README.md", *ModelRepository(run_dir, "org/clip-pgs-b16").files()}
+        assert any(request.startswith("PUT /lfs/") for request in hub.requests)  # uploaded as large files are
+
+        loaded = json.loads(python("-c", LOAD).splitlines()[-1])
+        assert loaded == {"class": "CLIPModel", "missing": [], "labels": ["ball", "fish"]}
