@@ -4,6 +4,7 @@ give a wrong number, or end a training at its first evaluation, is a clear error
 import io
 import json
 
+import datasets
 import fsspec
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import encode_image, pair, random_picture, write_shard
 from PIL import Image
 
 from hf_maskclip.evaluation import Encoder
+from training import evaluation_data
 from training.data import PairDecoder
 from training.errors import ConfigError
 from training.evaluation_data import evaluations_of_data, evaluations_of_spec
@@ -174,6 +176,33 @@ def test_an_image_folder_has_the_classes_of_its_subfolders(tmp_path, results):
         of_data(tmp_path / "pets", split="dev")
 
 
+def test_a_class_has_one_index_in_all_splits_of_an_image_folder(tmp_path):
+    for split, names in (("train", ("bird", "fish", "frog")), ("test", ("fish", "frog"))):
+        for n, name in enumerate(names):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            random_picture(n).save(tmp_path / "pets" / split / name / "0.png")
+    (probe,) = of_data(tmp_path / "pets", "linear_probe")
+    labels = {key: sorted(label for _, label in probe.run.keywords[key].samples) for key in ("train", "test")}
+    assert labels == {"train": [0, 1, 2], "test": [1, 2]} and probe.run.keywords["num_classes"] == 3
+
+
+def test_a_hub_data_set_with_labels_is_read_by_its_features(tmp_path, results, monkeypatch):
+    rows = {"img": [{"bytes": encode_image(random_picture(n)), "path": None} for n in range(4)], "fine_label": [0, 1, 1, 0]}
+    features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["red_fish", "frog"])})
+    stored = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(evaluation_data, "find_clip_benchmark_folder", lambda data: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: stored.to_iterable_dataset())
+    (record,) = results(of_data("org/things")).values()
+    assert (record["n"], record["num_classes"]) == (4, 2) and record["column"] == "things"
+
+
+def test_pairs_of_any_form_are_a_retrieval_set(shards, results):
+    ((name, record),) = results(of_data(f"{shards}/train-00[01].tar", "retrieval")).items()
+    assert record["n"] == 32 and name == f"retrieval_{shards.name}"
+    (record,) = results(of_data(f"{shards}/train-{{000..002}}.tar", "retrieval")).values()
+    assert record["n"] == 39
+
+
 # ---- What is refused -------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +241,8 @@ def test_unknown_splits_and_missing_and_short_shards_are_named(animals, sights):
 def test_tasks_that_data_cannot_answer_are_refused(animals, sights, tmp_path):
     with pytest.raises(ConfigError, match="sights': is a retrieval data set, and has no classes for linear_probe"):
         of_data(sights, "linear_probe")
+    with pytest.raises(ConfigError, match="animals': is a data set of classes, and has no captions for retrieval"):
+        of_data(animals, "retrieval")
     (animals / "classnames.txt").unlink()
     with pytest.raises(ConfigError, match="animals: has no classnames.txt"):
         of_data(animals)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,6 +13,7 @@ import fsspec
 import numpy as np
 
 from hf_maskclip.evaluation import ImageSet
+from hf_maskclip.hub import HUB_ID
 from training.data import PairDecoder
 from training.errors import ConfigError, fail
 from training.evaluation_sets import (
@@ -23,7 +25,7 @@ from training.evaluation_sets import (
     retrieval,
     split_lines,
 )
-from training.sources import open_stream
+from training.sources import TAR_SUFFIXES, open_stream
 
 SPLITS = ("train", "validation", "test")
 TAR_END = 1024  # zero bytes that end a tar file; one that is cut between two samples lacks nothing else
@@ -103,8 +105,10 @@ class ClipBenchmarkFolder:
 
 def find_clip_benchmark_folder(data: str) -> ClipBenchmarkFolder | None:
     """The folder or the Hub data set in clip-benchmark's layout that `data` names, if it is one."""
-    root = data if "://" in data or Path(data).exists() else f"hf://datasets/{data}"
-    folder = ClipBenchmarkFolder(root)
+    is_hub_id = re.fullmatch(HUB_ID, data) and not Path(data).exists()
+    if data.endswith((*TAR_SUFFIXES, ".parquet")) or not (is_hub_id or "://" in data or Path(data).is_dir()):
+        return None
+    folder = ClipBenchmarkFolder(f"hf://datasets/{data}" if is_hub_id else data)
     if any(folder.text(name) is not None for name in ("dataset_type.txt", "classnames.txt")):
         return folder
     return folder if any(folder.text(f"{split}/nshards.txt") is not None for split in SPLITS) else None

@@ -87,7 +87,7 @@ def find_evaluations(options: argparse.Namespace, encoder: Encoder) -> Iterable[
         return scene_suite(image_size)
     if options.suite == "paper":
         suite = PaperSuite(Path(options.data_root))
-        if missing := suite.missing():
+        if (missing := suite.missing()) and PartialState().is_main_process:
             print("missing, and where to get it:\n  " + "\n  ".join(missing), file=sys.stderr)
         return suite.evaluations()
     return evaluations_of_data(

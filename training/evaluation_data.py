@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 # ------------------------------------------------------------------------------------------ what options name
 
 
-def evaluations_of_spec(spec: str, decoder: PairDecoder) -> list[Evaluation]:
+def evaluations_of_spec(spec: str, decoder: PairDecoder, split: str = "test") -> list[Evaluation]:
     """One evaluation for each folder that the braces of `spec` lead to, named after it.
 
     A clip-benchmark folder is what its files say it is; all else is retrieval. Data is opened here, so that a wrong name is
@@ -45,20 +44,20 @@ def evaluations_of_spec(spec: str, decoder: PairDecoder) -> list[Evaluation]:
     for path in expand_braces(spec):
         is_file = path.endswith((*TAR_SUFFIXES, ".parquet"))
         by_folder.setdefault(Path(path).parent if is_file else Path(path), []).append(path)
-    evaluations = [_evaluation_of_folder(folder, paths, decoder) for folder, paths in by_folder.items()]
+    evaluations = [_evaluation_of_folder(folder, paths, decoder, split) for folder, paths in by_folder.items()]
     names = [evaluation.name for evaluation in evaluations]
     if repeated := [name for name in names if names.count(name) > 1]:
         fail(f"{spec!r}: two evaluations would be named {repeated[0]}; rename a folder")
     return evaluations
 
 
-def _evaluation_of_folder(folder: Path, paths: list[str], decoder: PairDecoder) -> Evaluation:
+def _evaluation_of_folder(folder: Path, paths: list[str], decoder: PairDecoder, split: str) -> Evaluation:
     found = ClipBenchmarkFolder(str(folder)) if folder.is_dir() and paths == [str(folder)] else None
     if found and found.kind == "retrieval":
-        return found.retrieval()
+        return found.retrieval(split)
     if found and found.text("classnames.txt") is not None:
-        return found.classification().zero_shot()
-    return pairs(folder.name, paths, decoder)
+        return found.classification().zero_shot(split)
+    return pairs(folder.name, paths, decoder, split)
 
 
 def evaluations_of_data(
@@ -86,46 +85,52 @@ def evaluations_of_data(
     if task == "retrieval":
         if folder and folder.kind == "retrieval":
             return [folder.retrieval(split)]
-        return [pairs(Path(data).name, expand_braces(data), decoder, split)]
+        if folder:
+            fail(f"data={data!r}: is a data set of classes, and has no captions for retrieval")
+        return evaluations_of_spec(data, decoder, split)
     if folder and folder.kind == "retrieval":
         fail(f"data={data!r}: is a retrieval data set, and has no classes for {task}")
     files = {"class_names_file": class_names_file, "templates_file": templates_file}
-    labelled = folder.classification(**files) if folder else labelled_data(data, **files)
+    labelled = folder.classification(**files) if folder else labelled_data(data, split, **files)
     return [labelled.zero_shot(split) if task == "zero_shot_classification" else labelled.linear_probe(split, solver)]
 
 
 # ------------------------------------------------------------------------------ labelled folders and Hub data sets
 
 
-def labelled_data(data: str, class_names_file: str = "", templates_file: str = "") -> ClassificationData:
+def labelled_data(data: str, split: str, class_names_file: str = "", templates_file: str = "") -> ClassificationData:
     """An image folder (`SPLIT/CLASS/picture.jpg`) or a Hub data set, whose labels 🤗 Datasets knows by name.
 
     Raises:
         ConfigError: it cannot be loaded, or has no labels.
     """
 
+    splits = sorted(path.name for path in Path(data).iterdir() if path.is_dir()) if Path(data).is_dir() else []
+
     def open_split(split: str) -> datasets.IterableDataset:
         with naming("data", data):
-            if not Path(data).is_dir():
-                return open_stream(data, split=split)
-            if not (Path(data) / split).is_dir():
-                fail(f"split={split!r}: {data} has {', '.join(sorted(p.name for p in Path(data).iterdir() if p.is_dir()))}")
-            pattern = f"{data}/{split}/**"
-            found = datasets.load_dataset("imagefolder", data_files=pattern, split="train", streaming=True)
-            return found.cast_column("image", datasets.Image(decode=False))
+            if not splits:
+                return datasets.load_dataset(data, split=split, streaming=True)
+            if split not in splits:
+                fail(f"split={split!r}: {data} has {', '.join(splits)}")
+            # All splits at once, so that a class has one index in all of them, also where one split lacks it.
+            files = {name: f"{data}/{name}/**" for name in splits}
+            return datasets.load_dataset("imagefolder", data_files=files, split=split, streaming=True)
 
-    features = open_split("test").features or {}
+    features = open_split(split).features or {}
     labels = {name: feature for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
-    if len(labels) != 1:
-        fail(f"data={data!r}: has {len(labels)} fields of class labels ({', '.join(labels) or 'none'}); one is needed")
+    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(labels) != 1 or len(pictures) != 1:
+        found = f"{', '.join(pictures) or 'none'} of pictures, {', '.join(labels) or 'none'} of class labels"
+        fail(f"data={data!r}: has the fields {found}; one of each is needed")
     field, label = next(iter(labels.items()))
     names = [name.replace("_", " ") for name in label.names]
     class_names = lines_of_file(class_names_file) if class_names_file else names
     templates, source = choose_templates(templates_file, None)
 
     def images(split: str) -> ImageSet:
-        rows = Rows([open_split(split)], lambda row: int(row[field]), PairDecoder(), data)
-        return ImageSet(rows)
+        stream = open_split(split).cast_column(pictures[0], datasets.Image(decode=False))
+        return ImageSet(Rows([stream], lambda row: int(row[field]), PairDecoder(image_key=pictures[0]), data))
 
     return ClassificationData(Path(data).name, data, images, class_names, templates, source)
 
@@ -181,9 +186,8 @@ def _open_picture(path: Path) -> Image.Image | None:
 # ----------------------------------------------------------------------------------------- pairs, as for training
 
 
-def pairs(name: str, paths: Iterable[str], decoder: PairDecoder, split: str = "test") -> Evaluation:
+def pairs(name: str, paths: list[str], decoder: PairDecoder, split: str) -> Evaluation:
     """Retrieval among pictures and captions in any form that training takes. A sample without a caption is left out."""
-    paths = list(paths)
     streams = [open_stream(path, split=split) for path in paths]
     for stream, path in zip(streams, paths, strict=True):
         first_pair(stream, decoder, path)

@@ -124,7 +124,7 @@ def draw_report(tables: list[Table]) -> Figure:
         places = [group + (number - (len(methods) - 1) / 2) * width for group in range(len(means))]
         bars = axes.bar(places, heights, width, label=method)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    labels = [family.replace("_", "-").capitalize() + ("\nscenes" if on_scenes else "") for family, on_scenes in means]
+    labels = [family.replace("_", " ").capitalize() + ("\nscenes" if on_scenes else "") for family, on_scenes in means]
     axes.set_xticks(range(len(means)), labels)
     axes.set_ylabel("mean over the data sets, %")
     axes.spines[["top", "right"]].set_visible(False)
