@@ -23,6 +23,7 @@ from hf_maskclip.evaluation import (
     evaluate_multi_label,
     evaluate_retrieval,
     evaluate_zero_shot,
+    linear_probe,
     recall_at_k,
 )
 from hf_maskclip.evaluation.encoder import ImageFeatures
@@ -254,6 +255,14 @@ def test_a_probe_learns_what_is_linear(fit, num_classes):
     assert not (predicted == num_classes).any()
     again = fit(features[train], labels[train], num_classes + 1)
     torch.testing.assert_close(again[0], fitted[0], rtol=0, atol=0)  # the same seed, the same classifier
+
+
+def test_logistic_regression_says_what_it_needs(monkeypatch):
+    with pytest.raises(ValueError, match="logistic_regression: the features of training pictures are not all finite numbers"):
+        evaluate_linear_probe(FeaturesWithoutAModel("nan"), LABELS, LABELS, 20, solver="logistic_regression")
+    monkeypatch.setattr(linear_probe, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn: pip install .hf_maskclip\[probe\]"):
+        evaluate_linear_probe(FeaturesWithoutAModel("random"), LABELS, LABELS, 20, solver="logistic_regression")
 
 
 # ---- Features ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Shapes: N pictures, M classes, E projection size.
 """
 
 import math
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -41,11 +42,16 @@ def evaluate_linear_probe(
         seed: of the classifier's first weights and of the order of its batches, or of the pictures that C is chosen on.
 
     Raises:
-        ValueError: a class index outside the classes, no picture.
-        ModuleNotFoundError: `logistic_regression` without scikit-learn (which refuses features that are not numbers).
+        ValueError: a class index outside the classes, no picture, `logistic_regression` on features that are not numbers.
+        ModuleNotFoundError: `logistic_regression` without scikit-learn.
     """
     features, labels = _features_and_labels(encoder, train, num_classes)
     test_features, test_labels = _features_and_labels(encoder, test, num_classes)
+    if solver == "logistic_regression":  # checked on all processes: an error on one alone would leave the others waiting
+        if find_spec("sklearn") is None:
+            raise ModuleNotFoundError('logistic_regression needs scikit-learn: pip install "hf_maskclip[probe]"')
+        if not features.isfinite().all():
+            raise ValueError("logistic_regression: the features of training pictures are not all finite numbers")
     fitted: list[Any] = [None]
     if PartialState().is_main_process:  # on one process, so that all have the same classifier
         if solver == "gradient_descent":
@@ -96,11 +102,9 @@ def fit_logistic_regression(
     Returns:
         the weights (M, E) and biases (M,) of the classifier, and `{"C": ...}`. A class without a picture is never predicted.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import train_test_split
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('logistic_regression needs scikit-learn: pip install "hf_maskclip[probe]"') from None
+    from sklearn.linear_model import LogisticRegression  # an optional package
+    from sklearn.model_selection import train_test_split
+
     x, y = features.numpy(), labels.numpy()
     fit_x, choose_x, fit_y, choose_y = train_test_split(x, y, test_size=0.2, random_state=seed)
 
