@@ -206,7 +206,12 @@ def check_card(card: ModelCard) -> ModelCard:
 def _render(repo_id: str, mask: dict[str, Any], config: dict[str, Any], data: ModelCardData, **about: Any) -> ModelCard:
     if not TEMPLATE.is_file():
         raise ValueError(f"{TEMPLATE}: cards are made in a clone of the repository, which has this template")
-    about |= {"repo_id": repo_id, "name": repo_id.split("/")[1], "mask": mask["name"], "paper": PAPERS[mask["name"]]}
+    about |= {
+        "repo_id": repo_id,
+        "name": repo_id.split("/")[1],
+        "mask": mask["name"],
+        "paper": PAPERS.get(mask["name"], PAPERS["none"]),
+    }
     return ModelCard.from_template(data, template_path=str(TEMPLATE), **about)
 
 

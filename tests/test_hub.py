@@ -68,6 +68,12 @@ def test_data_and_base_model_are_named_where_they_are_on_the_hub(run_dir):
     assert (front_matter["datasets"], front_matter["base_model"]) == (["org/pairs"], "openai/clip-vit-base-patch16")
 
 
+def test_a_run_without_an_evaluation_has_a_card_that_says_so(run):
+    card = check_card(ModelRepository(run(patch_mask="random")[2], "org/name").card())
+    assert "None: the run was not evaluated." in card.text and "2212.00794" in card.text
+    assert "model-index" not in ModelCard(str(card)).data.to_dict()
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_card_of_each_recipe_is_there_and_has_no_result(recipe):
     card = check_card(card_of_recipe(recipe))
