@@ -164,7 +164,7 @@ def test_the_published_rows_have_the_averages_that_the_report_computes():
     ("changed", "message"),
     [
         ({"--data": "absent/folder"}, "absent/folder"),
-        ({"--model": "absent/model"}, "error: model='absent/model': cannot be loaded"),
+        ({"--model": "/absent/model"}, "error: model='/absent/model': cannot be loaded"),
         ({"--split": "dev"}, "split='dev'"),
         ({"--batch_size": "0"}, "--batch_size 0: must be at least 1"),
         ({"--suite": "scenes"}, "give either --suite, or --data with its --task"),
