@@ -179,8 +179,8 @@ def find_evaluations(eval_data: str, decoder: PairDecoder) -> list[Evaluation]:
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        # Its engine changes the weights inside backward(), before a step could be refused or the logit scale be clamped, and
-        # keeps bf16 weights under mixed precision (seen with DeepSpeed 0.19 and Accelerate 1.15, ZeRO-2 on two CPU processes).
+        # Its engine changes the weights inside backward(), before the loop has looked at the loss, and keeps bf16 weights under
+        # mixed precision (seen with DeepSpeed 0.19 and Accelerate 1.15, ZeRO-2 on two CPU processes).
         fail("ACCELERATE_USE_DEEPSPEED=true: DeepSpeed is not supported; training/accelerate/zero2.yaml is ZeRO-2 by FSDP2")
     accelerator = Accelerator(
         # Else several processes without a GPU would not find each other, and train each for itself.
