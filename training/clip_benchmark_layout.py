@@ -73,13 +73,14 @@ class ClipBenchmarkFolder:
                 fail(f"{self.root}: {name} is cut off, it does not end as a tar file does")
         return [f"{self.root}/{name}" for name in names]
 
-    def rows(self, split: str, target: Callable[[dict[str, Any]], Any]) -> Rows:
-        return Rows([open_stream(shard) for shard in self.shards(split)], target, PairDecoder(), self.root)
-
-    def fingerprint(self, split: str) -> str:
+    def images(self, split: str, target: Callable[[dict[str, Any]], Any], num_classes: int | None = None) -> ImageSet:
+        """The pictures of a split, their targets checked: `target` is that of [`Rows`], `num_classes` of [`check_targets`]."""
+        shards = self.shards(split)
+        rows = Rows([open_stream(shard) for shard in shards], target, PairDecoder(), self.root)
+        check_targets(rows, num_classes)
         filesystem, _ = fsspec.core.url_to_fs(self.root)
-        about = [filesystem.info(fsspec.core.url_to_fs(shard)[1]) for shard in self.shards(split)]
-        return hashlib.sha256(json.dumps([self.root, split, about], default=str).encode()).hexdigest()
+        about = [filesystem.info(fsspec.core.url_to_fs(shard)[1]) for shard in shards]
+        return ImageSet(rows, hashlib.sha256(json.dumps([self.root, split, about], default=str).encode()).hexdigest())
 
     def classification(self, class_names_file: str = "", templates_file: str = "") -> ClassificationData:
         """Raises ConfigError where the folder has no `classnames.txt` and none is given."""
@@ -91,16 +92,12 @@ class ClipBenchmarkFolder:
         target = multi_hot if self.kind == "multilabel" else class_index
 
         def images(split: str) -> ImageSet:
-            rows = self.rows(split, target)
-            check_targets(rows, len(class_names))
-            return ImageSet(rows, self.fingerprint(split))
+            return self.images(split, target, len(class_names))
 
         return ClassificationData(self.name, self.root, images, class_names, templates, source, self.kind == "multilabel")
 
     def retrieval(self, split: str = "test") -> Evaluation:
-        rows = self.rows(split, captions_by_line)
-        check_targets(rows)
-        return retrieval(self.name, self.root, ImageSet(rows, self.fingerprint(split)), split)
+        return retrieval(self.name, self.root, self.images(split, captions_by_line), split)
 
 
 def find_clip_benchmark_folder(data: str) -> ClipBenchmarkFolder | None:
