@@ -119,7 +119,6 @@ class ModelRepository:
         return _render(
             self.repo_id,
             mask,
-            config,
             card_data(self.repo_id, self.license, mask, config, records),
             model=_size(vision),
             training=_training(config | {"patch_mask": mask}) | measured,
@@ -151,7 +150,6 @@ def card_of_recipe(recipe: Path) -> ModelCard:
     return _render(
         repo_id,
         mask,
-        config,
         card_data(repo_id, "apache-2.0", mask, config, {}),
         training=_training(config | {"patch_mask": mask}),
         recipe=f"training/recipes/{recipe.name}",
@@ -203,7 +201,7 @@ def check_card(card: ModelCard) -> ModelCard:
     return card
 
 
-def _render(repo_id: str, mask: dict[str, Any], config: dict[str, Any], data: ModelCardData, **about: Any) -> ModelCard:
+def _render(repo_id: str, mask: dict[str, Any], data: ModelCardData, **about: Any) -> ModelCard:
     if not TEMPLATE.is_file():
         raise ValueError(f"{TEMPLATE}: cards are made in a clone of the repository, which has this template")
     about |= {
