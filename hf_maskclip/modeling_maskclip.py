@@ -226,6 +226,8 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         patch_selection = self._resolve_selection(pixel_values, patch_selection, apply_patch_mask)
         packing = None
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, patch_selection)  # (B, 1 + K, D)
+        if self.training:
+            hidden_states = _in_autocast_dtype(hidden_states)
         if patch_selection is not None and patch_selection.lengths is not None:
             is_token = nn.functional.pad(patch_selection.valid(), (1, 0), value=True)  # (B, 1 + K)
             packing = Packing.of(is_token, create_bidirectional_mask(self.config, hidden_states, is_token))
@@ -243,6 +245,13 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             pooler_output=self.post_layernorm(class_states),
             patch_selection=patch_selection,
         )
+
+
+def _in_autocast_dtype(states: torch.Tensor) -> torch.Tensor:
+    """Under autocast, states in its precision, as in open_clip's vision tower, so that norms and sums between the matrix products
+    write half the bytes and no product casts its input anew."""
+    device_type = states.device.type
+    return states.to(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else states
 
 
 class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
