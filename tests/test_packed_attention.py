@@ -157,3 +157,21 @@ def test_half_precision_evaluation_is_clips_with_gradients_too(make_model, make_
     model, clip = make_model("pgs").bfloat16().eval(), make_clip().bfloat16().eval()
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     assert torch.equal(model(**inputs).logits_per_image, clip(**inputs).logits_per_image)
+
+
+@pytest.mark.parametrize("patch_mask", ["none", "random", "pgs"])
+def test_training_under_autocast_keeps_states_in_half_precision_and_the_loss(patch_mask, make_model, inputs):
+    """Norms and sums between the matrix products then write half the bytes; evaluation and float32 stay CLIP's."""
+    model, seen = make_model(patch_mask).train(), []
+    model.vision_model.encoder.layers[-1].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    selection = model.vision_model.select_patches(inputs["pixel_values"]) if patch_mask != "none" else None
+    losses = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(model(**inputs, patch_selection=selection, return_loss=True).loss.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        model.eval()(**inputs)
+    assert seen == [torch.bfloat16, torch.float32, torch.float32]
+    torch.testing.assert_close(*losses, rtol=1e-2, atol=0)
+    losses[0].backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters() if parameter.grad is not None)
