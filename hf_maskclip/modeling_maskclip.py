@@ -248,8 +248,8 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
 
 
 def _in_autocast_dtype(states: torch.Tensor) -> torch.Tensor:
-    """Under autocast, states in its precision, as in open_clip's vision tower, so that norms and sums between the matrix products
-    write half the bytes and no product casts its input anew."""
+    """Under autocast, states in its precision, as in open_clip's vision tower, so that norms and sums between the matrix
+    products write half the bytes and no product casts its input anew."""
     device_type = states.device.type
     return states.to(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else states
 
