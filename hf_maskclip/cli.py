@@ -12,7 +12,7 @@ from .conversion import export_to_clip, load_maskclip
 from .modeling_maskclip import MaskCLIPModel, MaskCLIPVisionModel
 from .patch_masking import patch_masks
 
-# What takes long to import and is not a part of `import hf_maskclip` (evaluate, datasets, matplotlib) is imported by the commands
+# What takes long to import and is no part of `import hf_maskclip` (evaluate, datasets, matplotlib) is imported by the commands
 # that need it, so that --help and the others do not wait for it.
 
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
@@ -25,7 +25,7 @@ What each mask leaves of your pictures, and how CLIP-PGS comes to it:
 A checkpoint of open_clip, CLIP-PGS or cluster masking as a model of Transformers, and a model of Transformers for open_clip:
     hf-maskclip convert epoch_32.pt clip-pgs-b16 --open_clip_model ViT-B-16
     hf-maskclip convert clip-pgs-b16 for-open-clip --to open_clip
-A run, or one of its checkpoints, as a plain CLIP for Transformers; or as the masked model with its code, to train on without us:
+A run, or one of its checkpoints, as a plain CLIP; or as the masked model with its code, to train on without this package:
     hf-maskclip export runs/clip-pgs-b16/checkpoints/step-00010000 clip-pgs-b16
     hf-maskclip export runs/quickstart clip-pgs-tiny --remote_code
 A run to the Hub, with a card of what was measured; first what would go there:
@@ -140,7 +140,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _add_export_command(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("export", help="a run or a checkpoint as a folder that Transformers loads without this package")
+    parser = commands.add_parser("export", help="a run or a checkpoint as a model that loads without this package")
     parser.add_argument("source", help="folder of a run, of a checkpoint or of a model, or a Hub id")
     parser.add_argument("output", type=Path, help="folder, made if it does not exist")
     parser.add_argument("--remote_code", action="store_true", help="the masked model with its code (default: a plain CLIP)")
