@@ -1,6 +1,6 @@
 """Proves that a run becomes a model repository with one command: a card of measured numbers only, all files, private; pushed
-over HTTP by the real client; and loaded from there, by name, in a process without this package. So are a masked model that
-Transformers' own `push_to_hub` pushes, and one with its code."""
+over HTTP by the real client; and loaded from there, by name, in a process without this package. And that Transformers' own
+`push_to_hub` pushes a masked model that loads by its name, as one with its code does."""
 
 import json
 import os
@@ -172,7 +172,8 @@ HfApi().upload_folder(repo_id="org/with-code", folder_path=sys.argv[2])
 print(json.dumps({
     "class": type(again).__name__, "missing": sorted(info["missing_keys"]),
     "equal": all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items()),
-    "patch_mask": again.config.vision_config.patch_mask, "processor": type(AutoProcessor.from_pretrained("org/masked")).__name__,
+    "patch_mask": again.config.vision_config.patch_mask,
+    "processor": type(AutoProcessor.from_pretrained("org/masked")).__name__,
 }))
 """
 
