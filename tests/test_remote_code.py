@@ -56,6 +56,8 @@ classes = {name: type(load(name)).__name__ for name in sys.argv[2:]}
 load("MaskCLIPModel", AutoModelForZeroShotImageClassification)
 load("MaskCLIPForImageClassification", AutoModelForImageClassification)
 model = load("MaskCLIPModel").train()
+tower = type(load("MaskCLIPVisionModel")).from_pretrained(folder / "MaskCLIPModel")  # its keys have the prefix vision_model
+assert all(torch.equal(tower.state_dict()[key], value) for key, value in model.vision_model.state_dict().items())
 inputs = load_file(folder / "inputs.safetensors")
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 losses = []
