@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from .conversion_open_clip import MODELS, convert_from_open_clip, export_to_open_clip
-from .evaluation.report import draw_report, read_results
-from .hub import ModelRepository, card_of_recipe, check_card
-from .modeling_maskclip import MaskCLIPVisionModel
+from .conversion import export_to_clip, load_maskclip
+from .modeling_maskclip import MaskCLIPModel, MaskCLIPVisionModel
 from .patch_masking import patch_masks
-from .visualization import draw_patch_masks, draw_pgs_steps
+
+# What takes long to import and is no part of `import hf_maskclip` (evaluate, datasets, matplotlib) is imported by the commands
+# that need it, so that --help and the others do not wait for it.
 
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
 EXAMPLES = """Patch masks for CLIP: see them, convert models, report results. Training and evaluation are programs of their own:
@@ -25,6 +25,9 @@ What each mask leaves of your pictures, and how CLIP-PGS comes to it:
 A checkpoint of open_clip, CLIP-PGS or cluster masking as a model of Transformers, and a model of Transformers for open_clip:
     hf-maskclip convert epoch_32.pt clip-pgs-b16 --open_clip_model ViT-B-16
     hf-maskclip convert clip-pgs-b16 for-open-clip --to open_clip
+A run, or one of its checkpoints, as a plain CLIP; or as the masked model with its code, to train on without this package:
+    hf-maskclip export runs/clip-pgs-b16/checkpoints/step-00010000 clip-pgs-b16
+    hf-maskclip export runs/quickstart clip-pgs-tiny --remote_code
 A run to the Hub, with a card of what was measured; first what would go there:
     hf-maskclip push runs/quickstart org/clip-pgs-tiny --dry_run
     hf-maskclip push runs/quickstart org/clip-pgs-tiny
@@ -53,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_masks_command(commands)
     _add_convert_command(commands)
+    _add_export_command(commands)
     _add_report_command(commands)
     _add_card_command(commands)
     _add_push_command(commands)
@@ -73,6 +77,8 @@ def _add_masks_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _draw_masks(options: argparse.Namespace) -> None:
+    from .visualization import draw_patch_masks, draw_pgs_steps
+
     masks = options.mask or [name for name in patch_masks() if name != "none"]
     if options.steps and options.mask != ["pgs"]:
         raise ValueError("--steps draws the stages of pgs: give --mask pgs")
@@ -112,6 +118,8 @@ def _add_convert_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    from .conversion_open_clip import MODELS, convert_from_open_clip, export_to_open_clip
+
     if options.to == "open_clip":
         model = CLIPModel.from_pretrained(options.source, dtype=torch.float32)
         export_to_open_clip(model, options.output, CLIPProcessor.from_pretrained(options.source))
@@ -131,6 +139,34 @@ def _convert(options: argparse.Namespace) -> None:
     print(f'written to {options.output}: AutoModel.from_pretrained("{options.output}")')
 
 
+def _add_export_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("export", help="a run or a checkpoint as a model that loads without this package")
+    parser.add_argument("source", help="folder of a run, of a checkpoint or of a model, or a Hub id")
+    parser.add_argument("output", type=Path, help="folder, made if it does not exist")
+    parser.add_argument("--remote_code", action="store_true", help="the masked model with its code (default: a plain CLIP)")
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    source = _model_of(options.source)
+    model = load_maskclip(source)
+    processor_class = CLIPProcessor if isinstance(model, MaskCLIPModel) else CLIPImageProcessor
+    export_to_clip(model, options.output, processor_class.from_pretrained(source), options.remote_code)
+    trust = ", trust_remote_code=True" if options.remote_code else ""
+    print(f'{source} written to {options.output}: AutoModel.from_pretrained("{options.output}"{trust})')
+
+
+def _model_of(source: str) -> str:
+    """The folder of the model that a run's folder holds: its export, or its last checkpoint where it has not ended."""
+    folder = Path(source)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return source
+    models = [*sorted(folder.glob("checkpoints/step-*[0-9]/config.json")), *folder.glob("export/config.json")]
+    if not models:
+        raise ValueError(f"{source}: holds no model, it has neither config.json nor export/ nor checkpoints/")
+    return str(models[-1].parent)
+
+
 def _add_report_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="tables of evaluation results beside the papers' numbers")
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="of training/evaluate.py, or eval.json of a run")
@@ -140,6 +176,8 @@ def _add_report_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from .evaluation.report import draw_report, read_results
+
     tables = read_results(options.results)
     text = "\n".join(table.markdown() for table in tables)
     if options.output:
@@ -161,6 +199,8 @@ def _add_card_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _card(options: argparse.Namespace) -> None:
+    from .hub import ModelRepository, card_of_recipe, check_card
+
     if options.source.is_dir():
         card = ModelRepository(options.source, options.repo_id or f"org/{options.source.resolve().name}").card()
     else:
@@ -180,6 +220,8 @@ def _add_push_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
+    from .hub import ModelRepository, check_card
+
     repository = ModelRepository(options.run_dir, options.repo_id, options.license)
     if not options.dry_run:
         print(f"pushed to {repository.push(private=not options.public)}")

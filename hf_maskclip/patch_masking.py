@@ -172,8 +172,8 @@ def check_choice(name: str, value: Any, choices: tuple) -> Any:
 _registered: dict[str, type[PatchMask]] = {}
 
 
-def patch_masks() -> dict[str, type[PatchMask]]:
-    """All known masks by name: the built-in ones, then those of `register_patch_mask`."""
+def built_in_patch_masks() -> dict[str, type[PatchMask]]:
+    """The masks of this package by name."""
     # Imported here because the masks import the contract from this module.
     from .patch_masking_attentive import AttentivePatchMask
     from .patch_masking_block import BlockPatchMask
@@ -184,7 +184,7 @@ def patch_masks() -> dict[str, type[PatchMask]]:
     from .patch_masking_pgs import PGSPatchMask
     from .patch_masking_random import RandomPatchMask
 
-    built_in: dict[str, type[PatchMask]] = {
+    return {
         "none": NoPatchMask,
         "random": RandomPatchMask,
         "gaussian": GaussianPatchMask,
@@ -194,7 +194,11 @@ def patch_masks() -> dict[str, type[PatchMask]]:
         "attentive": AttentivePatchMask,
         "pgs": PGSPatchMask,
     }
-    return built_in | _registered
+
+
+def patch_masks() -> dict[str, type[PatchMask]]:
+    """All known masks by name: the built-in ones, then those of `register_patch_mask`."""
+    return built_in_patch_masks() | _registered
 
 
 def register_patch_mask(name: str, mask_class: type[PatchMask]) -> None:
@@ -206,7 +210,7 @@ def register_patch_mask(name: str, mask_class: type[PatchMask]) -> None:
     """
     if not (isinstance(mask_class, type) and issubclass(mask_class, PatchMask)):
         raise TypeError(f"{mask_class!r}: a patch mask must be a subclass of hf_maskclip.PatchMask")
-    if name in patch_masks().keys() - _registered.keys():
+    if name in built_in_patch_masks():
         raise ValueError(f"patch mask name {name!r} is built in; register yours under another name")
     required = [key for key, default in _option_defaults(mask_class).items() if default is inspect.Parameter.empty]
     if required:

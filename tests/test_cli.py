@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import random_picture
 from PIL import Image
-from transformers import AutoModel, CLIPProcessor
+from transformers import AutoModel, CLIPModel, CLIPProcessor, CLIPVisionModel, ViTConfig
 
-from hf_maskclip import export_to_clip
-from hf_maskclip.cli import main
+from hf_maskclip import MaskCLIPModel, MaskCLIPVisionModel, export_to_clip
+from hf_maskclip.cli import EXAMPLES, build_parser, main
 from hf_maskclip.conversion_open_clip import MODELS
 
 SIZES = ["--image_size", "32", "--patch_size", "8"]
@@ -70,6 +70,75 @@ def test_the_installed_command_runs():
     program = Path(sys.executable).with_name("hf-maskclip")
     finished = subprocess.run([program, "masks", "--help"], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0 and "--steps" in finished.stdout
+
+
+def test_the_help_has_an_example_of_every_command():
+    (commands,) = [action.choices for action in build_parser()._actions if action.dest == "command"]
+    assert len(commands) >= 6
+    assert [name for name in commands if f"    hf-maskclip {name} " not in EXAMPLES] == []
+
+
+def test_the_help_does_not_wait_for_what_single_commands_need():
+    code = "import sys, hf_maskclip.cli; print({'datasets', 'evaluate', 'matplotlib'} & set(sys.modules))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert finished.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def run_dir(make_model, processor, tmp_path):
+    """The folder of a run that has not ended: two checkpoints, and a third that is not complete."""
+    for step, name in enumerate(("step-00000002", "step-00000010", "step-00000012.partial")):
+        folder = tmp_path / "run" / "checkpoints" / name
+        make_model({"name": "random", "mask_ratio": 0.75}, seed=step).save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return tmp_path / "run"
+
+
+def weights_equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    return all(torch.equal(weight, second.state_dict()[name]) for name, weight in first.state_dict().items())
+
+
+def test_export_makes_a_plain_clip_of_a_checkpoint_and_of_a_run(run_dir, make_model, tmp_path, capsys):
+    second = make_model(seed=1)
+    assert not weights_equal(second, make_model(seed=0))
+    checkpoints = run_dir / "checkpoints"
+    for source, seed in ((checkpoints / "step-00000002", 0), (checkpoints / "step-00000010", 1), (run_dir, 1)):
+        output = tmp_path / f"export of {source.name}"
+        assert main(["export", str(source), str(output)]) == 0
+        assert f'AutoModel.from_pretrained("{output}")' in capsys.readouterr().out
+        plain = AutoModel.from_pretrained(output)
+        assert type(plain) is CLIPModel and weights_equal(plain, make_model(seed=seed))
+        assert plain.config.vision_config.patch_mask == {"name": "random", "mask_ratio": 0.75}
+        CLIPProcessor.from_pretrained(output)
+    assert main(["export", str(checkpoints / "step-00000002"), str(run_dir / "export")]) == 0
+    assert main(["export", str(run_dir), str(tmp_path / "ended")]) == 0  # a run's export comes before its checkpoints
+    assert weights_equal(AutoModel.from_pretrained(tmp_path / "ended"), make_model(seed=0))
+
+
+def test_export_writes_the_code_too_and_takes_plain_folders_and_towers(run_dir, tmp_path, capsys):
+    plain, code, tower = tmp_path / "plain", tmp_path / "code", tmp_path / "tower"
+    assert main(["export", str(run_dir), str(plain)]) == 0
+    assert main(["export", str(plain), str(code), "--remote_code"]) == 0
+    assert "trust_remote_code=True" in capsys.readouterr().out and (code / "modeling_maskclip.py").is_file()
+    masked = AutoModel.from_pretrained(code)
+    assert type(masked) is MaskCLIPModel and masked.config.vision_config.patch_mask["mask_ratio"] == 0.75
+    MaskCLIPVisionModel.from_pretrained(plain).save_pretrained(tower)
+    CLIPProcessor.from_pretrained(plain).image_processor.save_pretrained(tower)
+    assert main(["export", str(tower), str(tmp_path / "plain tower")]) == 0
+    assert type(AutoModel.from_pretrained(tmp_path / "plain tower")) is CLIPVisionModel
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
+    ViTConfig(architectures=["ViTModel"]).save_pretrained(tmp_path / "vit")
+    (tmp_path / "empty").mkdir()
+    for source, message in (
+        ("vit", "architecture 'ViTModel' must be one of MaskCLIPModel, CLIPModel, "),
+        ("empty", "holds no model, it has neither config.json nor export/ nor checkpoints/"),
+    ):
+        assert main(["export", str(tmp_path / source), str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_convert_goes_to_open_clip_and_back(make_clip, processor, tmp_path, monkeypatch, capsys):

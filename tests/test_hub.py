@@ -1,5 +1,6 @@
 """Proves that a run becomes a model repository with one command: a card of measured numbers only, all files, private; pushed
-over HTTP by the real client; and loaded from there, by name, in a process without this package."""
+over HTTP by the real client; and loaded from there, by name, in a process without this package. And that Transformers' own
+`push_to_hub` pushes a masked model that loads by its name, as one with its code does."""
 
 import json
 import os
@@ -14,6 +15,7 @@ from conftest import encode_image, random_picture, write_shard
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
+from hf_maskclip import export_to_clip
 from hf_maskclip.cli import main
 from hf_maskclip.hub import PAPERS, ModelRepository, card_of_recipe, check_card
 from hf_maskclip.patch_masking import patch_masks
@@ -105,6 +107,29 @@ def test_what_is_no_run_is_refused(run_dir, tmp_path, capsys):
     assert "repository 'name': must be in the form org/name" in capsys.readouterr().err
 
 
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def python(hub, tmp_path):
+    """Runs Python with this Hub in a new process, for the client reads its settings once, when it is imported."""
+    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    settings |= {"HF_HUB_DISABLE_XET": "1"}  # the server takes uploads over plain HTTP
+
+    def run(*arguments: str) -> str:
+        environment = os.environ | settings
+        finished = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        return finished.stdout
+
+    return run
+
+
 LOAD = """
 import json, sys
 sys.modules["hf_maskclip"] = None
@@ -118,27 +143,69 @@ print(json.dumps({"class": type(model).__name__, "missing": sorted(info["missing
 """
 
 
-def test_a_pushed_run_is_loaded_by_its_name_without_the_package(run_dir, tmp_path):
-    with HubServer() as hub:
-        # The client reads its settings once, when it is imported: hence new processes.
-        settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        settings |= {"HF_HUB_DISABLE_XET": "1"}  # the server takes uploads over plain HTTP
+def test_a_pushed_run_is_loaded_by_its_name_without_the_package(run_dir, hub, python):
+    printed = python("-m", "hf_maskclip.cli", "push", str(run_dir), "org/clip-pgs-b16")
+    assert f"pushed to {hub.address}/org/clip-pgs-b16" in printed
+    assert hub.private == {"org/clip-pgs-b16"}
+    there = hub.repositories["org/clip-pgs-b16"]
+    assert there["model.safetensors"] == (run_dir / "export" / "model.safetensors").read_bytes()
+    assert set(there) == {"README.md", *ModelRepository(run_dir, "org/clip-pgs-b16").files()}
+    assert any(request.startswith("PUT /lfs/") for request in hub.requests)  # uploaded as large files are
 
-        def python(*arguments: str) -> str:
-            environment = os.environ | settings
-            finished = subprocess.run(
-                [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
-            )
-            assert finished.returncode == 0, finished.stderr[-3000:]
-            return finished.stdout
+    loaded = json.loads(python("-c", LOAD).splitlines()[-1])
+    assert loaded == {"class": "CLIPModel", "missing": [], "labels": ["ball", "fish"]}
 
-        printed = python("-m", "hf_maskclip.cli", "push", str(run_dir), "org/clip-pgs-b16")
-        assert f"pushed to {hub.address}/org/clip-pgs-b16" in printed
-        assert hub.private == {"org/clip-pgs-b16"}
-        there = hub.repositories["org/clip-pgs-b16"]
-        assert there["model.safetensors"] == (run_dir / "export" / "model.safetensors").read_bytes()
-        assert set(there) == {"README.md", *ModelRepository(run_dir, "org/clip-pgs-b16").files()}
-        assert any(request.startswith("PUT /lfs/") for request in hub.requests)  # uploaded as large files are
 
-        loaded = json.loads(python("-c", LOAD).splitlines()[-1])
-        assert loaded == {"class": "CLIPModel", "missing": [], "labels": ["ball", "fish"]}
+# With the package: Transformers' own push_to_hub, and what it pushed, loaded by its name; then a folder with remote code.
+PUSH = """
+import json, sys
+import torch
+import hf_maskclip
+from huggingface_hub import HfApi
+from transformers import AutoModel, AutoProcessor
+model = hf_maskclip.MaskCLIPModel.from_pretrained(sys.argv[1])
+model.push_to_hub("org/masked", private=True)
+AutoProcessor.from_pretrained(sys.argv[1]).push_to_hub("org/masked")
+again, info = AutoModel.from_pretrained("org/masked", output_loading_info=True)
+HfApi().create_repo("org/with-code")
+HfApi().upload_folder(repo_id="org/with-code", folder_path=sys.argv[2])
+print(json.dumps({
+    "class": type(again).__name__, "missing": sorted(info["missing_keys"]),
+    "equal": all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items()),
+    "patch_mask": again.config.vision_config.patch_mask,
+    "processor": type(AutoProcessor.from_pretrained("org/masked")).__name__,
+}))
+"""
+
+# Without it: the masked model by its remote code, in training mode.
+LOAD_CODE = """
+import json, sys
+sys.modules["hf_maskclip"] = None
+import torch
+from transformers import AutoModel
+model, info = AutoModel.from_pretrained("org/with-code", trust_remote_code=True, output_loading_info=True)
+kept = model.train().get_image_features(torch.randn(4, 3, 32, 32)).patch_selection.indices.shape[1]
+print(json.dumps({"module": type(model).__module__, "missing": sorted(info["missing_keys"]), "kept": kept}))
+"""
+
+
+def test_push_to_hub_of_a_model_gives_what_auto_model_loads_and_so_does_its_code(make_model, processor, hub, python, tmp_path):
+    model = make_model({"name": "random", "mask_ratio": 0.75})
+    masked, with_code = tmp_path / "masked", tmp_path / "with-code"
+    model.save_pretrained(masked)
+    processor.save_pretrained(masked)
+    export_to_clip(model, with_code, processor, remote_code=True)
+    loaded = json.loads(python("-c", PUSH, str(masked), str(with_code)).splitlines()[-1])
+    assert loaded == {
+        "class": "MaskCLIPModel",
+        "missing": [],
+        "equal": True,
+        "patch_mask": {"name": "random", "mask_ratio": 0.75},
+        "processor": "CLIPProcessor",
+    }
+    assert hub.private == {"org/masked"}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(hub.repositories["org/masked"])
+
+    loaded = json.loads(python("-c", LOAD_CODE).splitlines()[-1])
+    assert loaded.pop("module").startswith("transformers_modules.org.")
+    assert loaded == {"missing": [], "kept": 4}  # of 16 patches
