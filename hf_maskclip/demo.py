@@ -187,7 +187,7 @@ def build_demo(model_dir: str | Path) -> gr.Blocks:
         whole, half = (dict(zip(names, scores[row].tolist(), strict=True)) for row in (0, HALF))
         return whole, half, _as_picture(draw_scores(scores, names)), _as_picture(draw_hidden(model, image, mask))
 
-    with gr.Blocks(title="hf_maskclip", analytics_enabled=False) as demo:
+    with gr.Blocks(title="hf_maskclip", analytics_enabled=False, fill_width=True) as demo:
         gr.Markdown(f"# hf_maskclip\nCLIP on a well-chosen part of each picture's patches. The model: `{model_dir}`.")
         with gr.Tab("Masks"):
             _add_tab(demo, show_masks, *_masks_tab())
@@ -201,8 +201,8 @@ def _masks_tab() -> tuple[list, list]:
     """The inputs and the outputs of the first tab."""
     defaults = resolve_patch_mask("pgs")
     with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            image = gr.Image(_example_paths()[0], type="pil", label="Picture", height=260, buttons=[])
+        with gr.Column(scale=1, min_width=340):
+            image = _picture_input()
             gr.Examples([[path] for path in _example_paths()], image)
             ratio = gr.Slider(0, 0.95, 0.5, step=0.05, label="Mask ratio", info="the share that all masks but PGS remove")
             least = gr.Slider(0, 0.95, defaults["min_mask_ratio"], step=0.05, label="PGS: least mask ratio")
@@ -210,7 +210,7 @@ def _masks_tab() -> tuple[list, list]:
             cosine = defaults["similarity_threshold"]
             threshold = gr.Slider(0, 1, cosine, step=0.05, label="PGS: similarity threshold", info="a cosine; above it, alike")
             seed = gr.Slider(0, 99, 0, step=1, label="Seed")
-        with gr.Column(scale=3):
+        with gr.Column(scale=3, min_width=600):
             every = _picture("What each mask leaves visible", "masks")
             stages = _picture("PGS, stage by stage", "stages")
     return [image, ratio, least, most, threshold, seed], [every, stages]
@@ -220,13 +220,14 @@ def _zero_shot_tab(own_mask: str) -> tuple[list, list]:
     """The inputs and the outputs of the second tab."""
     examples = [[path, labels] for path, labels in zip(_example_paths(), EXAMPLES.values(), strict=True)]
     with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            image = gr.Image(examples[0][0], type="pil", label="Picture", height=260, buttons=[])
+        with gr.Column(scale=1, min_width=340):
+            image = _picture_input()
             labels = gr.Textbox(examples[0][1], label="Labels", info="separated by commas", elem_id="labels", submit_btn=True)
             template = gr.Textbox(TEMPLATE, label="Template", info="{} stands for the label", submit_btn=True)
             mask = gr.Dropdown(_mask_names(), value="pgs" if own_mask == "none" else own_mask, label="Mask that hides patches")
-            gr.Examples(examples, [image, labels])
-        with gr.Column(scale=3):
+            names = [Path(name).stem.replace("_", " ") for name in EXAMPLES]
+            gr.Examples(examples, [image, labels], example_labels=names)
+        with gr.Column(scale=3, min_width=600):
             with gr.Row():
                 whole = gr.Label(label="The whole picture", elem_id="whole", show_heading=False)
                 half = gr.Label(label="Half of its patches hidden", elem_id="half", show_heading=False)
@@ -256,8 +257,14 @@ def _as_messages(show: Callable) -> Callable:
     return shown
 
 
+def _picture_input() -> gr.Image:
+    return gr.Image(_example_paths()[0], type="pil", label="Picture", height=260, sources=["upload", "clipboard"], buttons=[])
+
+
 def _picture(label: str, name: str) -> gr.Image:
-    return gr.Image(label=label, elem_id=name, format="png", interactive=False, buttons=["download", "fullscreen"])
+    """A picture that the page shows, below its label: one upon it would hide a figure's titles, and so would buttons."""
+    gr.Markdown(f"**{label}**")
+    return gr.Image(show_label=False, elem_id=name, format="png", interactive=False, buttons=[])
 
 
 def _check_picture(image: Image.Image | None) -> None:
