@@ -126,9 +126,8 @@ def score_labels(
     text_embeds = F.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)  # (M, E)
     vision_model = model.vision_model
     attention = class_attention(vision_model, pixel_values) if patch_masks()[mask].needs_patch_scores else None  # (1, L)
-    generator = torch.Generator().manual_seed(0)
 
-    def score(patch_mask: PatchMask | None) -> torch.Tensor:  # (M,)
+    def score(patch_mask: PatchMask | None, generator: torch.Generator | None = None) -> torch.Tensor:  # (M,)
         how = {"generator": generator, "patch_mask": patch_mask, "patch_scores": attention}
         selection = vision_model.select_patches(pixel_values, **how) if patch_mask else None
         image_embeds = model.get_image_features(pixel_values, patch_selection=selection).pooler_output  # (1, E)
@@ -139,8 +138,9 @@ def score_labels(
         if share == 0:
             return score(None)
         patch_mask = build_patch_mask(mask_at_ratio(mask, share), patch_size=model.config.vision_config.patch_size)
+        generator = torch.Generator().manual_seed(0)
         # One picture at a time: among several, cluster lets one hide more than the ratio and another less.
-        return torch.stack([score(patch_mask) for _ in range(NUM_DRAWS)]).mean(dim=0)
+        return torch.stack([score(patch_mask, generator) for _ in range(NUM_DRAWS)]).mean(dim=0)
 
     return torch.stack([mean_score(share) for share in shares])
 

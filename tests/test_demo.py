@@ -194,7 +194,7 @@ def test_the_page_in_a_browser(address, browser, model, processor, example):
         return browser.find_element(By.CSS_SELECTOR, selector)
 
     def wait_for(condition):
-        return WebDriverWait(browser, 20, ignored_exceptions=[Exception]).until(lambda _: condition())
+        return WebDriverWait(browser, 20, poll_frequency=0.1, ignored_exceptions=[Exception]).until(lambda _: condition())
 
     browser.get(address)
     masks = wait_for(lambda: find("#masks img").get_attribute("src"))
@@ -204,7 +204,7 @@ def test_the_page_in_a_browser(address, browser, model, processor, example):
     find("input[type=range][aria-label*='Mask ratio']").send_keys(Keys.ARROW_RIGHT)
     moved = wait_for(lambda: (now := find("#masks img").get_attribute("src")) != masks and now)
     assert find("#stages img").get_attribute("src") == stages  # PGS has sliders of its own
-    find("input[type=range][aria-label*='similarity threshold']").send_keys(Keys.HOME)
+    find("input[type=range][aria-label*='similarity threshold']").send_keys(Keys.END)
     wait_for(lambda: find("#masks img").get_attribute("src") != moved and find("#stages img").get_attribute("src") != stages)
 
     browser.find_element(By.XPATH, "//button[@role='tab'][contains(., 'Zero-shot')]").click()
@@ -217,6 +217,8 @@ def test_the_page_in_a_browser(address, browser, model, processor, example):
     }
     assert all(f"{score:.0%}" in find("#half").text for score in half.tolist())
 
+    browser.find_element(By.XPATH, "//button[contains(., 'red arrow at sea')]").click()
+    wait_for(lambda: "a pink key" in find("#whole").text)
     labels = find("#labels textarea, #labels input")
     labels.send_keys(Keys.CONTROL, "a")
     labels.send_keys("one label", Keys.ENTER)

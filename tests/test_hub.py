@@ -1,6 +1,6 @@
 """Proves that a run becomes a model repository with one command: a card of measured numbers only, all files, private; pushed
-over HTTP by the real client; and loaded from there, by name, in a process without this package. And that its demo becomes a Space
-whose files, alone in a folder, show it."""
+over HTTP by the real client; and loaded from there, by name, in a process without this package. And that its demo becomes
+a Space whose files, alone in a folder, show it."""
 
 import json
 import os
