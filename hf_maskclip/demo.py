@@ -201,7 +201,7 @@ def _masks_tab() -> tuple[list, list]:
     """The inputs and the outputs of the first tab."""
     defaults = resolve_patch_mask("pgs")
     with gr.Row():
-        with gr.Column(scale=1, min_width=340):
+        with gr.Column(scale=1, min_width=370):
             image = _picture_input()
             gr.Examples([[path] for path in _example_paths()], image)
             ratio = gr.Slider(0, 0.95, 0.5, step=0.05, label="Mask ratio", info="the share that all masks but PGS remove")
@@ -220,7 +220,7 @@ def _zero_shot_tab(own_mask: str) -> tuple[list, list]:
     """The inputs and the outputs of the second tab."""
     examples = [[path, labels] for path, labels in zip(_example_paths(), EXAMPLES.values(), strict=True)]
     with gr.Row():
-        with gr.Column(scale=1, min_width=340):
+        with gr.Column(scale=1, min_width=370):
             image = _picture_input()
             labels = gr.Textbox(examples[0][1], label="Labels", info="separated by commas", elem_id="labels", submit_btn=True)
             template = gr.Textbox(TEMPLATE, label="Template", info="{} stands for the label", submit_btn=True)
