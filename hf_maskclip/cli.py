@@ -126,8 +126,9 @@ def _demo(options: argparse.Namespace) -> None:
         make = "`accelerate launch training/train.py` makes it"
         raise ValueError(f"{QUICKSTART_MODEL}: no such folder; {make}, or give --model")
     page = build_demo(options.model)
-    print(f"http://{options.host}:{options.port} (Ctrl-C ends it)", flush=True)
-    page.launch(server_name=options.host, server_port=options.port, share=False, quiet=True)
+    page.launch(server_name=options.host, server_port=options.port, share=False, quiet=True, prevent_thread_lock=True)
+    print(f"{page.local_url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
 def _add_convert_command(commands: argparse._SubParsersAction) -> None:
