@@ -126,7 +126,11 @@ def _demo(options: argparse.Namespace) -> None:
         make = "`accelerate launch training/train.py` makes it"
         raise ValueError(f"{QUICKSTART_MODEL}: no such folder; {make}, or give --model")
     page = build_demo(options.model)
-    page.launch(server_name=options.host, server_port=options.port, share=False, quiet=True, prevent_thread_lock=True)
+    where = {"server_name": options.host, "server_port": options.port, "share": False}
+    try:
+        page.launch(**where, quiet=True, prevent_thread_lock=True)
+    except OSError:
+        raise ValueError(f"--host {options.host} --port {options.port}: cannot be used; is it in use already?") from None
     print(f"{page.local_url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 

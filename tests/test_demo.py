@@ -143,6 +143,17 @@ def test_without_the_quickstarts_model_the_command_says_how_to_make_it(tmp_path,
     assert "absent/of/all" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
+def test_a_port_in_use_is_one_line(model, processor, tmp_path, capsys):
+    export_to_clip(model, tmp_path, processor)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        capsys.readouterr()
+        assert main(["demo", "--model", str(tmp_path), "--port", str(port)]) == 2
+    assert f"error: --host 127.0.0.1 --port {port}: cannot be used; is it in use already?\n" in capsys.readouterr().err
+
+
 @pytest.fixture
 def browser():
     """A headless Chromium."""
