@@ -16,12 +16,16 @@ from .patch_masking import patch_masks
 # that need it, so that --help and the others do not wait for it.
 
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
+QUICKSTART_MODEL = "runs/quickstart/export"
 EXAMPLES = """Patch masks for CLIP: see them, convert models, report results. Training and evaluation are programs of their own:
 training/train.py and training/evaluate.py.
 
 What each mask leaves of your pictures, and how CLIP-PGS comes to it:
     hf-maskclip masks photo.jpg another.jpg -o masks.png
     hf-maskclip masks photo.jpg --mask pgs --steps -o steps.png
+The same and zero-shot scores in the browser, with sliders, of the quickstart's model or of another:
+    hf-maskclip demo
+    hf-maskclip demo --model org/clip-pgs-tiny --port 8080
 A checkpoint of open_clip, CLIP-PGS or cluster masking as a model of Transformers, and a model of Transformers for open_clip:
     hf-maskclip convert epoch_32.pt clip-pgs-b16 --open_clip_model ViT-B-16
     hf-maskclip convert clip-pgs-b16 for-open-clip --to open_clip
@@ -31,6 +35,8 @@ A run, or one of its checkpoints, as a plain CLIP; or as the masked model with i
 A run to the Hub, with a card of what was measured; first what would go there:
     hf-maskclip push runs/quickstart org/clip-pgs-tiny --dry_run
     hf-maskclip push runs/quickstart org/clip-pgs-tiny
+The same, and the demo of it as a Space:
+    hf-maskclip push runs/quickstart org/clip-pgs-tiny --space
 The card alone, of a run, or of a recipe that was not run yet:
     hf-maskclip card runs/quickstart -o card.md
 Results of evaluations beside the papers' numbers, as tables and as bars:
@@ -55,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_masks_command(commands)
+    _add_demo_command(commands)
     _add_convert_command(commands)
     _add_export_command(commands)
     _add_report_command(commands)
@@ -105,6 +112,32 @@ def _draw_masks(options: argparse.Namespace) -> None:
         figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes, seed=options.seed)
     figure.savefig(options.output, dpi=150)
     print(f"written to {options.output}")
+
+
+def _add_demo_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("demo", help="a page in the browser: masks with sliders, zero-shot scores as patches go")
+    parser.add_argument("--model", default=QUICKSTART_MODEL, help="folder or Hub id of a CLIP (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is for all who reach it (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    try:
+        from .demo import build_demo  # here, for Gradio is an extra
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+    if options.model == QUICKSTART_MODEL and not Path(QUICKSTART_MODEL).is_dir():
+        make = "`accelerate launch training/train.py` makes it"
+        raise ValueError(f"{QUICKSTART_MODEL}: no such folder; {make}, or give --model")
+    page = build_demo(options.model)
+    where = {"server_name": options.host, "server_port": options.port, "share": False}
+    try:
+        page.launch(**where, quiet=True, prevent_thread_lock=True)
+    except OSError:
+        raise ValueError(f"--host {options.host} --port {options.port}: cannot be used; is it in use already?") from None
+    print(f"{page.local_url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
 def _add_convert_command(commands: argparse._SubParsersAction) -> None:
@@ -215,23 +248,29 @@ def _add_push_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("repo_id", metavar="ORG/NAME")
     parser.add_argument("--public", action="store_true", help="for all to see (default: a private repository)")
     parser.add_argument("--license", default="apache-2.0", help="of the weights (default: %(default)s)")
+    parser.add_argument("--space", action="store_true", help="also its demo, as a Space of the same name")
     parser.add_argument("--dry_run", action="store_true", help="make and check the card and list the files, send nothing")
     parser.set_defaults(run=_push)
 
 
 def _push(options: argparse.Namespace) -> None:
-    from .hub import ModelRepository, check_card
+    from .hub import ModelRepository
+    from .space import SpaceRepository
 
-    repository = ModelRepository(options.run_dir, options.repo_id, options.license)
+    repositories = [ModelRepository(options.run_dir, options.repo_id, options.license)]
+    if options.space:
+        repositories.append(SpaceRepository(options.repo_id))
+    contents = [repository.content() for repository in repositories]  # what is wrong, before anything is sent
     if not options.dry_run:
-        print(f"pushed to {repository.push(private=not options.public)}")
+        for repository in repositories:
+            print(f"pushed to {repository.push(private=not options.public)}")
         return
-    card = check_card(repository.card())
-    print(card)
-    print(f"\nwould go to {options.repo_id} ({'public' if options.public else 'private'}):")
-    print(f"  README.md  {len(str(card).encode()):,} bytes (the card above)")
-    for name, path in repository.files().items():
-        print(f"  {name}  {path.stat().st_size:,} bytes")
+    for repository, content in zip(repositories, contents, strict=True):
+        print(content["README.md"].decode())
+        place = f"{'the Space ' if repository.repo_type == 'space' else ''}{options.repo_id}"
+        print(f"\nwould go to {place} ({'public' if options.public else 'private'}), with the card above:")
+        for name, source in content.items():
+            print(f"  {name}  {len(source) if isinstance(source, bytes) else source.stat().st_size:,} bytes")
 
 
 def _open_picture(path: Path) -> Image.Image:

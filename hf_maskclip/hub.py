@@ -89,6 +89,7 @@ class ModelRepository:
     run_dir: Path
     repo_id: str
     license: str = "apache-2.0"
+    repo_type = "model"
 
     def __post_init__(self):
         if not re.fullmatch(HUB_ID, self.repo_id):
@@ -129,17 +130,28 @@ class ModelRepository:
             is_trained=True,
         )
 
+    def content(self) -> dict[str, bytes | Path]:
+        """All files, the checked card first: path in the repository, and the file's bytes or its path here."""
+        return {"README.md": str(check_card(self.card())).encode()} | self.files()
+
     def push(self, private: bool = True) -> str:
         """Create the repository where it is not there, and upload everything in one commit. Returns its address."""
-        api = HfApi()
-        content = {"README.md": str(check_card(self.card())).encode()} | self.files()  # what is wrong, before anything is sent
-        repo = api.create_repo(self.repo_id, private=private, exist_ok=True)
-        api.create_commit(
-            self.repo_id,
-            operations=[CommitOperationAdd(name, source) for name, source in content.items()],
-            commit_message="Upload from hf_maskclip",
-        )
-        return str(repo)
+        return upload(self.repo_id, self.content(), private=private, repo_type=self.repo_type)
+
+
+def upload(
+    repo_id: str, content: dict[str, bytes | Path], *, private: bool, repo_type: str, space_sdk: str | None = None
+) -> str:
+    """Create a repository where it is not there, and send it files in one commit. Returns its address."""
+    api = HfApi()
+    repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk)
+    api.create_commit(
+        repo_id,
+        operations=[CommitOperationAdd(name, source) for name, source in content.items()],
+        commit_message="Upload from hf_maskclip",
+        repo_type=repo_type,
+    )
+    return str(repo)
 
 
 def card_of_recipe(recipe: Path) -> ModelCard:

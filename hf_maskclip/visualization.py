@@ -32,6 +32,7 @@ def draw_patch_masks(
     patch_size: int,
     teacher: CLIPVisionModel | None = None,
     seed: int = 0,
+    panels_per_row: int | None = None,
 ) -> Figure:
     """A figure with a row for each picture: the picture, its edge strength by patch, and what each mask leaves visible.
 
@@ -41,12 +42,13 @@ def draw_patch_masks(
         image_size, patch_size: in pixels.
         teacher: for the attentive mask: a vision tower in evaluation mode with eager attention.
         seed: of the masks' randomness.
+        panels_per_row: break the row of a picture after so many panels; by default it is never broken.
     """
     pixels, pixel_values = _to_squares(images, image_size)
     rows, columns = patch_grid(pixel_values, patch_size)
     edges = patch_edges(pixel_values, patch_size).view(-1, rows, columns)
 
-    figure, axes = _panels(len(images), ["image", "edges", *masks])
+    figure, axes = _panels(len(images), ["image", "edges", *masks], panels_per_row)
     for row, image, edge in zip(axes, pixels, edges, strict=True):
         _show(row[0], image)
         _show_map(row[1], edge)
@@ -66,6 +68,7 @@ def draw_pgs_steps(
     image_size: int,
     patch_size: int,
     seed: int = 0,
+    panels_per_row: int | None = None,
 ) -> Figure:
     """A figure with a row for each picture: the stages of CLIP-PGS on the way to what it leaves visible.
 
@@ -81,7 +84,7 @@ def draw_pgs_steps(
     visible = pgs.select(stages).visible(rows * columns)  # (B, L)
 
     titles = ["image", "edge strength", "edge patches, kept", "candidates", "similarity", "after transport (log)", "visible"]
-    figure, axes = _panels(len(images), titles)
+    figure, axes = _panels(len(images), titles, panels_per_row)
     for b, (row, image) in enumerate(zip(axes, pixels, strict=True)):
         _show(row[0], image)
         _show_map(row[1], stages.edge_strength[b].view(rows, columns))
@@ -121,15 +124,18 @@ def _select(mask: PatchMask, pixel_values: torch.Tensor, teacher: CLIPVisionMode
     return mask(pixel_values, generator=generator, patch_scores=class_attention(teacher, pixel_values))
 
 
-def _panels(num_rows: int, titles: list[str]) -> tuple[Figure, Any]:
-    """A figure with a row of panels for each picture, titled above the first."""
-    figure = Figure(figsize=(INCHES_PER_IMAGE * len(titles), INCHES_PER_IMAGE * num_rows + 0.5), layout="constrained")
-    axes = figure.subplots(num_rows, len(titles), squeeze=False)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9)
-    for axis in axes.flat:
+def _panels(num_rows: int, titles: list[str], panels_per_row: int | None) -> tuple[Figure, Any]:
+    """A figure and its panels, a row for each picture; titled above the first, or above each where rows are broken."""
+    per_row = panels_per_row or len(titles)
+    lines = -(-len(titles) // per_row)  # of each picture
+    figure = Figure(figsize=(INCHES_PER_IMAGE * per_row, INCHES_PER_IMAGE * num_rows * lines + 0.5), layout="constrained")
+    axes = figure.subplots(num_rows * lines, per_row, squeeze=False).reshape(num_rows, -1)[:, : len(titles)]
+    for axis in figure.axes:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
+    for row in axes if lines > 1 else axes[:1]:
+        for axis, title in zip(row, titles, strict=True):
+            axis.set_title(title, fontsize=9)
     return figure, axes
 
 

@@ -12,7 +12,8 @@ COMMIT = "1" * 40
 
 
 class HubServer:
-    """Keeps repositories in memory: name -> path -> content. `private` has the names of those that were created private."""
+    """Keeps repositories in memory: name -> path -> content. `private` has the names of those that were created private.
+    A Space's name begins with spaces/, as in its address."""
 
     def __init__(self):
         self.repositories: dict[str, dict[str, bytes]] = {}
@@ -43,13 +44,16 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            if asked.get("type") == "space":
+                assert asked["sdk"] == "gradio"
+                name = f"spaces/{name}"
             self.hub.repositories.setdefault(name, {})
             if asked.get("private") or asked.get("visibility") == "private":
                 self.hub.private.add(name)
             self._answer({"url": f"{self.hub.address}/{name}", "id": name})
         elif path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
-        elif re.fullmatch(r"/api/models/.+/preupload/main", path):
+        elif re.fullmatch(r"/api/(models|spaces)/.+/preupload/main", path):
             files = json.loads(body)["files"]
             modes = [{"path": f["path"], "uploadMode": _mode(f["path"]), "shouldIgnore": False} for f in files]
             self._answer({"files": modes})
@@ -60,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for o in objects
             ]
             self._answer({"transfer": "basic", "objects": upload})
-        elif found := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+        elif found := re.fullmatch(r"/api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/commit/main", path):
             self._commit(found[1], body)
         else:
             self._missing()

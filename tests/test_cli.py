@@ -141,6 +141,13 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_without_gradio_the_demo_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "hf_maskclip.demo", raising=False)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == 'error: hf-maskclip demo: needs Gradio: pip install "hf_maskclip[demo]"\n'
+
+
 def test_convert_goes_to_open_clip_and_back(make_clip, processor, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     model, plain = make_clip(), tmp_path / "plain"

@@ -1,12 +1,14 @@
 """Proves that a run becomes a model repository with one command: a card of measured numbers only, all files, private; pushed
-over HTTP by the real client; and loaded from there, by name, in a process without this package. And that Transformers' own
-`push_to_hub` pushes a masked model that loads by its name, as one with its code does."""
+over HTTP by the real client; and loaded from there, by name, in a process without this package. That its demo becomes a Space
+whose files, alone in a folder, show it. And that Transformers' own `push_to_hub` pushes a masked model that loads by its name,
+as one with its code does."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,13 @@ import yaml
 from conftest import encode_image, random_picture, write_shard
 from hub_server import HubServer
 from huggingface_hub import ModelCard
+from packaging.requirements import Requirement
 
 from hf_maskclip import export_to_clip
 from hf_maskclip.cli import main
 from hf_maskclip.hub import PAPERS, ModelRepository, card_of_recipe, check_card
 from hf_maskclip.patch_masking import patch_masks
+from hf_maskclip.space import PACKAGE, SpaceRepository, requirements
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
@@ -87,7 +91,10 @@ def test_the_card_of_each_recipe_is_there_and_has_no_result(recipe):
 def test_a_dry_run_lists_what_would_go_and_sends_nothing(run_dir, capsys):
     assert main(["push", str(run_dir), "org/name", "--dry_run"]) == 0
     printed = capsys.readouterr().out
-    assert "would go to org/name (private):" in printed and "pipeline_tag: zero-shot-image-classification" in printed
+    assert (
+        "would go to org/name (private), with the card above:" in printed
+        and "pipeline_tag: zero-shot-image-classification" in printed
+    )
     names = (
         "README.md",
         "config.json",
@@ -119,10 +126,10 @@ def python(hub, tmp_path):
     settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     settings |= {"HF_HUB_DISABLE_XET": "1"}  # the server takes uploads over plain HTTP
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, folder: Path = tmp_path) -> str:
         environment = os.environ | settings
         finished = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+            [sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment, timeout=120
         )
         assert finished.returncode == 0, finished.stderr[-3000:]
         return finished.stdout
@@ -209,3 +216,55 @@ def test_push_to_hub_of_a_model_gives_what_auto_model_loads_and_so_does_its_code
     loaded = json.loads(python("-c", LOAD_CODE).splitlines()[-1])
     assert loaded.pop("module").startswith("transformers_modules.org.")
     assert loaded == {"missing": [], "kept": 4}  # of 16 patches
+
+
+SHOW = """
+import json
+import app, hf_maskclip
+tabs = [block["props"]["label"] for block in app.demo.get_config_file()["components"] if block["type"] == "tabitem"]
+print(json.dumps({"tabs": tabs, "package": hf_maskclip.__file__}))
+"""
+
+
+def test_a_pushed_space_shows_the_demo_from_its_files_alone(run_dir, hub, python, tmp_path):
+    gradio = pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'hf_maskclip[demo]'")
+    printed = python("-m", "hf_maskclip.cli", "push", str(run_dir), "org/clip-pgs-b16", "--space")
+    assert f"pushed to {hub.address}/spaces/org/clip-pgs-b16" in printed
+    assert hub.private == {"org/clip-pgs-b16", "spaces/org/clip-pgs-b16"}
+    there = hub.repositories["spaces/org/clip-pgs-b16"]
+    assert {name for name in there if "/" not in name} == {"README.md", "app.py", "requirements.txt"}
+    assert {name for name in there if name.endswith(".py")} > {f"hf_maskclip/{path.name}" for path in PACKAGE.glob("*.py")}
+    _, front_matter, _ = there["README.md"].decode().split("---\n", 2)
+    expected = {"sdk": "gradio", "sdk_version": gradio.__version__, "app_file": "app.py", "models": ["org/clip-pgs-b16"]}
+    front_matter = yaml.safe_load(front_matter)
+    assert expected | front_matter == front_matter and len(front_matter["short_description"]) <= 60  # the Hub's limit
+
+    for name, content in there.items():
+        (tmp_path / "space" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "space" / name).write_bytes(content)
+    shown = json.loads(python("-c", SHOW, folder=tmp_path / "space").splitlines()[-1])
+    assert shown == {"tabs": ["Masks", "Zero-shot"], "package": str(tmp_path / "space" / "hf_maskclip" / "__init__.py")}
+
+
+def test_a_space_lists_what_the_package_needs():
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = re.findall(r'"(.+?)"', re.search(r"dependencies = \[(.*?)\]", project, flags=re.DOTALL)[1])
+    assert len(needed) > 5
+    assert {Requirement(line) for line in requirements().splitlines()} == {Requirement(line) for line in needed}
+
+
+def test_a_dry_run_of_a_space_lists_both(run_dir, capsys):
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'hf_maskclip[demo]'")
+    assert main(["push", str(run_dir), "org/name", "--space", "--dry_run"]) == 0
+    model, space = capsys.readouterr().out.split("would go to the Space org/name (private)")
+    assert "would go to org/name (private)" in model and "sdk: gradio" in model and "  model.safetensors  " in model
+    assert all(f"  {name}  " in space for name in ("README.md", "app.py", "requirements.txt", "hf_maskclip/demo.py"))
+
+
+def test_without_gradio_a_space_is_refused(monkeypatch):
+    def no_version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("hf_maskclip.space.version", no_version)
+    with pytest.raises(ValueError, match=r"push --space: needs Gradio, whose version it records: pip install"):
+        SpaceRepository("org/name").content()

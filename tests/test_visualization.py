@@ -34,6 +34,20 @@ def test_the_figure_has_a_row_for_each_picture_and_a_titled_column_for_each_mask
     assert (tmp_path / "masks.png").stat().st_size > 10_000
 
 
+def test_a_row_is_broken_after_so_many_panels():
+    pictures = [random_picture(seed, (50, 40)) for seed in range(2)]
+    figure = draw_patch_masks(pictures, {"a": "random", "b": "grid", "c": "pgs"}, image_size=32, patch_size=8, panels_per_row=3)
+    axes = np.array(figure.axes).reshape(4, 3)
+    titles = [[axis.get_title() for axis in row] for row in axes]
+    assert titles == [["image", "edges", "a"], ["b", "c", ""]] * 2
+    assert not axes[1, 2].images and np.array_equal(axes[2, 0].images[0].get_array(), _square(pictures[1]))
+
+
+def _square(picture) -> np.ndarray:
+    alone = draw_patch_masks([picture], {}, image_size=32, patch_size=8)
+    return alone.axes[0].images[0].get_array()
+
+
 def test_the_stages_of_pgs_are_those_of_the_mask():
     pictures = [random_picture(seed, (50, 40)) for seed in range(2)]
     figure = draw_pgs_steps(pictures, {"name": "pgs", "candidate_ratio": 0.2}, image_size=32, patch_size=8, seed=3)
