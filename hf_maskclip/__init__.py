@@ -19,6 +19,7 @@ from transformers import (
 
 from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
 from .conversion import export_to_clip
+from .conversion_open_clip import convert_open_clip_checkpoint
 from .losses import ContrastiveLoss, SigmoidLoss, cached_contrastive_backward
 from .modeling_maskclip import (
     MaskCLIPForImageClassification,
@@ -62,6 +63,7 @@ __all__ = [
     "SigmoidLoss",
     "build_patch_mask",
     "cached_contrastive_backward",
+    "convert_open_clip_checkpoint",
     "export_to_clip",
     "register_patch_mask",
 ]

@@ -151,7 +151,7 @@ def _add_convert_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from .conversion_open_clip import MODELS, convert_from_open_clip, export_to_open_clip
+    from .conversion_open_clip import MODELS, convert_open_clip_checkpoint, export_to_open_clip
 
     if options.to == "open_clip":
         model = CLIPModel.from_pretrained(options.source, dtype=torch.float32)
@@ -162,7 +162,7 @@ def _convert(options: argparse.Namespace) -> None:
         raise ValueError(f"--open_clip_model: say what {options.source} is of, one of {', '.join(MODELS)}")
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     token_ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    converted = convert_from_open_clip(options.source, options.open_clip_model, token_ids)
+    converted = convert_open_clip_checkpoint(options.source, options.open_clip_model, token_ids)
     size = converted.model.config.vision_config.image_size
     image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     converted.model.save_pretrained(options.output)

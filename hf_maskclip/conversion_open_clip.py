@@ -123,7 +123,9 @@ class Conversion:
     extra: list[str]
 
 
-def convert_from_open_clip(checkpoint: str | Path, model_name: str, token_ids: Mapping[str, int] | None = None) -> Conversion:
+def convert_open_clip_checkpoint(
+    checkpoint: str | Path, model_name: str, token_ids: Mapping[str, int] | None = None
+) -> Conversion:
     """Read a checkpoint of open_clip, or of a fork of it such as those of CLIP-PGS and cluster masking.
 
     Args:

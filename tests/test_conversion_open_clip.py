@@ -13,7 +13,7 @@ from hf_maskclip import conversion_open_clip
 from hf_maskclip.conversion_open_clip import (
     MODELS,
     clip_config,
-    convert_from_open_clip,
+    convert_open_clip_checkpoint,
     export_to_open_clip,
     from_open_clip_weights,
     to_open_clip_weights,
@@ -59,7 +59,7 @@ def test_features_agree_with_open_clips_both_ways(shallow_model, pil_processor, 
     theirs.eval()
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "epoch_3.pt")
     token_ids = {key: getattr(pil_processor.tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    back = convert_from_open_clip(tmp_path / "epoch_3.pt", name, token_ids)
+    back = convert_open_clip_checkpoint(tmp_path / "epoch_3.pt", name, token_ids)
     assert back.extra == []
 
     pictures, texts = [random_picture(n, (300, 260)) for n in range(3)], ["a red ball on grass", "two blue fish"]
@@ -88,23 +88,23 @@ def test_what_does_not_fit_is_named(shallow_model, tmp_path):
     torch.save(weights, tmp_path / "weights.pt")
     message = rf"weights.pt: does not fit {other}: token_embedding.weight is \(\d+, .*, {other} has \(49408, .* more\)"
     with pytest.raises(ValueError, match=message):
-        convert_from_open_clip(tmp_path / "weights.pt", other)
+        convert_open_clip_checkpoint(tmp_path / "weights.pt", other)
     third = {key.replace("resblocks.1.", "resblocks.2."): weight for key, weight in weights.items()}
     torch.save(weights | third, tmp_path / "deep.pt")
     with pytest.raises(ValueError, match=r"resblocks.2.attn.in_proj_weight is of a layer that .* does not have"):
-        convert_from_open_clip(tmp_path / "deep.pt", name)
+        convert_open_clip_checkpoint(tmp_path / "deep.pt", name)
     with pytest.raises(ValueError, match="open_clip model 'RN50': must be one of ViT-S-32"):
-        convert_from_open_clip(tmp_path / "weights.pt", "RN50")
+        convert_open_clip_checkpoint(tmp_path / "weights.pt", "RN50")
     torch.save({name: w for name, w in weights.items() if name != "visual.proj"}, tmp_path / "short.pt")
     with pytest.raises(ValueError, match="visual.proj is missing"):
-        convert_from_open_clip(tmp_path / "short.pt", name)
+        convert_open_clip_checkpoint(tmp_path / "short.pt", name)
 
 
 def test_keys_of_forks_are_reported_and_half_precision_becomes_float32(shallow_model, tmp_path):
     name, model = shallow_model
     weights = {key: weight.half() for key, weight in to_open_clip_weights(model.state_dict()).items()}
     torch.save({"state_dict": weights | {"visual.gs_block.weight": torch.zeros(3)}}, tmp_path / "fork.pt")
-    converted = convert_from_open_clip(tmp_path / "fork.pt", name)
+    converted = convert_open_clip_checkpoint(tmp_path / "fork.pt", name)
     assert converted.extra == ["visual.gs_block.weight"]
     assert converted.model.dtype == torch.float32
 

@@ -142,21 +142,41 @@ import json, sys
 sys.modules["hf_maskclip"] = None
 from PIL import Image
 from transformers import AutoModel, pipeline
-model, info = AutoModel.from_pretrained("org/clip-pgs-b16", output_loading_info=True)
-scores = pipeline("zero-shot-image-classification", model="org/clip-pgs-b16")(
+model, info = AutoModel.from_pretrained("org/clip-pgs-tiny", output_loading_info=True)
+scores = pipeline("zero-shot-image-classification", model="org/clip-pgs-tiny")(
     Image.new("RGB", (40, 40), "red"), candidate_labels=["ball", "fish"])
 labels = sorted(score["label"] for score in scores)
 print(json.dumps({"class": type(model).__name__, "missing": sorted(info["missing_keys"]), "labels": labels}))
 """
 
 
-def test_a_pushed_run_is_loaded_by_its_name_without_the_package(run_dir, hub, python):
-    printed = python("-m", "hf_maskclip.cli", "push", str(run_dir), "org/clip-pgs-b16")
-    assert f"pushed to {hub.address}/org/clip-pgs-b16" in printed
-    assert hub.private == {"org/clip-pgs-b16"}
-    there = hub.repositories["org/clip-pgs-b16"]
+@pytest.fixture
+def push(python, run_dir, tmp_path):
+    """Runs a command of the README that pushes, as it is written there, beside a run of four steps."""
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    (tmp_path / "runs" / "quickstart").symlink_to(run_dir)
+    commands = {
+        line.partition("#")[0].strip()
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("hf-maskclip push")
+    }
+
+    def run(command: str) -> str:
+        assert command in commands
+        return python("-m", "hf_maskclip.cli", *command.split()[1:])
+
+    return run
+
+
+def test_the_readmes_commands_push_a_run_that_is_loaded_by_its_name_without_the_package(run_dir, hub, python, push):
+    push("hf-maskclip push runs/quickstart org/clip-pgs-tiny --dry_run")
+    assert hub.requests == []
+    printed = push("hf-maskclip push runs/quickstart org/clip-pgs-tiny")
+    assert f"pushed to {hub.address}/org/clip-pgs-tiny" in printed
+    assert hub.private == {"org/clip-pgs-tiny"}
+    there = hub.repositories["org/clip-pgs-tiny"]
     assert there["model.safetensors"] == (run_dir / "export" / "model.safetensors").read_bytes()
-    assert set(there) == {"README.md", *ModelRepository(run_dir, "org/clip-pgs-b16").files()}
+    assert set(there) == {"README.md", *ModelRepository(run_dir, "org/clip-pgs-tiny").files()}
     assert any(request.startswith("PUT /lfs/") for request in hub.requests)  # uploaded as large files are
 
     loaded = json.loads(python("-c", LOAD).splitlines()[-1])
@@ -226,16 +246,16 @@ print(json.dumps({"tabs": tabs, "package": hf_maskclip.__file__}))
 """
 
 
-def test_a_pushed_space_shows_the_demo_from_its_files_alone(run_dir, hub, python, tmp_path):
+def test_a_pushed_space_shows_the_demo_from_its_files_alone(hub, python, push, tmp_path):
     gradio = pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'hf_maskclip[demo]'")
-    printed = python("-m", "hf_maskclip.cli", "push", str(run_dir), "org/clip-pgs-b16", "--space")
-    assert f"pushed to {hub.address}/spaces/org/clip-pgs-b16" in printed
-    assert hub.private == {"org/clip-pgs-b16", "spaces/org/clip-pgs-b16"}
-    there = hub.repositories["spaces/org/clip-pgs-b16"]
+    printed = push("hf-maskclip push runs/quickstart org/clip-pgs-tiny --space")
+    assert f"pushed to {hub.address}/spaces/org/clip-pgs-tiny" in printed
+    assert hub.private == {"org/clip-pgs-tiny", "spaces/org/clip-pgs-tiny"}
+    there = hub.repositories["spaces/org/clip-pgs-tiny"]
     assert {name for name in there if "/" not in name} == {"README.md", "app.py", "requirements.txt"}
     assert {name for name in there if name.endswith(".py")} > {f"hf_maskclip/{path.name}" for path in PACKAGE.glob("*.py")}
     _, front_matter, _ = there["README.md"].decode().split("---\n", 2)
-    expected = {"sdk": "gradio", "sdk_version": gradio.__version__, "app_file": "app.py", "models": ["org/clip-pgs-b16"]}
+    expected = {"sdk": "gradio", "sdk_version": gradio.__version__, "app_file": "app.py", "models": ["org/clip-pgs-tiny"]}
     front_matter = yaml.safe_load(front_matter)
     assert expected | front_matter == front_matter and len(front_matter["short_description"]) <= 60  # the Hub's limit
 

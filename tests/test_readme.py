@@ -1,5 +1,7 @@
-"""Proves that the README is true: its tree is the tree, its files exist, its commands parse, its code runs."""
+"""Proves that the README is true: its tree is the tree, its files exist, its commands parse, its code runs, and so do those of
+its commands that convert and export (test_hub.py runs those that push)."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_picture
+from transformers import AutoModel, pipeline
 
-from hf_maskclip import export_to_clip
+from hf_maskclip import cli, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser
+from hf_maskclip.conversion_open_clip import MODELS, export_to_open_clip, to_open_clip_weights
 from training.config import load_config
 from training.evaluate import parse_options
 
@@ -85,11 +89,46 @@ def test_every_command_of_the_package_parses(text):
         build_parser().parse_args(arguments)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
-def test_the_code_runs_as_written(code, make_model, processor, tmp_path, monkeypatch):
-    """The run's export is a tiny model here; everything else is the README's text."""
+@pytest.fixture
+def folder(make_model, processor, tmp_path, monkeypatch) -> Path:
+    """Where the README's code and commands run: the models there are tiny, everything else is the README's text."""
     monkeypatch.chdir(tmp_path)
     export_to_clip(make_model(), tmp_path / "runs" / "quickstart" / "export", processor)
     random_picture(0).save(tmp_path / "photo.jpg")
+    for number, name in enumerate(("cat", "cat", "dog", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        random_picture(number).save(tmp_path / "photos" / name / f"{number}.jpg")
     torch.manual_seed(0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
+def test_the_code_runs_as_written(code, folder):
     exec(compile(code, "README.md", "exec"), {})
+    if "runs/photos/export" in code:
+        classes = pipeline("image-classification", model="runs/photos/export")("photo.jpg")
+        assert sorted(score["label"] for score in classes) == ["cat", "dog"]
+
+
+def test_the_commands_that_convert_and_export_run_as_written(folder, make_clip, make_model, processor, monkeypatch, capsys):
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is of the test extra")
+    export_to_open_clip(make_clip(), "tiny", processor)
+    monkeypatch.setitem(MODELS, "ViT-B-16", json.loads(Path("tiny/open_clip_config.json").read_text())["model_cfg"])
+    monkeypatch.setattr(cli, "CLIP_TOKENIZER", "runs/quickstart/export")
+    weights = {f"module.{name}": weight for name, weight in to_open_clip_weights(make_clip().state_dict()).items()}
+    torch.save({"epoch": 32, "state_dict": weights}, "epoch_32.pt")
+    checkpoint = "runs/clip-pgs-b16/checkpoints/step-00010000"
+    make_model(seed=1).save_pretrained(checkpoint)
+    processor.save_pretrained(checkpoint)
+
+    made = {}
+    for command in ("convert", "export"):
+        for arguments in arguments_of(f"hf-maskclip {command}", README):
+            assert cli.main([command, *arguments]) == 0, capsys.readouterr().err
+            made[command, arguments[0]] = Path(arguments[1])
+    assert len(made) == 4
+    there = open_clip.create_model_and_transforms(f"local-dir:{made['convert', 'clip-pgs-b16']}")[0].state_dict()
+    assert torch.equal(there["visual.proj"], weights["module.visual.proj"])
+    exported = AutoModel.from_pretrained(made["export", checkpoint])  # in the place of what was converted
+    assert torch.equal(exported.visual_projection.weight, make_model(seed=1).visual_projection.weight)
+    assert (made["export", "runs/quickstart"] / "modeling_maskclip.py").is_file()
