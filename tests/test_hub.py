@@ -88,6 +88,14 @@ def test_the_card_of_each_recipe_is_there_and_has_no_result(recipe):
     assert not re.search(r"\d %|\d\.\d \|", card.text)
 
 
+def test_the_card_of_the_quickstarts_model_has_its_numbers_and_pictures():
+    card = check_card(ModelCard.load(ROOT / "model_cards" / "clip-pgs-tiny.md"))
+    results = {result.task_name: result.metric_value for result in card.data.eval_results if result.metric_type == "top1"}
+    assert f"zero_shot_pair: top1 {results['zero_shot_pair']:.1%}" in (ROOT / "README.md").read_text()
+    pictures = re.findall(r"!\[.*?\]\((.+?)\)", card.text)
+    assert pictures and all((ROOT / "model_cards" / name).is_file() for name in pictures)
+
+
 def test_a_dry_run_lists_what_would_go_and_sends_nothing(run_dir, capsys):
     assert main(["push", str(run_dir), "org/name", "--dry_run"]) == 0
     printed = capsys.readouterr().out
