@@ -3,9 +3,10 @@ attention implementation, with gradient checkpointing, and in half precision."""
 
 import pytest
 import torch
+from conftest import IMAGE_SIZE, PATCH_SIZE, photo_like
 from torch import nn
 
-from hf_maskclip import PatchSelection
+from hf_maskclip import PatchSelection, build_patch_mask
 from hf_maskclip.attention import fastest_attention
 from hf_maskclip.packed_attention import Packing
 
@@ -37,11 +38,20 @@ def encode_and_gradients(model, pixel_values, selection) -> list[torch.Tensor]:
     return [output.detach(), *gradients]
 
 
-def one_by_one(model, pixel_values) -> list[torch.Tensor]:
+def selection_of(name: str, pixel_values) -> PatchSelection:
+    """Of a mask under which images keep different numbers of patches, or the one above."""
+    if name == "by hand":
+        return SELECTION
+    pgs = {"max_mask_ratio": 0.8, "candidate_ratio": 0.2, "similarity_threshold": 0.2}
+    mask = build_patch_mask(name, patch_size=PATCH_SIZE, min_mask_ratio=0.1, **(pgs if name == "pgs" else {}))
+    return mask(pixel_values, generator=torch.Generator().manual_seed(0))
+
+
+def one_by_one(model, pixel_values, selection) -> list[torch.Tensor]:
     """Outputs and summed gradients of the four images run alone, each with its own number of patches and no padding."""
     outputs, total = [], None
     weights = torch.linspace(0, 1, 4 * 32).view(4, 1, 32)
-    for image, indices, length, weight in zip(pixel_values, *SELECTION, weights, strict=True):
+    for image, indices, length, weight in zip(pixel_values, *selection, weights, strict=True):
         output = model(image[None], patch_selection=PatchSelection(indices[None, :length])).pooler_output
         gradients = torch.autograd.grad((output * weight).sum(), list(model.parameters()))
         total = gradients if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
@@ -51,14 +61,17 @@ def one_by_one(model, pixel_values) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["fastest", "sdpa", "eager"])
-def test_packed_outputs_and_gradients_are_those_of_each_image_alone(attention, checkpointing, make_model, inputs):
-    model = make_model("none").vision_model.train()
+@pytest.mark.parametrize("mask", ["by hand", "cluster", "pgs"])
+def test_packed_outputs_and_gradients_are_those_of_each_image_alone(mask, attention, checkpointing, make_model):
+    model, pixel_values = make_model("none").vision_model.train(), photo_like(4, IMAGE_SIZE, IMAGE_SIZE)
+    selection = selection_of(mask, pixel_values)
+    assert len(set(selection.lengths.tolist())) > 1
     model.set_attn_implementation(attention)
-    expected = one_by_one(model, inputs["pixel_values"])
+    expected = one_by_one(model, pixel_values, selection)
     if checkpointing:
         model.gradient_checkpointing_enable()
         assert any(layer.gradient_checkpointing for layer in model.encoder.layers)
-    packed = encode_and_gradients(model, inputs["pixel_values"], SELECTION)
+    packed = encode_and_gradients(model, pixel_values, selection)
     assert all(gradient.abs().max() > 0 for gradient in packed)
     for ours, alone in zip(packed, expected, strict=True):
         torch.testing.assert_close(ours, alone, rtol=1e-5, atol=1e-6)
