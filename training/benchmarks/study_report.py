@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 BASELINE = "none"  # the method that the others are compared with
 BUDGETS = ("samples", "time")
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, without yellow
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's; black is the baseline's
 
 EXPLANATION = """\
 Mean ± standard error over n seeds, in percent. Relative time is the time of a step, the last steps on whole images included,
@@ -164,19 +164,18 @@ class Report:
         for axes, budget in zip(panels, self.budgets, strict=True):
             self._draw(axes, budget)
         panels[0].set_ylabel(f"{self.headline}, %")
-        lines = sorted(panels[-1].get_lines(), key=lambda line: -line.get_ydata()[-1])
-        lines = [line for line in lines if not line.get_label().startswith("_")]
+        lines = {line.get_label(): line for axes in panels for line in axes.get_lines() if line.get_label() in self.methods}
         if lines:
-            figure.legend(handles=lines, loc="outside right center", frameon=False, labelcolor="linecolor", fontsize=9)
+            in_order = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
+            figure.legend(handles=in_order, loc="outside right center", frameon=False, labelcolor="linecolor", fontsize=9)
         return figure
 
     def _draw(self, axes: Axes, budget: str) -> None:
-        for number, method in enumerate(self.methods):
+        for method in self.methods:
             curve = self.curve(method, budget)
             if curve is None:
                 continue
-            turn, colour = divmod(number, len(COLOURS))
-            look = {"color": COLOURS[colour], "linestyle": ("-", "--", ":")[turn % 3]}
+            look = self._look(method)
             low, high = 100 * (curve.mean - curve.error), 100 * (curve.mean + curve.error)
             axes.fill_between(curve.seconds, low, high, color=look["color"], alpha=0.12, linewidth=0)
             axes.plot(curve.seconds, 100 * curve.mean, label=method, linewidth=1.6, **look)
@@ -187,6 +186,13 @@ class Report:
         axes.set(title=f"Equal {budget}", xlabel="seconds of training", xlim=(0, None))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
+
+    def _look(self, method: str) -> dict[str, str]:
+        """Colour and dashes of a method, the same in all panels."""
+        if method == BASELINE:
+            return {"color": "black", "linestyle": "-"}
+        turn, colour = divmod([name for name in self.methods if name != BASELINE].index(method), len(COLOURS))
+        return {"color": COLOURS[colour], "linestyle": ("-", "--", ":")[turn % 3]}
 
 
 def _cell(values: list[float], digits: int) -> str:
