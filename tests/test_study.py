@@ -3,17 +3,24 @@ it says, and that the report's numbers follow from the results."""
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import CLIPModel
 
-from training.benchmarks import study as study_program
-from training.benchmarks.study import StudyRun, learning_curve, locked, main, read_study, runs_of, seconds_per_step, time_ratio
+from training.benchmarks import study_run
+from training.benchmarks.study import locked, main, read_study, runs_of
 from training.benchmarks.study_report import Curve, Report, mean_and_error, read_results, time_to_reach
-from training.config import load_config
+from training.benchmarks.study_run import StudyRun, learning_curve, seconds_per_step, time_ratio
+from training.config import TrainingConfig, load_config
 from training.errors import ConfigError
+from training.stopping import StopRequest
+from training.tracking import MetricsLog, read_metrics
+from training.train import finish, start_reports, train
 
 PAIR = "zero_shot_pair/top1"
 
@@ -61,7 +68,7 @@ def trainings(monkeypatch) -> list[str]:
         summary |= {"results": {"retrieval_data": {"image_to_text_recall@1": 0.5, "n": 6}}}
         (folder / "eval.json").write_text(json.dumps(summary))
 
-    monkeypatch.setattr(study_program, "call", call)
+    monkeypatch.setattr(study_run, "call", call)
     return folders
 
 
@@ -90,19 +97,19 @@ def test_an_interrupted_study_goes_on_and_begins_the_interrupted_run_anew(
     write, values, tmp_path, trainings, monkeypatch, capsys
 ):
     arguments = [str(write(values | {"seeds": [0, 1]})), "--output_dir", str(tmp_path / "study")]
-    complete = study_program.call
+    complete = study_run.call
 
     def interrupted(command, log, lock):
         complete(command, log, lock)
         if len(trainings) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(study_program, "call", interrupted)
+    monkeypatch.setattr(study_run, "call", interrupted)
     assert main(arguments) == 130
     assert "the same command goes on" in capsys.readouterr().out
     assert [result["method"] for result in read_results(tmp_path / "study" / "results")] == ["none"]
 
-    monkeypatch.setattr(study_program, "call", complete)
+    monkeypatch.setattr(study_run, "call", complete)
     assert main(arguments) == 0
     places = ["samples/none/seed-0", *2 * ["samples/random-0.5/seed-0"], "time/random-0.5/seed-0"]
     places += ["samples/none/seed-1", "samples/random-0.5/seed-1", "time/random-0.5/seed-1"]
@@ -115,14 +122,14 @@ def test_an_interrupted_study_goes_on_and_begins_the_interrupted_run_anew(
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(write, values, tmp_path, trainings, monkeypatch, capsys):
-    complete = study_program.call
+    complete = study_run.call
 
     def failing(command, log, lock):
         if any("samples/random-0.5" in word for word in command):
-            raise study_program.subprocess.CalledProcessError(2, command)
+            raise subprocess.CalledProcessError(2, command)
         complete(command, log, lock)
 
-    monkeypatch.setattr(study_program, "call", failing)
+    monkeypatch.setattr(study_run, "call", failing)
     assert main([str(write(values)), "--output_dir", str(tmp_path / "study")]) == 1
     printed = capsys.readouterr().out
     assert "random 0.5, seed 0, equal samples: training/train.py ended with 2, see" in printed
@@ -254,7 +261,39 @@ def test_two_studies_do_not_work_in_one_folder_nor_one_with_other_options(write,
 
 
 def test_the_studies_that_are_kept_can_be_read():
-    folder = study_program.ROOT / "training" / "benchmarks"
+    folder = study_run.ROOT / "training" / "benchmarks"
     for name, num_runs in (("study-scenes.yaml", 57), ("study-pairs.yaml", 39)):
         study = read_study(folder / name)
         assert len(runs_of(study, folder)) == num_runs
+
+
+def test_the_peer_trains_open_clips_model_and_leaves_it_as_a_clip(options, tmp_path):
+    """Patch dropout is on in the masked steps only, and what is evaluated and exported computes as open_clip's model does."""
+    pytest.importorskip("open_clip")
+    from training.benchmarks import study_peer
+
+    mask = {"name": "random", "mask_ratio": 0.5}
+    config = TrainingConfig(**(options | {"model": "tiny", "patch_mask": mask, "unmasked_tuning_steps": 1}))
+    run, tokens = study_peer.prepare_peer(config), []
+    run.peer.clip.visual.transformer.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[1]))
+    before = run.peer.clip.logit_scale.item()
+    with StopRequest() as stop:
+        assert train(run, start_reports(run), stop)
+    assert tokens == [33, 33, 33, 65] and run.peer.clip.logit_scale.item() != before  # half of 64 patches, and the class token
+    assert [record["kept_patches"] for record in read_metrics(run.output_dir / "metrics.jsonl")] == [32, 32, 32, 64]
+
+    finish(run, MetricsLog(run.accelerator, run.output_dir))
+    exported = CLIPModel.from_pretrained(run.output_dir / "export").eval()
+    text = exported.config.text_config
+    input_ids = torch.tensor(
+        [[text.bos_token_id, 300, 400, text.eos_token_id], [text.bos_token_id, 500, *2 * [text.eos_token_id]]]
+    )
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        theirs = run.peer.eval()(input_ids, pixels, apply_patch_mask=False)
+        ours = exported(input_ids=input_ids, pixel_values=pixels)
+    torch.testing.assert_close(ours.image_embeds, theirs.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.text_embeds, theirs.text_embeds, atol=1e-5, rtol=0)
+
+    with pytest.raises(ConfigError, match="patch_mask='pgs': must be random"):
+        study_peer.prepare_peer(TrainingConfig(**(options | {"model": "tiny", "patch_mask": "pgs"})))

@@ -10,12 +10,12 @@ follows from its names of weights: that of its patch embedding decays. Its text 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import open_clip
 import torch
 from torch.nn import functional as F
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 if __name__ == "__main__":  # run as a script, it finds its package, and not itself or its siblings in the place of others
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -42,11 +42,11 @@ class OpenCLIP(torch.nn.Module):
         self.patch_dropout = self.clip.visual.patch_dropout.prob
         self.eos_token_id = config.text_config.eos_token_id
 
-    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, apply_patch_mask: bool, **_: Any) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, apply_patch_mask: bool, **_: Any) -> CLIPOutput:
         padding = self.clip.context_length - input_ids.shape[1]
         input_ids = F.pad(input_ids, (0, padding), value=self.eos_token_id)
         self.clip.visual.patch_dropout.prob = self.patch_dropout if apply_patch_mask else 0.0
-        return SimpleNamespace(
+        return CLIPOutput(
             image_embeds=self.clip.encode_image(pixel_values, normalize=True),
             text_embeds=self.clip.encode_text(input_ids, normalize=True),
         )
