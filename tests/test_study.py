@@ -91,6 +91,10 @@ def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_pat
     assert main([str(path), "--output_dir", str(output_dir)]) == 0
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
     assert capsys.readouterr().out == f"2 of 2 runs are finished: {output_dir}/report.md\n"
+    (output_dir / "report.md").unlink()
+    assert main([str(path), "--output_dir", str(output_dir), "--report_only"]) == 0
+    assert (output_dir / "report.md").read_text() == report
+    assert capsys.readouterr().out == f"2 finished runs: {output_dir}/report.md\n"
 
 
 def test_an_interrupted_study_goes_on_and_begins_the_interrupted_run_anew(
@@ -258,6 +262,13 @@ def test_two_studies_do_not_work_in_one_folder_nor_one_with_other_options(write,
     assert "was made with other options than the study has" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         read_study(tmp_path / "absent.yaml")
+
+
+def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(write, values, tmp_path, trainings, capsys):
+    arguments = ["--output_dir", str(tmp_path / "study")]
+    assert main([str(write(values | {"columns": values["columns"] | {"probe": ["linear_probe_x/top1"]}})), *arguments]) == 2
+    assert "column 'probe': 'linear_probe_x/top1' is no metric of the runs" in capsys.readouterr().err
+    assert main([str(write(values)), *arguments]) == 0 and len(trainings) == 3  # the first run is kept
 
 
 def test_the_studies_that_are_kept_can_be_read():

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,34 @@ def locked(output_dir: Path) -> Iterator[Any]:
 
 
 def check_finished(runs: list[StudyRun]) -> None:
-    """Raise ConfigError where a finished run is one of other options than the study has now."""
+    """Raise ConfigError where a finished run is one of other options than the study has now, or the columns are not its."""
     for run in runs:
         if run.result.exists():
             result = json.loads(run.result.read_text())
             if (result["base"], result["patch_mask"]) != (run.study.base, run.study.masks[run.method]):
                 fail(f"{run.result}: was made with other options than the study has; give another --output_dir, or remove it")
+            check_columns(run.study, result)
 
 
-def run_all(runs: list[StudyRun], report: "ReportFiles", lock: Any) -> int:
+def check_columns(study: Study, result: dict[str, Any]) -> None:
+    """Raise ConfigError for a metric that runs do not have; the headline's are needed while they train."""
+    for column, keys in study.columns.items():
+        known = result["curve"][-1]["metrics"] if column == study.headline and result["curve"] else result["metrics"]
+        if absent := [key for key in keys if key not in known]:
+            fail(f"column {column!r}: {absent[0]!r} is no metric of the runs, which are {', '.join(sorted(known))}")
+
+
+def write_report(study: Study, output_dir: Path) -> list[dict[str, Any]]:
+    """Write `report.md` and `accuracy_over_time.png` from whatever is finished, which is returned."""
+    results = read_results(output_dir / "results")
+    if results:
+        report = Report(results, list(study.masks), study.columns, study.headline)
+        (output_dir / "report.md").write_text(report.markdown())
+        report.figure().savefig(output_dir / "accuracy_over_time.png", dpi=150)
+    return results
+
+
+def run_all(runs: list[StudyRun], lock: Any) -> int:
     """Carry out what is not finished. Returns how many runs failed or had to be left out; the others go on without them."""
     num_failed = 0
     for number, run in enumerate(runs, start=1):
@@ -110,34 +129,18 @@ def run_all(runs: list[StudyRun], report: "ReportFiles", lock: Any) -> int:
             continue
         try:
             result = carry_out(run, ratio, lock)
+            check_columns(run.study, result)
         except subprocess.CalledProcessError as error:
             print(f"{name}: {error.cmd[0]} ended with {error.returncode}, see {run.log}", flush=True)
             num_failed += 1
             continue
-        results = report.write()
+        results = write_report(run.study, run.output_dir)
         left = sum(not other.result.exists() for other in runs[number:])
         hours = left * statistics.mean(other["wall_seconds"] for other in results) / 3600
         value = statistics.mean(result["metrics"][key] for key in run.study.columns[run.study.headline])
         took = f"{result['steps']} steps in {result['train_seconds']:.0f} s, {result['wall_seconds']:.0f} s with evaluation"
         print(f"{name}: {took}; {run.study.headline} {value:.1%}; {left} runs, about {hours:.1f} h left", flush=True)
     return num_failed
-
-
-@dataclass
-class ReportFiles:
-    """`report.md` and `accuracy_over_time.png` of a study's folder."""
-
-    study: Study
-    output_dir: Path
-
-    def write(self) -> list[dict[str, Any]]:
-        """From whatever is finished, which is returned."""
-        results = read_results(self.output_dir / "results")
-        if results:
-            report = Report(results, list(self.study.masks), self.study.columns, self.study.headline)
-            (self.output_dir / "report.md").write_text(report.markdown())
-            report.figure().savefig(self.output_dir / "accuracy_over_time.png", dpi=150)
-        return results
 
 
 def main(arguments: list[str]) -> int:
@@ -150,15 +153,15 @@ def main(arguments: list[str]) -> int:
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         study = read_study(options.study)
-        report = ReportFiles(study, options.output_dir)
         if options.report_only:
-            print(f"{len(report.write())} finished runs, {options.output_dir}/report.md")
+            num_finished = len(write_report(study, options.output_dir))
+            print(f"{num_finished} finished runs" + (f": {options.output_dir}/report.md" if num_finished else ", no report"))
             return 0
         runs = runs_of(study, options.output_dir)
         with locked(options.output_dir) as lock:
             check_finished(runs)
-            num_failed = run_all(runs, report, lock)
-            report.write()
+            num_failed = run_all(runs, lock)
+            write_report(study, options.output_dir)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
