@@ -1,0 +1,310 @@
+"""Proves that a study trains each method once by the real program and goes on after an interruption, that equal time means what
+it says, and that the report's numbers follow from the results."""
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import CLIPModel
+
+from training.benchmarks import study_run
+from training.benchmarks.study import locked, main, read_study, runs_of
+from training.benchmarks.study_report import Curve, Report, mean_and_error, read_results, time_to_reach
+from training.benchmarks.study_run import StudyRun, learning_curve, seconds_per_step, time_ratio
+from training.config import TrainingConfig, load_config
+from training.errors import ConfigError
+from training.stopping import StopRequest
+from training.tracking import MetricsLog, read_metrics
+from training.train import finish, start_reports, train
+
+PAIR = "zero_shot_pair/top1"
+
+
+@pytest.fixture
+def values(options, data) -> dict:
+    """A study of two methods on the small data."""
+    base = {key: value for key, value in options.items() if key != "output_dir"}
+    base |= {"model": "tiny", "eval_data": f"{data}/val-0.tar", "eval_every": 2}
+    return {
+        "base": base,
+        "methods": {"none": "none", "random 0.5": {"name": "random", "mask_ratio": 0.5}},
+        "seeds": [0],
+        "headline": "text R@1",
+        "columns": {"text R@1": ["retrieval_data/image_to_text_recall@1"]},
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(values: dict):
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[str]:
+    """Trainings only write what a real one leaves, which the first test shows. The list of their folders; a masked step takes
+    half the time of another one."""
+    folders = []
+
+    def call(command, log, lock):
+        config = load_config(command[1:])
+        folder = Path(config.output_dir)
+        folders.append(config.output_dir.partition("/runs/")[2])
+        (folder / "export").mkdir(parents=True)
+        record = {"step": config.max_steps, "eval/retrieval_data/image_to_text_recall@1": 0.5}
+        seconds = 1.0 if config.patch_mask == {"name": "none"} else 0.5
+        steps = [{"step": step, "loss": 1.0, "step_seconds": seconds} for step in range(1, config.max_steps + 1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*steps, record]))
+        summary = {"steps": len(steps), "samples_seen": 4 * len(steps), "train_seconds": seconds * len(steps)}
+        summary |= {"results": {"retrieval_data": {"image_to_text_recall@1": 0.5, "n": 6}}}
+        (folder / "eval.json").write_text(json.dumps(summary))
+
+    monkeypatch.setattr(study_run, "call", call)
+    return folders
+
+
+def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_path, capsys):
+    path, output_dir = write(values | {"budgets": ["samples"]}), tmp_path / "study"
+    assert main([str(path), "--output_dir", str(output_dir)]) == 0
+    results = {result["method"]: result for result in read_results(output_dir / "results")}
+    assert list(results) == ["none", "random 0.5"]
+    for result in results.values():
+        assert (result["steps"], result["samples_seen"], result["seed"], result["budget"]) == (4, 16, 0, "samples")
+        assert [point["step"] for point in result["curve"]] == [2, 4] and result["curve"][-1]["metrics"] == result["metrics"]
+        assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"] and result["seconds_per_step"] > 0
+        assert result["machine"]["threads"] and result["versions"]["torch"]
+    report = (output_dir / "report.md").read_text()
+    assert "| random 0.5 | 1 |" in report and (output_dir / "accuracy_over_time.png").stat().st_size > 10_000
+
+    files = sorted((output_dir / "results").rglob("*.json"))
+    before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
+    capsys.readouterr()
+    assert main([str(path), "--output_dir", str(output_dir)]) == 0
+    assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
+    assert capsys.readouterr().out == f"2 of 2 runs are finished: {output_dir}/report.md\n"
+    (output_dir / "report.md").unlink()
+    assert main([str(path), "--output_dir", str(output_dir), "--report_only"]) == 0
+    assert (output_dir / "report.md").read_text() == report
+    assert capsys.readouterr().out == f"2 finished runs: {output_dir}/report.md\n"
+
+
+def test_an_interrupted_study_goes_on_and_begins_the_interrupted_run_anew(
+    write, values, tmp_path, trainings, monkeypatch, capsys
+):
+    arguments = [str(write(values | {"seeds": [0, 1]})), "--output_dir", str(tmp_path / "study")]
+    complete = study_run.call
+
+    def interrupted(command, log, lock):
+        complete(command, log, lock)
+        if len(trainings) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(study_run, "call", interrupted)
+    assert main(arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert [result["method"] for result in read_results(tmp_path / "study" / "results")] == ["none"]
+
+    monkeypatch.setattr(study_run, "call", complete)
+    assert main(arguments) == 0
+    places = ["samples/none/seed-0", *2 * ["samples/random-0.5/seed-0"], "time/random-0.5/seed-0"]
+    places += ["samples/none/seed-1", "samples/random-0.5/seed-1", "time/random-0.5/seed-1"]
+    assert trainings == places
+    printed = capsys.readouterr().out
+    assert "[2/6] random 0.5, seed 0, equal samples: 4 steps in 2 s" in printed
+    assert "[3/6] random 0.5, seed 0, equal time: 8 steps in 4 s" in printed and "50.0%; 3 runs, about" in printed
+    exports = (tmp_path / "study" / "runs").rglob("export")
+    assert {folder.parent.name for folder in exports} == {"seed-0"}  # those of the other seeds are not kept
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(write, values, tmp_path, trainings, monkeypatch, capsys):
+    complete = study_run.call
+
+    def failing(command, log, lock):
+        if any("samples/random-0.5" in word for word in command):
+            raise subprocess.CalledProcessError(2, command)
+        complete(command, log, lock)
+
+    monkeypatch.setattr(study_run, "call", failing)
+    assert main([str(write(values)), "--output_dir", str(tmp_path / "study")]) == 1
+    printed = capsys.readouterr().out
+    assert "random 0.5, seed 0, equal samples: training/train.py ended with 2, see" in printed
+    assert "random 0.5, seed 0, equal time: left out" in printed and "1 of 3 runs are finished" in printed
+
+
+def test_equal_time_is_the_time_of_none_of_the_same_seed(write, values, tmp_path):
+    values["base"] |= {"max_steps": 100, "eval_every": 20, "unmasked_tuning_steps": 10, "warmup_steps": 5}
+    study = read_study(write(values | {"seeds": [0, 1]}))
+    run = StudyRun(study, tmp_path, 1, "time", "random 0.5")
+    assert time_ratio(run) is None
+    for seed, method, seconds in [(0, "none", 9.0), (1, "none", 0.6), (1, "random 0.5", 0.25)]:
+        path = StudyRun(study, tmp_path, seed, "samples", method).result
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"seconds_per_step": seconds}))
+    assert time_ratio(run) == pytest.approx(2.4)
+    options = run.options(2.4)
+    scaled = ("max_steps", "eval_every", "unmasked_tuning_steps", "warmup_steps")
+    assert [options[name] for name in scaled] == [240, 48, 24, 12] and options["batch_size"] == 4
+    assert run.options()["max_steps"] == 100
+
+
+def test_a_steps_seconds_and_the_curve_come_from_the_metrics():
+    seconds = [9.0, 1.0, 1.0, 1.0, 3.0, 3.0]  # the first was held up, the last two saw whole images
+    records = [{"step": step, "loss": 1.0, "step_seconds": value} for step, value in enumerate(seconds, start=1)]
+    assert seconds_per_step(records, tuning_steps=2) == pytest.approx((4 * 1.0 + 2 * 3.0) / 6)
+    assert seconds_per_step(records, tuning_steps=0) == 2.0
+    evaluation = {"step": 3, f"eval/{PAIR}": 0.25, "eval/zero_shot_pair/n": 400}
+    (point,) = learning_curve([*records[:3], evaluation, *records[3:]], batch_size=8)
+    assert point == {"step": 3, "seconds": 11.0, "samples_seen": 24, "metrics": {PAIR: 0.25}}
+
+
+def made_up(method: str, seed: int, budget: str, step_seconds: float, scores: list[float], steps: int = 100) -> dict:
+    """The result of a run that was evaluated at equal distances, the last time at its end."""
+    places = [steps * number // len(scores) for number in range(1, len(scores) + 1)]
+    curve = [
+        {"step": step, "seconds": step * step_seconds, "samples_seen": 8 * step, "metrics": {PAIR: score}}
+        for step, score in zip(places, scores, strict=True)
+    ]
+    run = {"method": method, "seed": seed, "budget": budget, "steps": steps, "samples_seen": 8 * steps, "base": {}}
+    run |= {"seconds_per_step": step_seconds, "train_seconds": steps * step_seconds, "curve": curve, "commit": None}
+    run |= {"versions": {"torch": "2"}, "machine": {"processor": "CPU", "threads": 2}}
+    return run | {"metrics": {PAIR: scores[-1], "other/top1": scores[-1] / 2}}
+
+
+@pytest.fixture
+def report() -> Report:
+    results = [
+        made_up("none", 0, "samples", 1.0, [0.2, 0.4]),
+        made_up("none", 1, "samples", 2.0, [0.4, 0.6]),
+        made_up("pgs", 0, "samples", 0.5, [0.1, 0.3]),
+        made_up("pgs", 1, "samples", 0.8, [0.3, 0.3]),
+        made_up("pgs", 0, "time", 0.5, [0.4, 0.7], steps=200),
+    ]
+    return Report(results, ["none", "pgs", "cluster"], {"pair": [PAIR], "both": [PAIR, "other/top1"]}, "pair")
+
+
+def test_mean_and_standard_error():
+    mean, error = mean_and_error([1.0, 2.0, 6.0])
+    assert mean == 3.0 and error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
+    assert mean_and_error([5.0]) == (5.0, 0.0)
+
+
+def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
+    header, _, none, pgs = report.table("samples").splitlines()
+    assert header == "| method | n | pair | both | relative time | time to reach | pairs seen | seconds |"
+    assert none == "| none | 2 | 50.0 ± 10.0 | 37.5 ± 7.5 | 1.00 ± 0.00 | 1.00 | 800 | 150 |"
+    # 0.5 / 1 and 0.8 / 2; its mean curve ends at 30 %, below the 50 % of none
+    assert pgs == "| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 0.45 ± 0.05 | not reached | 800 | 65 |"
+    # from 40 % after 50 s to 70 % after 100 s, 50 % are reached after 66.7 s of the 150 s of none; one seed has no error
+    assert report.table("time").splitlines()[-1] == "| pgs | 1 | 70.0 | 52.5 | 0.45 ± 0.05 | 0.44 | 1,600 | 100 |"
+    text = report.markdown()
+    assert "cluster" not in text and "CPU, 2 threads" in text and text.index("Equal samples") < text.index("Equal time")
+
+
+def test_a_curve_is_the_mean_over_seeds_at_equal_shares_of_the_run(report):
+    curve = report.curve("none", "samples")
+    assert curve.seconds.tolist() == [75, 150] and curve.mean.tolist() == pytest.approx([0.3, 0.5])
+    assert curve.error.tolist() == pytest.approx([0.1, 0.1])
+    assert report.curve("cluster", "samples") is None
+
+
+def test_the_time_to_reach_a_value_is_linear_between_points():
+    curve = Curve(np.array([10.0, 20.0, 30.0]), np.array([0.1, 0.5, 0.3]), np.zeros(3))
+    assert time_to_reach(curve, 0.3) == pytest.approx(15)
+    assert time_to_reach(curve, 0.05) == 10 and time_to_reach(curve, 0.6) is None
+
+
+def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(report):
+    figure = report.figure()
+    assert [axes.get_title() for axes in figure.axes] == ["Equal samples", "Equal time"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["pgs", "none"]  # in the order in which they end
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seeds": None}, "must have base, methods, seeds, columns, headline, and may have peers, suite, budgets"),
+        ({"methods": {"pgs": "pgs"}}, "methods has no 'none'"),
+        ({"methods": {"none": "none", "a/b": "pgs"}}, "method 'a/b': a name must have no slash"),
+        ({"methods": {"none": "none", "x": "checkers"}}, "checkers"),
+        ({"headline": "speed"}, "headline 'speed': must be one of the columns text R@1"),
+        ({"budgets": ["money"]}, "budget 'money': must be one of samples, time"),
+        ({"base": {"max_steps": 4, "seed": 3}}, "base has seed, which the study sets by itself"),
+        ({"base": {"batch_size": 4}}, "base has no max_steps"),
+        ({"base": {"max_steps": 4, "modle": "tiny"}}, "did you mean 'model'"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_one_line(write, values, tmp_path, changed, message, capsys):
+    changed = {key: value for key, value in (values | changed).items() if value is not None}
+    assert main([str(write(changed)), "--output_dir", str(tmp_path / "study")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "study").exists()
+
+
+def test_two_studies_do_not_work_in_one_folder_nor_one_with_other_options(write, values, tmp_path, trainings, capsys):
+    arguments = ["--output_dir", str(tmp_path / "study")]
+    with locked(tmp_path / "study"):
+        assert main([str(write(values)), *arguments]) == 2
+    assert "another study, or a run that it left behind, is at work there" in capsys.readouterr().err
+    assert main([str(write(values | {"methods": {"none": "none"}})), *arguments]) == 0
+    values["base"]["batch_size"] = 2
+    assert main([str(write(values)), *arguments]) == 2
+    assert "was made with other options than the study has" in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        read_study(tmp_path / "absent.yaml")
+
+
+def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(write, values, tmp_path, trainings, capsys):
+    arguments = ["--output_dir", str(tmp_path / "study")]
+    assert main([str(write(values | {"columns": values["columns"] | {"probe": ["linear_probe_x/top1"]}})), *arguments]) == 2
+    assert "column 'probe': 'linear_probe_x/top1' is no metric of the runs" in capsys.readouterr().err
+    assert main([str(write(values)), *arguments]) == 0 and len(trainings) == 3  # the first run is kept
+
+
+def test_the_studies_that_are_kept_can_be_read():
+    folder = study_run.ROOT / "training" / "benchmarks"
+    for name, num_runs in (("study-scenes.yaml", 57), ("study-pairs.yaml", 39)):
+        study = read_study(folder / name)
+        assert len(runs_of(study, folder)) == num_runs
+
+
+def test_the_peer_trains_open_clips_model_and_leaves_it_as_a_clip(options, tmp_path):
+    """Patch dropout is on in the masked steps only, and what is evaluated and exported computes as open_clip's model does."""
+    pytest.importorskip("open_clip")
+    from training.benchmarks import study_peer
+
+    mask = {"name": "random", "mask_ratio": 0.5}
+    config = TrainingConfig(**(options | {"model": "tiny", "patch_mask": mask, "unmasked_tuning_steps": 1}))
+    run, tokens = study_peer.prepare_peer(config), []
+    run.peer.clip.visual.transformer.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[1]))
+    before = run.peer.clip.logit_scale.item()
+    with StopRequest() as stop:
+        assert train(run, start_reports(run), stop)
+    assert tokens == [33, 33, 33, 65] and run.peer.clip.logit_scale.item() != before  # half of 64 patches, and the class token
+    assert [record["kept_patches"] for record in read_metrics(run.output_dir / "metrics.jsonl")] == [32, 32, 32, 64]
+
+    finish(run, MetricsLog(run.accelerator, run.output_dir))
+    exported = CLIPModel.from_pretrained(run.output_dir / "export").eval()
+    text = exported.config.text_config
+    input_ids = torch.tensor(
+        [[text.bos_token_id, 300, 400, text.eos_token_id], [text.bos_token_id, 500, *2 * [text.eos_token_id]]]
+    )
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        theirs = run.peer.eval()(input_ids, pixels, apply_patch_mask=False)
+        ours = exported(input_ids=input_ids, pixel_values=pixels)
+    torch.testing.assert_close(ours.image_embeds, theirs.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.text_embeds, theirs.text_embeds, atol=1e-5, rtol=0)
+
+    with pytest.raises(ConfigError, match="patch_mask='pgs': must be random"):
+        study_peer.prepare_peer(TrainingConfig(**(options | {"model": "tiny", "patch_mask": "pgs"})))

@@ -1,0 +1,202 @@
+"""The report of a study: tables of means and standard errors over seeds, and the headline over seconds of training.
+
+Seconds are those of training steps, without evaluation. A curve is the mean over seeds at equal shares of the run.
+"""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BASELINE = "none"  # the method that the others are compared with
+BUDGETS = ("samples", "time")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's; black is the baseline's
+
+EXPLANATION = """\
+Mean ± standard error over n seeds, in percent. Relative time is the time of a step, the last steps on whole images included,
+over that of `none`, at equal samples and of the same seed. Time to reach: when the mean curve first reaches the final
+{headline} of `none` at equal samples, as a share of the time of `none`.
+"""
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The results of the runs that are finished."""
+    return [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+
+
+class Curve(NamedTuple):
+    """The headline of a method over training: arrays of equal length."""
+
+    seconds: np.ndarray
+    mean: np.ndarray
+    error: np.ndarray  # the standard error; 0 for one seed
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean and its standard error (n - 1), which is 0 for a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return statistics.mean(values), error
+
+
+def time_to_reach(curve: Curve, target: float) -> float | None:
+    """The seconds at which a curve, linear between its points, first reaches a value; None where it does not."""
+    if not (curve.mean >= target).any():
+        return None
+    after = int(np.argmax(curve.mean >= target))
+    if after == 0:
+        return float(curve.seconds[0])
+    (x0, x1), (y0, y1) = curve.seconds[after - 1 : after + 1], curve.mean[after - 1 : after + 1]
+    return float(x0 + (target - y0) / (y1 - y0) * (x1 - x0))
+
+
+@dataclass
+class Report:
+    """What the results of finished runs say.
+
+    Args:
+        methods: names in the order of the tables; those without results are left out.
+        columns: name -> the metrics that it is the mean of.
+        headline: the column that is drawn.
+    """
+
+    results: list[dict[str, Any]]
+    methods: list[str]
+    columns: dict[str, list[str]]
+    headline: str
+
+    def of(self, method: str, budget: str) -> list[dict[str, Any]]:
+        """The results of a method, seed by seed. At an equal time the baseline's are those at equal samples."""
+        budget = "samples" if method == BASELINE else budget
+        found = [result for result in self.results if (result["method"], result["budget"]) == (method, budget)]
+        return sorted(found, key=lambda result: result["seed"])
+
+    @cached_property
+    def budgets(self) -> list[str]:
+        return [budget for budget in BUDGETS if any(result["budget"] == budget for result in self.results)]
+
+    def values(self, results: list[dict[str, Any]], column: str) -> list[float]:
+        """A column of each result that has all of its metrics."""
+        keys = self.columns[column]
+        return [statistics.mean(r["metrics"][k] for k in keys) for r in results if set(keys) <= set(r["metrics"])]
+
+    def relative_times(self, method: str) -> list[float]:
+        """The seconds of a step at equal samples, over those of the baseline, of each seed that both have."""
+        seconds = {result["seed"]: result["seconds_per_step"] for result in self.of(BASELINE, "samples")}
+        own = self.of(method, "samples")
+        return [result["seconds_per_step"] / seconds[result["seed"]] for result in own if result["seed"] in seconds]
+
+    def curve(self, method: str, budget: str) -> Curve | None:
+        """None where a method has no run, or no run evaluated the headline while it trained."""
+        keys, seconds, values, shares = self.columns[self.headline], [], [], None
+        for result in self.of(method, budget):
+            points = [point for point in result["curve"] if set(keys) <= set(point["metrics"])]
+            if not points:
+                continue
+            own_shares = [point["step"] / result["steps"] for point in points]
+            shares = own_shares if shares is None else shares
+            seconds.append(np.interp(shares, own_shares, [point["seconds"] for point in points]))
+            values.append(np.interp(shares, own_shares, [statistics.mean(p["metrics"][k] for k in keys) for p in points]))
+        if not values:
+            return None
+        columns = [mean_and_error(list(column)) for column in np.transpose(values).tolist()]
+        mean, error = np.transpose(columns)
+        return Curve(np.mean(seconds, axis=0), mean, error)
+
+    def reach(self, method: str, budget: str) -> float | None:
+        """The time to reach the baseline's final headline, as a share of the baseline's time; None where it is not reached."""
+        baseline, curve = self.curve(BASELINE, "samples"), self.curve(method, budget)
+        if baseline is None or curve is None:
+            return None
+        seconds = time_to_reach(curve, baseline.mean[-1])
+        return None if seconds is None else seconds / baseline.seconds[-1]
+
+    # ------------------------------------------------------------------------------------------------ as text
+
+    def markdown(self) -> str:
+        parts = ["# Study\n", EXPLANATION.format(headline=self.headline)]
+        for budget in self.budgets:
+            parts.append(f"## Equal {budget}\n\n{self.table(budget)}")
+        parts.append(f"![{self.headline} over seconds of training](accuracy_over_time.png)\n")
+        parts.append(self.circumstances())
+        return "\n".join(parts)
+
+    def table(self, budget: str) -> str:
+        header = ["method", "n", *self.columns, "relative time", "time to reach", "pairs seen", "seconds"]
+        lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        for method in self.methods:
+            if results := self.of(method, budget):
+                lines.append(f"| {' | '.join(self.row(method, budget, results))} |")
+        return "\n".join(lines) + "\n"
+
+    def row(self, method: str, budget: str, results: list[dict[str, Any]]) -> list[str]:
+        reached = self.reach(method, budget)
+        return [
+            method,
+            str(len(results)),
+            *(_cell([100 * value for value in self.values(results, column)], 1) for column in self.columns),
+            _cell(self.relative_times(method), 2),
+            "not reached" if reached is None else f"{reached:.2f}",
+            f"{statistics.mean(result['samples_seen'] for result in results):,.0f}",
+            f"{statistics.mean(result['train_seconds'] for result in results):.0f}",
+        ]
+
+    def circumstances(self) -> str:
+        """What all runs were made under; more than one line of a kind where they differ."""
+        base = {json.dumps(result["base"]) for result in self.results}
+        machines = {f"{r['machine']['processor']}, {r['machine']['threads']} threads" for r in self.results}
+        versions = {", ".join(f"{name} {number}" for name, number in r["versions"].items()) for r in self.results}
+        commits = {f"commit {result['commit']}" for result in self.results if result["commit"]}
+        return "".join(f"- {line}\n" for kind in (base, machines, versions, commits) for line in sorted(kind))
+
+    # ---------------------------------------------------------------------------------------------- as a picture
+
+    def figure(self) -> Figure:
+        """A panel for each budget; the lines are named in the order in which they end."""
+        figure = Figure(figsize=(2.6 + 4.6 * len(self.budgets), 4.4), layout="constrained")
+        panels = figure.subplots(1, len(self.budgets), sharey=True, squeeze=False)[0]
+        for axes, budget in zip(panels, self.budgets, strict=True):
+            self._draw(axes, budget)
+        panels[0].set_ylabel(f"{self.headline}, %")
+        lines = {line.get_label(): line for axes in panels for line in axes.get_lines() if line.get_label() in self.methods}
+        if lines:
+            in_order = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
+            figure.legend(handles=in_order, loc="outside right center", frameon=False, labelcolor="linecolor", fontsize=9)
+        return figure
+
+    def _draw(self, axes: Axes, budget: str) -> None:
+        for method in self.methods:
+            curve = self.curve(method, budget)
+            if curve is None:
+                continue
+            look = self._look(method)
+            low, high = 100 * (curve.mean - curve.error), 100 * (curve.mean + curve.error)
+            axes.fill_between(curve.seconds, low, high, color=look["color"], alpha=0.12, linewidth=0)
+            axes.plot(curve.seconds, 100 * curve.mean, label=method, linewidth=1.6, **look)
+            axes.plot(curve.seconds[-1], 100 * curve.mean[-1], "o", markersize=4, color=look["color"], label="_end")
+        baseline = self.curve(BASELINE, "samples")
+        if baseline is not None:
+            axes.axhline(100 * baseline.mean[-1], color="0.35", linestyle=":", linewidth=1, label="_final")
+        axes.set(title=f"Equal {budget}", xlabel="seconds of training", xlim=(0, None))
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+
+    def _look(self, method: str) -> dict[str, str]:
+        """Colour and dashes of a method, the same in all panels."""
+        if method == BASELINE:
+            return {"color": "black", "linestyle": "-"}
+        turn, colour = divmod([name for name in self.methods if name != BASELINE].index(method), len(COLOURS))
+        return {"color": COLOURS[colour], "linestyle": ("-", "--", ":")[turn % 3]}
+
+
+def _cell(values: list[float], digits: int) -> str:
+    if not values:
+        return "–"
+    mean, error = mean_and_error(values)
+    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if len(values) > 1 else "")
