@@ -81,7 +81,7 @@ def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_pat
         assert (result["steps"], result["samples_seen"], result["seed"], result["budget"]) == (4, 16, 0, "samples")
         assert [point["step"] for point in result["curve"]] == [2, 4] and result["curve"][-1]["metrics"] == result["metrics"]
         assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"] and result["seconds_per_step"] > 0
-        assert result["machine"]["threads"] and result["versions"]["torch"]
+        assert result["machine"]["cpus"] and result["versions"]["torch"]
     report = (output_dir / "report.md").read_text()
     assert "| random 0.5 | 1 |" in report and (output_dir / "accuracy_over_time.png").stat().st_size > 10_000
 
@@ -175,7 +175,7 @@ def made_up(method: str, seed: int, budget: str, step_seconds: float, scores: li
     ]
     run = {"method": method, "seed": seed, "budget": budget, "steps": steps, "samples_seen": 8 * steps, "base": {}}
     run |= {"seconds_per_step": step_seconds, "train_seconds": steps * step_seconds, "curve": curve, "commit": None}
-    run |= {"versions": {"torch": "2"}, "machine": {"processor": "CPU", "threads": 2}}
+    run |= {"versions": {"torch": "2"}, "machine": {"processor": "CPU", "cpus": 2}}
     return run | {"metrics": {PAIR: scores[-1], "other/top1": scores[-1] / 2}}
 
 
@@ -206,7 +206,7 @@ def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
     # from 40 % after 50 s to 70 % after 100 s, 50 % are reached after 66.7 s of the 150 s of none; one seed has no error
     assert report.table("time").splitlines()[-1] == "| pgs | 1 | 70.0 | 52.5 | 0.45 ± 0.05 | 0.44 | 1,600 | 100 |"
     text = report.markdown()
-    assert "cluster" not in text and "CPU, 2 threads" in text and text.index("Equal samples") < text.index("Equal time")
+    assert "cluster" not in text and "CPU, 2 CPUs" in text and text.index("Equal samples") < text.index("Equal time")
 
 
 def test_a_curve_is_the_mean_over_seeds_at_equal_shares_of_the_run(report):

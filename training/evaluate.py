@@ -9,7 +9,6 @@ The output file has one record for each result, is written anew after each, and 
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +25,7 @@ if __name__ == "__main__":  # run as a script, it finds its package, and not its
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.patch_masking import resolve_patch_mask
+from training.cpus import use_share_of_cpus
 from training.data import PairDecoder
 from training.errors import fail, naming
 from training.evaluation_data import evaluations_of_data
@@ -58,7 +58,7 @@ def start_processes() -> PartialState:
     """The processes of `accelerate launch`, on a CPU with its cores shared among them."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.device.type == "cpu":
-        torch.set_num_threads(max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        use_share_of_cpus()
     return state
 
 

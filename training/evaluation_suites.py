@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,16 @@ def _hard_negatives(*args: Any, **kwargs: Any) -> list[tuple[Image.Image, tuple[
 
 @dataclass
 class _DrawnWhenAsked:
-    """Samples that are drawn at the first look."""
+    """Samples that are drawn at the first look, and kept for the later evaluations of a training run."""
 
     draw: Callable[[], list[tuple[Image.Image, Any]]]
 
+    @cached_property
+    def samples(self) -> list[tuple[Image.Image, Any]]:
+        return self.draw()
+
     def __iter__(self) -> Iterator[tuple[Image.Image, Any]]:
-        return iter(self.draw())
+        return iter(self.samples)
 
 
 def _scene_set(draw: Callable[..., list[tuple[Image.Image, Any]]], *args: Any, **kwargs: Any) -> ImageSet:

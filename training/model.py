@@ -21,6 +21,7 @@ def _tower(width: int, layers: int, heads: int, **kwargs: Any) -> dict[str, Any]
 # name: vision tower, text tower, projection size. The vit-* are open_clip's; tiny and small are for CPUs.
 PRESETS = {
     "tiny": (_tower(128, 4, 4, image_size=64, patch_size=8), _tower(128, 3, 4), 128),
+    "tiny-96": (_tower(128, 4, 4, image_size=96, patch_size=8), _tower(128, 3, 4), 128),
     "small": (_tower(192, 6, 6, image_size=96, patch_size=8), _tower(192, 4, 6), 192),
     "vit-s-16": (_tower(384, 12, 6, image_size=224, patch_size=16), _tower(384, 12, 6), 384),
     "vit-b-32": (_tower(768, 12, 12, image_size=224, patch_size=32), _tower(512, 12, 8), 512),

@@ -22,6 +22,7 @@ from transformers import CLIPProcessor
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from training.checkpoint import Progress, checkpoint_step, latest_checkpoint, save_checkpoint
 from training.config import TrainingConfig
+from training.cpus import use_share_of_cpus
 from training.data import (
     PairBatches,
     PairDecoder,
@@ -189,9 +190,8 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=config.output_dir,
     )
-    if accelerator.device.type == "cpu":  # `accelerate launch` leaves a single thread to each process
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, os.cpu_count() // processes_here))
+    if accelerator.device.type == "cpu":
+        use_share_of_cpus()
     set_seed(config.seed)
     return accelerator
 

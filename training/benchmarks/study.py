@@ -54,6 +54,8 @@ def read_study(path: Path) -> Study:
         fail(f"{path}: methods has no {BASELINE!r}, with which the others are compared")
     if wrong := [name for name in study.masks if "/" in name]:
         fail(f"{path}: method {wrong[0]!r}: a name must have no slash")
+    if wrong := [name for name in study.samples_only if name not in study.masks]:
+        fail(f"{path}: samples_only {wrong[0]!r}: must be among the methods and peers")
     if wrong := [budget for budget in study.budgets if budget not in BUDGETS]:
         fail(f"{path}: budget {wrong[0]!r}: must be one of {', '.join(BUDGETS)}")
     if study.headline not in study.columns:
@@ -71,7 +73,7 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
         for budget in BUDGETS
         if budget in study.budgets
         for method in study.masks
-        if budget == "samples" or method != BASELINE  # whose equal time is that of its equal samples
+        if budget == "samples" or method not in (BASELINE, *study.samples_only)  # the baseline's equal time is its own
     ]
 
 

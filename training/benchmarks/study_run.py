@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmarks.study_report import BASELINE, BUDGETS
+from training.cpus import usable_cpus
 from training.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,7 @@ class Study:
         peers: name -> a random patch mask, whose ratio is the patch dropout of open_clip's model (`study_peer.py`).
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
+        samples_only: the methods and peers that get no run of equal time.
         suite: of `training/evaluate.py`, on the final model; empty: the run's own evaluations only.
     """
 
@@ -41,6 +43,7 @@ class Study:
     columns: dict[str, list[str]]
     headline: str
     peers: dict[str, Any] = field(default_factory=dict)
+    samples_only: list[str] = field(default_factory=list)
     suite: str = ""
     budgets: tuple[str, ...] = BUDGETS
 
@@ -193,7 +196,7 @@ def result_of(run: StudyRun, options: dict[str, Any]) -> dict[str, Any]:
         "curve": learning_curve(records, summary["samples_seen"] // summary["steps"]),
         "metrics": only_scores(metrics),
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": {"processor": processor_name(), "threads": os.cpu_count()},
+        "machine": {"processor": processor_name(), "cpus": usable_cpus()},
         "commit": commit(),
     }
 
