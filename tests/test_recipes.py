@@ -12,11 +12,11 @@ import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from conftest import losses_of, pair, write_shard
 
 from hf_maskclip import MaskCLIPModel
-from training import sharding
+from training import sharding, zero
 from training.config import load_config
 from training.dry_run import dry_run, saved_activations
 from training.errors import ConfigError
@@ -89,6 +89,12 @@ def test_a_launch_file_is_one_that_accelerate_takes(file, monkeypatch):
         arguments.multi_gpu == (values["distributed_type"] == "MULTI_GPU")
         and bool(arguments.use_cpu or arguments.cpu) == values["use_cpu"]
     )
+    assert arguments.use_deepspeed == (values["distributed_type"] == "DEEPSPEED") == (file.stem == "deepspeed-zero2")
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(values["deepspeed_config"])  # as `launch_command` does
+        command, environment = prepare_deepspeed_cmd_env(arguments)
+        assert not command and int(arguments.nproc_per_node) == values["num_processes"]
+        assert environment["ACCELERATE_USE_DEEPSPEED"] == "true" and environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
     if arguments.multi_gpu:
         environment = prepare_multi_gpu_env(arguments)
         assert int(arguments.nproc_per_node) == values["num_processes"] // values["num_machines"]
@@ -115,7 +121,8 @@ def test_the_launch_file_for_the_cpu_starts_two_processes_that_train_together(op
 
 
 def test_there_are_launch_files_for_one_machine_and_several():
-    assert [file.stem for file in LAUNCH_FILES] == ["cpu-2-processes", "ddp", "fsdp2", "multi-node", "one-gpu", "zero2"]
+    names = ["cpu-2-processes", "ddp", "deepspeed-zero2", "fsdp2", "multi-node", "one-gpu", "zero2"]
+    assert [file.stem for file in LAUNCH_FILES] == names
     script = (ROOT / "training" / "accelerate" / "multi-node.sbatch").read_text()
     for word in shlex.split(script, comments=True):
         assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
@@ -175,7 +182,6 @@ def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "changed", "message"),
     [
-        ("DEEPSPEED", {}, "ACCELERATE_USE_DEEPSPEED=true: DeepSpeed is not supported; training/accelerate/zero2.yaml is"),
         ("FSDP", {"ema_momentum": 0.9}, "ema_momentum: needs whole weights on every process, which FSDP splits; use DDP"),
         ("FSDP", {"patch_mask": "attentive"}, "patch_mask attentive: needs whole weights"),
         ("FSDP", {"patch_mask": {"name": "pgs", "embedding_weight": 0.5}}, "embedding_weight: needs whole weights"),
@@ -186,6 +192,21 @@ def test_what_cannot_be_split_over_processes_is_refused(launcher, changed, messa
     monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
     with pytest.raises(ConfigError, match=message):
         run(**changed)
+
+
+@pytest.mark.parametrize(
+    ("stage", "installed", "message"),
+    [
+        ("3", True, "ACCELERATE_DEEPSPEED_ZERO_STAGE=3: must be 2; training/accelerate/fsdp2.yaml splits the weights as well"),
+        ("2", False, r"ACCELERATE_USE_DEEPSPEED=true: needs DeepSpeed 0.19 or later \(pip install 'deepspeed>=0.19'\)"),
+    ],
+)
+def test_deepspeed_is_refused_where_it_is_absent_or_of_another_stage(stage, installed, message, monkeypatch, run):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: installed)
+    with pytest.raises(ConfigError, match=message):
+        run()
 
 
 @pytest.mark.parametrize(("value", "reshards"), [("true", True), ("false", False)])

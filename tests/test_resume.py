@@ -2,12 +2,15 @@
 workers, it goes on as if nothing had been; and what cannot go on ends in time, with what it had learnt saved."""
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import time
 from pathlib import Path
 
+import deepspeed
 import pytest
 import torch
 from conftest import encode_image, losses_of, pair, random_picture, write_shard
@@ -16,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
 from hf_maskclip import ContrastiveLoss, MaskCLIPModel
+from training import optimization
 from training import run as run_module
 from training import train as training_program
 from training.checkpoint import Progress, latest_checkpoint
@@ -24,6 +28,7 @@ from training.masking import PatchSelector
 from training.skipping import WINDOW
 from training.tracking import read_metrics
 from training.train import program
+from training.zero import ZeroEngine
 
 SAME = ("step", "loss", "learning_rate", "logit_scale", "kept_patches", "samples_seen", "skipped")
 
@@ -311,3 +316,69 @@ def test_sharded_weights_train_like_whole_ones_and_go_on_exactly(options, data, 
     sharded = Processes(2, tmp_path / "c", train_sharded, words(options))
     assert sharded.wait() == [0, 0], sharded.printed()[-3000:]
     assert same(losses_of(options["output_dir"])) == same(steps)
+
+
+def train_with_deepspeed(arguments: list[str]) -> int:
+    """The program as a launch file with `distributed_type: DEEPSPEED` starts it."""
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # which it would compile, for CPUs only
+
+    class ReportingEngine(ZeroEngine):
+        def __init__(self, model, *others):
+            super().__init__(model, *others)
+            parts = self.engine.optimizer.single_partition_of_fp32_groups
+            print(f"share of the weights: {sum(map(torch.numel, parts)) / model.num_parameters():.2f}")
+
+        def step(self):
+            super().step()
+            logit_scale = deepspeed.utils.safe_get_full_fp32_param(self.model.logit_scale)
+            print(f"logit scale of the optimizer: {logit_scale.item():.3f}")
+
+    run_module.ZeroEngine = ReportingEngine
+    return program(arguments)
+
+
+def train_with_deepspeed_until_the_loss_fails(arguments: list[str]) -> int:
+    optimization.MAX_LOGIT_SCALE = 2.0  # below where it starts
+    training_program.ContrastiveLoss, FailingLoss.fails_at = FailingLoss, 3
+    return train_with_deepspeed(arguments)
+
+
+def test_deepspeed_splits_moments_trains_like_whole_ones_and_goes_on_exactly(options, data, tmp_path):
+    options |= {
+        "max_steps": 8,
+        "eval_data": f"{data}/val-0.tar",
+        "checkpoint_every": 4,
+        "eval_every": 4,
+        "resume": "auto",
+        "chunk_size": 2,
+        "max_grad_norm": 0.5,
+        "ema_momentum": 0.9,
+    }
+    whole = options | {"output_dir": tmp_path / "whole"}
+    assert Processes(2, tmp_path / "a", program, words(whole)).wait() == [0, 0]
+    split = Processes(2, tmp_path / "b", train_with_deepspeed, words(options))
+    assert split.wait() == [0, 0], split.printed()[-3000:]
+    assert split.printed().count("share of the weights: 0.50") == 2
+    steps, expected = losses_of(options["output_dir"]), losses_of(whole["output_dir"])
+    assert [r["loss"] for r in steps] == pytest.approx([r["loss"] for r in expected], rel=1e-3)
+    weights, wanted = (AutoModel.from_pretrained(f / "export").state_dict() for f in (tmp_path / "run", tmp_path / "whole"))
+    for key, value in weights.items():
+        torch.testing.assert_close(value, wanted[key], rtol=1e-2, atol=2e-3)
+    MaskCLIPModel.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000004")
+    as_killed_at(tmp_path / "run", 4)
+    split = Processes(2, tmp_path / "c", train_with_deepspeed, words(options))
+    assert split.wait() == [0, 0], split.printed()[-3000:]
+    assert same(losses_of(options["output_dir"])) == same(steps)
+
+
+def test_deepspeed_keeps_the_bound_of_the_logit_scale_and_the_state_before_a_loss_that_is_not_a_number(options, tmp_path):
+    split = Processes(2, tmp_path / "a", train_with_deepspeed_until_the_loss_fails, words(options))
+    assert split.wait() == [2, 2], split.printed()[-3000:]
+    logit_scales = [float(number) for number in re.findall("logit scale of the optimizer: (.*)", split.printed())]
+    assert len(logit_scales) == 4 and all(1.99 < number <= 2 for number in logit_scales)
+    before = tmp_path / "run" / "checkpoints" / "step-00000002"
+    assert f"error: step 3: the loss is nan; the state before it is {before}" in split.printed()
+    records = losses_of(options["output_dir"])
+    assert [math.log(record["logit_scale"]) for record in records] == pytest.approx(logit_scales[:2], abs=1e-3)
+    assert MaskCLIPModel.from_pretrained(before).logit_scale.item() == pytest.approx(logit_scales[1], abs=1e-3)

@@ -3,7 +3,6 @@
 Shapes: B pairs of this process.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,12 +38,13 @@ from training.evaluation_sets import Evaluation
 from training.evaluation_suites import scene_evaluations
 from training.masking import PatchSelector
 from training.model import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
-from training.optimization import build_average, build_optimizer, build_schedule
+from training.optimization import build_average, build_optimizer, build_schedule, clamp_logit_scale
 from training.sharding import ShardedState, check_shardable, shard, take_over_sharding, whole_model
 from training.sources import open_stream
 from training.text_masking import TextMask
 from training.tokenizer import train_tokenizer
 from training.tracking import check_tracker
+from training.zero import ZeroEngine, take_over_deepspeed
 
 TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
 
@@ -67,6 +67,7 @@ class Run:
     num_batches_used: int  # of the loader, before the checkpoint
     model: MaskCLIPModel
     is_sharded: bool  # over the processes
+    zero: ZeroEngine | None  # DeepSpeed's
     trained_model: torch.nn.Module  # the same, in the wrapper that makes the gradients of all processes one
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -93,6 +94,20 @@ class Run:
         pixels = pixels.to(self.accelerator.device).float() / 255
         return normalize(pixels, image_processor.image_mean, image_processor.image_std)
 
+    def update_weights(self) -> None:
+        """Clip the gradients, change the weights by them, and forget them."""
+        if self.zero:
+            self.zero.step()
+        else:
+            if self.config.max_grad_norm:
+                self.accelerator.clip_grad_norm_(self.trained_model.parameters(), self.config.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            clamp_logit_scale(self.model)
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+
     def save(self, step: int) -> Path:
         keep = self.config.keep_checkpoints
         model = self.result() if self.is_sharded else self.model
@@ -107,7 +122,7 @@ def prepare(config: TrainingConfig) -> Run:
     """
     check_names(config.model, config.tokenizer)
     check_tracker(config.report_to)
-    is_sharded = take_over_sharding()
+    is_sharded, uses_deepspeed = take_over_sharding(), take_over_deepspeed()
     if is_sharded:
         check_shardable(config)
     accelerator = start_accelerator(config)
@@ -134,13 +149,7 @@ def prepare(config: TrainingConfig) -> Run:
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
-    trained_model = shard(model, accelerator) if is_sharded else accelerator.prepare(model)
-    optimizer = build_optimizer(model, config)
-    if is_sharded:
-        prepared_optimizer = optimizer
-        accelerator.register_for_checkpointing(ShardedState(model, optimizer))
-    else:
-        prepared_optimizer = accelerator.prepare(optimizer)
+    trained_model, optimizer, prepared_optimizer = distribute(model, config, accelerator, is_sharded, uses_deepspeed)
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
@@ -164,12 +173,28 @@ def prepare(config: TrainingConfig) -> Run:
         num_batches_used=num_batches_used,
         model=model,
         is_sharded=is_sharded,
+        zero=trained_model if uses_deepspeed else None,
         trained_model=trained_model,
         average=average,
         optimizer=prepared_optimizer,
         schedule=schedule,
         patches=patches,
     )
+
+
+def distribute(
+    model: MaskCLIPModel, config: TrainingConfig, accelerator: Accelerator, is_sharded: bool, uses_deepspeed: bool
+) -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.Optimizer]:
+    """The model in its wrapper on this process's device, the optimizer of its weights, and what the loop calls for that."""
+    if is_sharded:
+        trained_model, optimizer = shard(model, accelerator), build_optimizer(model, config)
+        accelerator.register_for_checkpointing(ShardedState(model, optimizer))
+        return trained_model, optimizer, optimizer
+    if uses_deepspeed:
+        optimizer = build_optimizer(model, config)
+        return ZeroEngine(model, optimizer, accelerator, config), optimizer, optimizer
+    trained_model, optimizer = accelerator.prepare(model), build_optimizer(model, config)
+    return trained_model, optimizer, accelerator.prepare(optimizer)
 
 
 def find_evaluations(eval_data: str, decoder: PairDecoder) -> list[Evaluation]:
@@ -179,10 +204,6 @@ def find_evaluations(eval_data: str, decoder: PairDecoder) -> list[Evaluation]:
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        # Its engine changes the weights inside backward(), before the loop has looked at the loss, and keeps bf16 weights under
-        # mixed precision (seen with DeepSpeed 0.19 and Accelerate 1.15, ZeRO-2 on two CPU processes).
-        fail("ACCELERATE_USE_DEEPSPEED=true: DeepSpeed is not supported; training/accelerate/zero2.yaml is ZeRO-2 by FSDP2")
     accelerator = Accelerator(
         # Else several processes without a GPU would not find each other, and train each for itself.
         cpu=not torch.accelerator.is_available(),

@@ -37,7 +37,6 @@ from training.data import sample_images, start_workers
 from training.errors import ConfigError, TrainingStopped
 from training.evaluation_sets import run_evaluations
 from training.masking import ChunkInputs, kept_patches
-from training.optimization import clamp_logit_scale
 from training.run import Run, prepare
 from training.stopping import NumberOnHost, StopRequest
 from training.tracking import MetricsLog, SlowDataWarning, draw_curves, start_tracker
@@ -155,14 +154,7 @@ def training_step(run: Run, batch: dict[str, Any], step: int) -> tuple[float, Ca
         run.optimizer.zero_grad(set_to_none=True)
         raise NonFiniteLoss(mean_loss.read())
 
-    if config.max_grad_norm:
-        accelerator.clip_grad_norm_(run.trained_model.parameters(), config.max_grad_norm)
-    run.optimizer.step()
-    run.schedule.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    clamp_logit_scale(run.model)
-    if run.average:
-        run.average.update_parameters(run.model)
+    run.update_weights()
     run.patches.after_step(step)
     return mean_loss.read(), partial(kept_patches, chunks, run.model.vision_model.embeddings.num_patches)
 
