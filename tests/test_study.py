@@ -4,6 +4,7 @@ it says, and that the report's numbers follow from the results."""
 import json
 import math
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 import yaml
 from transformers import CLIPModel
 
-from training.benchmarks import study_run
+from training.benchmarks import study_pages, study_run
 from training.benchmarks.study import locked, main, read_study, runs_of
 from training.benchmarks.study_report import Curve, Report, mean_and_error, read_results, time_to_reach
-from training.benchmarks.study_run import StudyRun, learning_curve, seconds_per_step, time_ratio
+from training.benchmarks.study_run import StudyRun, learning_curve, time_ratio, typical_seconds
 from training.config import TrainingConfig, load_config
 from training.errors import ConfigError
 from training.stopping import StopRequest
@@ -150,20 +151,29 @@ def test_equal_time_is_the_time_of_none_of_the_same_seed(write, values, tmp_path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seconds_per_step": seconds}))
     assert time_ratio(run) == pytest.approx(2.4)
+    assert time_ratio(replace(run, budget="half time")) == pytest.approx(1.2)
     options = run.options(2.4)
     scaled = ("max_steps", "eval_every", "unmasked_tuning_steps", "warmup_steps")
     assert [options[name] for name in scaled] == [240, 48, 24, 12] and options["batch_size"] == 4
     assert run.options()["max_steps"] == 100
 
 
-def test_a_steps_seconds_and_the_curve_come_from_the_metrics():
+def test_some_methods_get_no_run_of_equal_time(write, values, tmp_path):
+    values["methods"] |= {"pgs": "pgs"}
+    study = read_study(write(values | {"samples_only": ["pgs"]}))
+    runs = [(run.budget, run.method) for run in runs_of(study, tmp_path)]
+    assert runs == [("samples", "none"), ("samples", "random 0.5"), ("samples", "pgs"), ("time", "random 0.5")]
+
+
+def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
     seconds = [9.0, 1.0, 1.0, 1.0, 3.0, 3.0]  # the first was held up, the last two saw whole images
     records = [{"step": step, "loss": 1.0, "step_seconds": value} for step, value in enumerate(seconds, start=1)]
-    assert seconds_per_step(records, tuning_steps=2) == pytest.approx((4 * 1.0 + 2 * 3.0) / 6)
-    assert seconds_per_step(records, tuning_steps=0) == 2.0
-    evaluation = {"step": 3, f"eval/{PAIR}": 0.25, "eval/zero_shot_pair/n": 400}
-    (point,) = learning_curve([*records[:3], evaluation, *records[3:]], batch_size=8)
-    assert point == {"step": 3, "seconds": 11.0, "samples_seen": 24, "metrics": {PAIR: 0.25}}
+    assert typical_seconds(records, tuning_steps=2) == [1.0] * 4 + [3.0] * 2
+    assert typical_seconds(records, tuning_steps=0) == [2.0] * 6
+    evaluations = [{"step": step, f"eval/{PAIR}": 0.25, "eval/zero_shot_pair/n": 400} for step in (3, 5)]
+    points = learning_curve([*records[:3], evaluations[0], *records[3:], evaluations[1]], [1.0] * 4 + [3.0] * 2, batch_size=8)
+    assert points[0] == {"step": 3, "seconds": 3.0, "samples_seen": 24, "metrics": {PAIR: 0.25}}
+    assert points[1]["seconds"] == 7.0
 
 
 def made_up(method: str, seed: int, budget: str, step_seconds: float, scores: list[float], steps: int = 100) -> dict:
@@ -205,6 +215,7 @@ def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
     assert pgs == "| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 0.45 ± 0.05 | not reached | 800 | 65 |"
     # from 40 % after 50 s to 70 % after 100 s, 50 % are reached after 66.7 s of the 150 s of none; one seed has no error
     assert report.table("time").splitlines()[-1] == "| pgs | 1 | 70.0 | 52.5 | 0.45 ± 0.05 | 0.44 | 1,600 | 100 |"
+    assert report.earliest_reach("pgs") == pytest.approx(0.44, abs=0.005) and report.earliest_reach("cluster") is None
     text = report.markdown()
     assert "cluster" not in text and "CPU, 2 CPUs" in text and text.index("Equal samples") < text.index("Equal time")
 
@@ -232,12 +243,18 @@ def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(repor
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"seeds": None}, "must have base, methods, seeds, columns, headline, and may have peers, suite, budgets"),
+        (
+            {"seeds": None},
+            "must have base, methods, seeds, columns, headline, and may have peers, samples_only, suite, budgets",
+        ),
+        ({"seeds": 3}, "seeds 3: must be a list"),
+        ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
         ({"methods": {"pgs": "pgs"}}, "methods has no 'none'"),
         ({"methods": {"none": "none", "a/b": "pgs"}}, "method 'a/b': a name must have no slash"),
         ({"methods": {"none": "none", "x": "checkers"}}, "checkers"),
         ({"headline": "speed"}, "headline 'speed': must be one of the columns text R@1"),
-        ({"budgets": ["money"]}, "budget 'money': must be one of samples, time"),
+        ({"samples_only": ["pgs"]}, "samples_only 'pgs': must be among the methods and peers"),
+        ({"budgets": ["money"]}, "budget 'money': must be one of samples, time, half time"),
         ({"base": {"max_steps": 4, "seed": 3}}, "base has seed, which the study sets by itself"),
         ({"base": {"batch_size": 4}}, "base has no max_steps"),
         ({"base": {"max_steps": 4, "modle": "tiny"}}, "did you mean 'model'"),
@@ -273,9 +290,28 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
 
 def test_the_studies_that_are_kept_can_be_read():
     folder = study_run.ROOT / "training" / "benchmarks"
-    for name, num_runs in (("study-scenes.yaml", 57), ("study-pairs.yaml", 39)):
+    for name, num_runs in (("study-scenes.yaml", 3 * (10 + 5)), ("study-pairs.yaml", 2 * (8 + 6 + 6))):
         study = read_study(folder / name)
         assert len(runs_of(study, folder)) == num_runs
+
+
+def test_the_pages_say_what_the_results_say():
+    scenes, pairs = (study_pages.read_report(name) for name in ("scenes", "pairs"))
+    assert scenes.results and pairs.results
+    tables = study_pages.tables(scenes, pairs)
+    for name in study_pages.PAGES:
+        page = (study_run.ROOT / name).read_text()
+        assert page.count("<!-- table: ") == page.count("<!-- end -->") > 0
+        assert page == study_pages.fill(page, tables), f"{name}: run python training/benchmarks/study_pages.py"
+    assert tables["summary"] in (study_run.ROOT / "README.md").read_text()
+
+
+def test_a_table_goes_into_its_place_and_nowhere_else():
+    page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb\n<!-- table: y -->\n<!-- end -->\n"
+    filled = study_pages.fill(page, {"x": "| 1 |\n", "y": "| 2 |\n"})
+    assert filled == "a\n<!-- table: x -->\n| 1 |\n<!-- end -->\nb\n<!-- table: y -->\n| 2 |\n<!-- end -->\n"
+    with pytest.raises(KeyError, match="y"):
+        study_pages.fill(page, {"x": ""})
 
 
 def test_the_peer_trains_open_clips_model_and_leaves_it_as_a_clip(options, tmp_path):

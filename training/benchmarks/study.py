@@ -4,10 +4,11 @@
     python training/benchmarks/study.py training/benchmarks/study-scenes.yaml --output_dir runs/study-scenes --report_only
 
 The budget `samples` gives each method the steps of `base`. The budget `time` gives it as many as take the time that the method
-`none` took: the steps of `base` times the seconds a step of `none`, over those of the method, of the same seed; warm-up,
-evaluations and the last steps on whole images keep their share of the run. Runs go seed by seed, so that what is finished can
-be compared. A finished run is a JSON in `results/` and is never run again; a run that was interrupted begins anew, so that its
-time is that of one piece. SIGTERM and Ctrl-C end the study, and the same command goes on. The report is written after each run.
+`none` took: the steps of `base` times the seconds a step of `none`, over those of the method, of the same seed; `half time`
+half of these. Warm-up, evaluations and the last steps on whole images keep their share of the run. Runs go seed by seed, so
+that what is finished can be compared. A finished run is a JSON in `results/` and is never run again; a run that was interrupted
+begins anew, so that its time is that of one piece. SIGTERM and Ctrl-C end the study, and the same command goes on. The report
+is written after each run.
 """
 
 import argparse
@@ -46,6 +47,11 @@ def read_study(path: Path) -> Study:
     if not isinstance(values, dict) or not set(needed) <= set(values) <= set(known):
         fail(f"study {str(path)!r}: must have {', '.join(needed)}, and may have {', '.join(known[len(needed) :])}")
     study = Study(**values)
+    kinds = {name: dict for name in ("base", "methods", "columns", "peers")}
+    kinds |= {"seeds": list, "samples_only": list, "budgets": list}
+    for name, kind in kinds.items():
+        if not isinstance(value := getattr(study, name), kind):
+            fail(f"{path}: {name} {value!r}: must be a {'mapping' if kind is dict else 'list'}")
     if taken := set(OWN_OPTIONS) & set(study.base):
         fail(f"{path}: base has {', '.join(sorted(taken))}, which the study sets by itself")
     if not study.base.get("max_steps"):
@@ -123,7 +129,7 @@ def run_all(runs: list[StudyRun], lock: Any) -> int:
     for number, run in enumerate(runs, start=1):
         if run.result.exists():
             continue
-        name = f"[{number}/{len(runs)}] {run.method}, seed {run.seed}, equal {run.budget}"
+        name = f"[{number}/{len(runs)}] {run.method}, seed {run.seed}, {BUDGETS[run.budget].lower()}"
         ratio = time_ratio(run)
         if ratio is None:
             print(f"{name}: left out, the run with equal samples of it or of {BASELINE} failed", flush=True)

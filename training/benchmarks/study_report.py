@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 BASELINE = "none"  # the method that the others are compared with
-BUDGETS = ("samples", "time")
+BUDGETS = {"samples": "Equal samples", "time": "Equal time", "half time": "Half the time"}  # their names, and titles
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's; black is the baseline's
 
 EXPLANATION = """\
 Mean ± standard error over n seeds, in percent. Relative time is the time of a step, the last steps on whole images included,
 over that of `none`, at equal samples and of the same seed. Time to reach: when the mean curve first reaches the final
-{headline} of `none` at equal samples, as a share of the time of `none`.
+{headline} of `none`, as a share of the time of `none`, which has one budget only and stands in all tables.
 """
 
 
@@ -72,7 +73,7 @@ class Report:
     headline: str
 
     def of(self, method: str, budget: str) -> list[dict[str, Any]]:
-        """The results of a method, seed by seed. At an equal time the baseline's are those at equal samples."""
+        """The results of a method, seed by seed. The baseline's are those at equal samples, whatever the budget."""
         budget = "samples" if method == BASELINE else budget
         found = [result for result in self.results if (result["method"], result["budget"]) == (method, budget)]
         return sorted(found, key=lambda result: result["seed"])
@@ -117,12 +118,16 @@ class Report:
         seconds = time_to_reach(curve, baseline.mean[-1])
         return None if seconds is None else seconds / baseline.seconds[-1]
 
+    def earliest_reach(self, method: str) -> float | None:
+        """[`reach`] of the budget with which it is first."""
+        return min((share for budget in self.budgets if (share := self.reach(method, budget)) is not None), default=None)
+
     # ------------------------------------------------------------------------------------------------ as text
 
     def markdown(self) -> str:
         parts = ["# Study\n", EXPLANATION.format(headline=self.headline)]
         for budget in self.budgets:
-            parts.append(f"## Equal {budget}\n\n{self.table(budget)}")
+            parts.append(f"## {BUDGETS[budget]}\n\n{self.table(budget)}")
         parts.append(f"![{self.headline} over seconds of training](accuracy_over_time.png)\n")
         parts.append(self.circumstances())
         return "\n".join(parts)
@@ -140,8 +145,8 @@ class Report:
         return [
             method,
             str(len(results)),
-            *(_cell([100 * value for value in self.values(results, column)], 1) for column in self.columns),
-            _cell(self.relative_times(method), 2),
+            *(cell([100 * value for value in self.values(results, column)], 1) for column in self.columns),
+            cell(self.relative_times(method), 2),
             "not reached" if reached is None else f"{reached:.2f}",
             f"{statistics.mean(result['samples_seen'] for result in results):,.0f}",
             f"{statistics.mean(result['train_seconds'] for result in results):.0f}",
@@ -162,15 +167,13 @@ class Report:
         figure = Figure(figsize=(2.6 + 4.6 * len(self.budgets), 4.4), layout="constrained")
         panels = figure.subplots(1, len(self.budgets), sharey=True, squeeze=False)[0]
         for axes, budget in zip(panels, self.budgets, strict=True):
-            self._draw(axes, budget)
+            self.draw(axes, budget)
         panels[0].set_ylabel(f"{self.headline}, %")
-        lines = {line.get_label(): line for axes in panels for line in axes.get_lines() if line.get_label() in self.methods}
-        if lines:
-            in_order = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
-            figure.legend(handles=in_order, loc="outside right center", frameon=False, labelcolor="linecolor", fontsize=9)
+        name_lines(figure, self.methods)
         return figure
 
-    def _draw(self, axes: Axes, budget: str) -> None:
+    def draw(self, axes: Axes, budget: str) -> None:
+        """The headline of each method over seconds; a dotted line at the baseline's last value."""
         for method in self.methods:
             curve = self.curve(method, budget)
             if curve is None:
@@ -183,7 +186,7 @@ class Report:
         baseline = self.curve(BASELINE, "samples")
         if baseline is not None:
             axes.axhline(100 * baseline.mean[-1], color="0.35", linestyle=":", linewidth=1, label="_final")
-        axes.set(title=f"Equal {budget}", xlabel="seconds of training", xlim=(0, None))
+        axes.set(title=BUDGETS[budget], xlabel="seconds of training", xlim=(0, None))
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
 
@@ -195,7 +198,18 @@ class Report:
         return {"color": COLOURS[colour], "linestyle": ("-", "--", ":")[turn % 3]}
 
 
-def _cell(values: list[float], digits: int) -> str:
+def name_lines(figure: Figure, methods: list[str]) -> None:
+    """A legend beside the panels, in the order in which the lines of the last panel that has them end."""
+    lines: dict[str, Line2D] = {
+        line.get_label(): line for axes in figure.axes for line in axes.get_lines() if line.get_label() in methods
+    }
+    if lines:
+        in_order = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
+        figure.legend(handles=in_order, loc="outside right center", frameon=False, labelcolor="linecolor", fontsize=9)
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Mean ± standard error; a dash where there is no value."""
     if not values:
         return "–"
     mean, error = mean_and_error(values)

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from training.benchmarks.study_report import BASELINE, BUDGETS
+from training.benchmarks.study_report import BASELINE
 from training.cpus import usable_cpus
 from training.tracking import read_metrics
 
@@ -33,7 +33,8 @@ class Study:
         peers: name -> a random patch mask, whose ratio is the patch dropout of open_clip's model (`study_peer.py`).
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
-        samples_only: the methods and peers that get no run of equal time.
+        samples_only: the methods and peers that get no run of `time` and `half time`.
+        budgets: keys of [`BUDGETS`].
         suite: of `training/evaluate.py`, on the final model; empty: the run's own evaluations only.
     """
 
@@ -45,7 +46,7 @@ class Study:
     peers: dict[str, Any] = field(default_factory=dict)
     samples_only: list[str] = field(default_factory=list)
     suite: str = ""
-    budgets: tuple[str, ...] = BUDGETS
+    budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
 
     @property
     def masks(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class StudyRun:
 
     @property
     def place(self) -> Path:
-        return Path(self.budget, self.method.replace(" ", "-"), f"seed-{self.seed}")
+        return Path(self.budget.replace(" ", "-"), self.method.replace(" ", "-"), f"seed-{self.seed}")
 
     @property
     def folder(self) -> Path:
@@ -90,25 +91,26 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
 
 
-def seconds_per_step(records: list[dict[str, Any]], tuning_steps: int) -> float:
-    """The mean over the steps of a run: the median of its masked steps and that of its last steps, on whole images, in their
-    shares. So a step that something else on the machine held up does not count, and both kinds of step do.
+def typical_seconds(records: list[dict[str, Any]], tuning_steps: int) -> list[float]:
+    """The seconds of each step of a run: the median of its masked steps, and that of its last steps, on whole images. So a step
+    that something else on the machine held up does not count.
 
     Args:
-        records: of all steps of a run.
+        records: of all steps, in order.
     """
     seconds = [record["step_seconds"] for record in records]
     first, last = seconds[: len(seconds) - tuning_steps], seconds[len(seconds) - tuning_steps :]
-    return sum(len(part) * statistics.median(part) for part in (first, last) if part) / len(seconds)
+    return [statistics.median(part) for part in (first, last) for _ in part]
 
 
-def learning_curve(records: list[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
-    """The evaluations of a `metrics.jsonl`, each with the seconds of training before it; evaluating does not count."""
-    points, seconds = [], 0.0
+def learning_curve(records: list[dict[str, Any]], seconds: list[float], batch_size: int) -> list[dict[str, Any]]:
+    """The evaluations of a `metrics.jsonl`, each with the seconds of training before it, of those of each step; evaluating does
+    not count."""
+    points = []
     for record in records:
-        seconds += record.get("step_seconds", 0.0)
         if metrics := {key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")}:
-            place = {"step": record["step"], "seconds": seconds, "samples_seen": record["step"] * batch_size}
+            step = record["step"]
+            place = {"step": step, "seconds": round(sum(seconds[:step]), 2), "samples_seen": step * batch_size}
             points.append(place | {"metrics": only_scores(metrics)})
     return points
 
@@ -125,7 +127,7 @@ def time_ratio(run: StudyRun) -> float | None:
     if not all(path.exists() for path in finished):
         return None
     baseline, own = (json.loads(path.read_text())["seconds_per_step"] for path in finished)
-    return baseline / own
+    return baseline / own / (2 if run.budget == "half time" else 1)
 
 
 def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:
@@ -182,7 +184,8 @@ def result_of(run: StudyRun, options: dict[str, Any]) -> dict[str, Any]:
     if run.study.suite:
         evaluations |= json.loads((run.folder / f"eval_{run.study.suite}.json").read_text())["results"]
     metrics = {f"{name}/{key}": value for name, record in evaluations.items() for key, value in record.items()}
-    tuning_steps = options.get("unmasked_tuning_steps", 0)
+    steps = [record for record in records if "loss" in record]
+    seconds = typical_seconds(steps, options.get("unmasked_tuning_steps", 0))
     return {
         "method": run.method,
         "patch_mask": run.study.masks[run.method],
@@ -191,9 +194,9 @@ def result_of(run: StudyRun, options: dict[str, Any]) -> dict[str, Any]:
         "base": run.study.base,
         "steps": summary["steps"],
         "samples_seen": summary["samples_seen"],
-        "train_seconds": summary["train_seconds"],
-        "seconds_per_step": seconds_per_step([record for record in records if "loss" in record], tuning_steps),
-        "curve": learning_curve(records, summary["samples_seen"] // summary["steps"]),
+        "train_seconds": round(sum(seconds), 1),
+        "seconds_per_step": statistics.mean(seconds),
+        "curve": learning_curve(records, seconds, summary["samples_seen"] // summary["steps"]),
         "metrics": only_scores(metrics),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": {"processor": processor_name(), "cpus": usable_cpus()},

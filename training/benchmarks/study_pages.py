@@ -1,0 +1,113 @@
+"""What the pages say of the studies, written from the JSONs of their runs: the tables of README.md and docs/study.md, a figure.
+
+    python training/benchmarks/study_pages.py
+
+The runs' results lie in docs/study/<name>/results, where `study.py --output_dir docs/study/<name>` leaves them, too. A page has
+a place for each table, between two comments with its name. Only these and docs/study.png are written.
+"""
+
+import re
+import statistics
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+if __name__ == "__main__":  # run as a script, it finds its package, and not itself or its siblings in the place of others
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from training.benchmarks.study import read_study
+from training.benchmarks.study_report import BASELINE, Report, cell, name_lines, read_results
+from training.benchmarks.study_run import ROOT
+
+RESULTS = ROOT / "docs" / "study"
+PAGES = ("README.md", "docs/study.md")
+# The README's columns: study, column, what it is called there.
+SCORES = (
+    ("scenes", "zero-shot colour", "scenes: colour"),
+    ("scenes", "zero-shot pair", "unseen pair"),
+    ("scenes", "retrieval R@10", "R@10"),
+    ("scenes", "linear probe", "probe"),
+    ("pairs", "R@10 of all", "real pairs: R@10"),
+    ("pairs", "emoji categories", "emoji category"),
+)
+FIGURE_TITLES = {"scenes": "Drawn scenes: colour and shape of unseen pairs", "pairs": "Clip art and emoji: retrieval"}
+
+
+def read_report(name: str, results: Path = RESULTS) -> Report:
+    """The finished runs of a study, by its YAML beside this file."""
+    study = read_study(Path(__file__).with_name(f"study-{name}.yaml"))
+    return Report(read_results(results / name / "results"), list(study.masks), study.columns, study.headline)
+
+
+def summary_table(scenes: Report, pairs: Report) -> str:
+    """The methods of both studies at equal samples, a few columns of each."""
+    reports = {"scenes": scenes, "pairs": pairs}
+    header = ["method", "time", *(title for _, _, title in SCORES), "reached at"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for method in (method for method in scenes.methods if method in pairs.methods):
+        scores = [
+            cell([100 * value for value in reports[name].values(reports[name].of(method, "samples"), column)], 1)
+            for name, column, _ in SCORES
+        ]
+        time = cell(scenes.relative_times(method), 2)
+        reached = " / ".join(share(report.earliest_reach(method)) for report in (scenes, pairs))
+        lines.append(f"| {' | '.join([f'`{method}`', time, *scores, reached])} |")
+    return "\n".join(lines) + "\n"
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def ablation_table(scenes: Report) -> str:
+    """CLIP-PGS with and without edges and transport, at equal samples."""
+    methods = [method for method in scenes.methods if method.startswith("pgs 0.3")]
+    return Report(scenes.results, [BASELINE, *methods], scenes.columns, scenes.headline).table("samples")
+
+
+def tables(scenes: Report, pairs: Report) -> dict[str, str]:
+    """The tables of all pages by their names."""
+    found = {"summary": summary_table(scenes, pairs), "ablation": ablation_table(scenes)}
+    for name, report in (("scenes", scenes), ("pairs", pairs)):
+        found |= {f"{name}, equal {budget}": report.table(budget) for budget in report.budgets}
+        found[f"{name}, circumstances"] = report.circumstances()
+    return found
+
+
+def fill(page: str, tables: dict[str, str]) -> str:
+    """A page with the tables in their places. Raises KeyError for a place whose table there is none of."""
+    return re.sub(
+        r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)",
+        lambda place: f"{place[1]}{tables[place[2]]}{place[3]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def figure(scenes: Report, pairs: Report) -> Figure:
+    """The headline over seconds of training, at equal samples, a panel for each study; without the ablation."""
+    methods = [method for method in scenes.methods if method in pairs.methods]
+    drawn = Figure(figsize=(11.5, 4.2), layout="constrained")
+    panels = drawn.subplots(1, 2)
+    for axes, (name, report) in zip(panels, {"scenes": scenes, "pairs": pairs}.items(), strict=True):
+        Report(report.results, methods, report.columns, report.headline).draw(axes, "samples")
+        axes.set(title=FIGURE_TITLES[name], ylabel=f"{report.headline}, %")
+    name_lines(drawn, methods)
+    return drawn
+
+
+def main() -> None:
+    scenes, pairs = read_report("scenes"), read_report("pairs")
+    found = tables(scenes, pairs)
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(fill(page.read_text(), found))
+    figure(scenes, pairs).savefig(ROOT / "docs" / "study.png", dpi=130)
+    for name, report in (("scenes", scenes), ("pairs", pairs)):
+        seconds = statistics.mean(result["train_seconds"] for result in report.results)
+        print(f"{name}: {len(report.results)} runs of {seconds:.0f} s in the mean")
+
+
+if __name__ == "__main__":
+    main()
