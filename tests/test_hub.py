@@ -23,6 +23,7 @@ from hf_maskclip.cli import main
 from hf_maskclip.hub import PAPERS, ModelRepository, card_of_recipe, check_card
 from hf_maskclip.patch_masking import patch_masks
 from hf_maskclip.space import PACKAGE, SpaceRepository, requirements
+from training.scenes import COMPOSITIONALITY_KINDS, STYLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
@@ -88,12 +89,44 @@ def test_the_card_of_each_recipe_is_there_and_has_no_result(recipe):
     assert not re.search(r"\d %|\d\.\d \|", card.text)
 
 
-def test_the_card_of_the_quickstarts_model_has_its_numbers_and_pictures():
+def results_of(card: ModelCard) -> dict[str, float]:
+    return {f"{result.task_name}/{result.metric_type}": result.metric_value for result in card.data.eval_results}
+
+
+def test_the_readme_has_the_numbers_of_the_quickstarts_card_which_has_its_pictures():
     card = check_card(ModelCard.load(ROOT / "model_cards" / "clip-pgs-tiny.md"))
-    results = {result.task_name: result.metric_value for result in card.data.eval_results if result.metric_type == "top1"}
-    assert f"zero_shot_pair: top1 {results['zero_shot_pair']:.1%}" in (ROOT / "README.md").read_text()
+    results = results_of(card)
+    kinds = ("shape", "colour", "pair")
+    scores = {kind: [results[f"zero_shot_{kind}/{metric}"] for metric in ("top1", "mean_per_class")] for kind in kinds}
+    recalls = [
+        [results[f"retrieval_scenes/{way}_recall@{k}"] for k in (1, 5, 10)] for way in ("image_to_text", "text_to_image")
+    ]
+    probe = [results[f"linear_probe_{kind}/top1"] for kind in ("shape", "colour")]
+    lines = [f"zero_shot_{kind}: top1 {top1:.1%}, mean_per_class {mean:.1%}" for kind, (top1, mean) in scores.items()]
+    lines.append(f"image_to_text_recall@10 {recalls[0][2]:.1%}, text_to_image_recall@10 {recalls[1][2]:.1%}")
+    lines.append("retrieval, recall at 1/5/10 | text {}/{}/{} (".format(*(f"{100 * value:.1f}" for value in recalls[0])))
+    lines.append("image {}/{}/{} (".format(*(f"{100 * value:.1f}" for value in recalls[1])))
+    lines.append(f"| linear probe, top-1 | shape {100 * probe[0]:.1f}, colour {100 * probe[1]:.1f} |")
+    lines.append(", ".join(f"{style} {100 * results[f'robustness_{style}/top1']:.1f}" for style in STYLES))
+    kinds = COMPOSITIONALITY_KINDS
+    accuracies = [100 * results[f"compositionality_{kind}/accuracy"] for kind in kinds]
+    lines.append(", ".join(f"{kind.replace('_', ' ')} {value:.1f}" for kind, value in zip(kinds, accuracies, strict=True)))
+    readme = (ROOT / "README.md").read_text()
+    assert [line for line in lines if line not in readme] == []
     pictures = re.findall(r"!\[.*?\]\((.+?)\)", card.text)
     assert pictures and all((ROOT / "model_cards" / name).is_file() for name in pictures)
+
+
+@pytest.mark.parametrize("study", ["scenes", "pairs"])
+def test_the_cards_of_the_comparisons_models_have_the_numbers_of_its_results(study):
+    folder = ROOT / "docs" / "study" / study / "results" / "samples"
+    cards = sorted((ROOT / "model_cards" / study).glob("*.md"))
+    assert len(cards) >= 6
+    for file in cards:
+        result = json.loads((folder / file.stem / "seed-0.json").read_text())
+        card = check_card(ModelCard.load(file))
+        assert results_of(card) == pytest.approx(result["metrics"], abs=1e-6) and result["metrics"]
+        assert f"{result['samples_seen']:,} image-text pairs" in card.text and f"`{result['train_seconds']}`" in card.text
 
 
 def test_a_dry_run_lists_what_would_go_and_sends_nothing(run_dir, capsys):

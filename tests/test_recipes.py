@@ -195,16 +195,26 @@ def test_what_cannot_be_split_over_processes_is_refused(launcher, changed, messa
 
 
 @pytest.mark.parametrize(
-    ("stage", "installed", "message"),
+    ("name", "value", "message"),
     [
-        ("3", True, "ACCELERATE_DEEPSPEED_ZERO_STAGE=3: must be 2; training/accelerate/fsdp2.yaml splits the weights as well"),
-        ("2", False, r"ACCELERATE_USE_DEEPSPEED=true: needs DeepSpeed 0.19 or later \(pip install 'deepspeed>=0.19'\)"),
+        (
+            "DEEPSPEED_ZERO_STAGE",
+            "3",
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE=3: must be 2; what else DeepSpeed does follows from the",
+        ),
+        ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "OFFLOAD_OPTIMIZER_DEVICE=cpu: must be none"),
+        ("DEEPSPEED_CONFIG_FILE", "zero.json", "ACCELERATE_DEEPSPEED_CONFIG_FILE=zero.json: must be empty"),
+        (
+            "USE_DEEPSPEED",
+            "true",
+            r"ACCELERATE_USE_DEEPSPEED=true: needs DeepSpeed 0.19 or later \(pip install 'deepspeed>=0.19'\)",
+        ),
     ],
 )
-def test_deepspeed_is_refused_where_it_is_absent_or_of_another_stage(stage, installed, message, monkeypatch, run):
+def test_deepspeed_is_refused_where_it_is_absent_or_to_do_what_the_options_do_not_say(name, value, message, monkeypatch, run):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
-    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: installed)
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: name != "USE_DEEPSPEED")
     with pytest.raises(ConfigError, match=message):
         run()
 

@@ -27,7 +27,9 @@ class TrainingConfig:
     output_dir: str = option("runs/quickstart", "folder of the run; an earlier run in it is moved aside, not overwritten")
 
     # Model
-    model: str = option("tiny", "tiny, small, vit-s-16, vit-b-32 or vit-b-16 from random weights; or a folder or Hub id")
+    model: str = option(
+        "tiny", "tiny, tiny-96, small, vit-s-16, vit-b-32 or vit-b-16 from random weights; or a folder or Hub id"
+    )
     tokenizer: str = option("", "folder or Hub id; empty: the model's own, or one trained on the captions for a preset")
     vocab_size: int = option(8192, "most tokens of a tokenizer that is trained on the captions")
     patch_mask: str | dict = option(

@@ -18,6 +18,13 @@ from training.errors import fail
 from training.optimization import clamp_logit_scale
 
 OLDEST = "0.19"  # in which the loop may say when a step is
+# What a launch file's `deepspeed_config` may set. `training/accelerate/fsdp2.yaml` is there to split the weights as well.
+SETTINGS = {
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": "",
+}
 TAG = "deepspeed"  # the folder of its files in a checkpoint
 
 
@@ -25,14 +32,15 @@ def take_over_deepspeed() -> bool:
     """Whether `accelerate launch` asks for DeepSpeed; Accelerate itself is not to see it.
 
     Raises:
-        ConfigError: DeepSpeed is absent or too old, or another stage than 2 is asked for.
+        ConfigError: DeepSpeed is absent or too old, or the launch file asks for what is not supported.
     """
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return False
     if not is_deepspeed_available() or compare_versions("deepspeed", "<", OLDEST):
         fail(f"ACCELERATE_USE_DEEPSPEED=true: needs DeepSpeed {OLDEST} or later (pip install 'deepspeed>={OLDEST}')")
-    if (stage := os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) != "2":
-        fail(f"ACCELERATE_DEEPSPEED_ZERO_STAGE={stage}: must be 2; training/accelerate/fsdp2.yaml splits the weights as well")
+    for name, allowed in SETTINGS.items():
+        if (value := os.environ.get(name, allowed)) != allowed:
+            fail(f"{name}={value}: must be {allowed or 'empty'}; what else DeepSpeed does follows from the run's options")
     return True
 
 

@@ -22,16 +22,17 @@ from training.benchmarks.study_run import ROOT
 
 RESULTS = ROOT / "docs" / "study"
 PAGES = ("README.md", "docs/study.md")
-# The README's columns: study, column, what it is called there.
-SCORES = (
-    ("scenes", "zero-shot colour", "scenes: colour"),
-    ("scenes", "zero-shot pair", "unseen pair"),
-    ("scenes", "retrieval R@10", "R@10"),
-    ("scenes", "linear probe", "probe"),
-    ("pairs", "R@10 of all", "real pairs: R@10"),
-    ("pairs", "emoji categories", "emoji category"),
-)
-FIGURE_TITLES = {"scenes": "Drawn scenes: colour and shape of unseen pairs", "pairs": "Clip art and emoji: retrieval"}
+# The README's columns of each study: what they are called there, and in the study. Then comes the time to reach.
+SCORES = {
+    "scenes": {
+        "colour": "zero-shot colour",
+        "unseen pair": "zero-shot pair",
+        "R@10": "retrieval R@10",
+        "probe": "linear probe",
+    },
+    "pairs": {"category": "emoji categories", "R@10": "R@10 of all"},
+}
+TITLES = {"scenes": "drawn scenes", "pairs": "clip art and emoji"}
 
 
 def read_report(name: str, results: Path = RESULTS) -> Report:
@@ -40,24 +41,26 @@ def read_report(name: str, results: Path = RESULTS) -> Report:
     return Report(read_results(results / name / "results"), list(study.masks), study.columns, study.headline)
 
 
+def common_methods(scenes: Report, pairs: Report) -> list[str]:
+    return [method for method in scenes.methods if method in pairs.methods]
+
+
 def summary_table(scenes: Report, pairs: Report) -> str:
     """The methods of both studies at equal samples, a few columns of each."""
     reports = {"scenes": scenes, "pairs": pairs}
-    header = ["method", "time", *(title for _, _, title in SCORES), "reached at"]
+    header = ["method", "time"]
+    for name, columns in SCORES.items():
+        header += [f"{TITLES[name]}: {next(iter(columns))}", *list(columns)[1:], "reached at"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for method in (method for method in scenes.methods if method in pairs.methods):
-        scores = [
-            cell([100 * value for value in reports[name].values(reports[name].of(method, "samples"), column)], 1)
-            for name, column, _ in SCORES
-        ]
-        time = cell(scenes.relative_times(method), 2)
-        reached = " / ".join(share(report.earliest_reach(method)) for report in (scenes, pairs))
-        lines.append(f"| {' | '.join([f'`{method}`', time, *scores, reached])} |")
+    for method in common_methods(scenes, pairs):
+        cells = [f"`{method}`", cell(scenes.relative_times(method), 2)]
+        for name, columns in SCORES.items():
+            report, results = reports[name], reports[name].of(method, "samples")
+            cells += [cell([100 * value for value in report.values(results, column)], 1) for column in columns.values()]
+            reached = report.earliest_reach(method)
+            cells.append("–" if reached is None else f"{reached:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def ablation_table(scenes: Report) -> str:
@@ -87,12 +90,12 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 def figure(scenes: Report, pairs: Report) -> Figure:
     """The headline over seconds of training, at equal samples, a panel for each study; without the ablation."""
-    methods = [method for method in scenes.methods if method in pairs.methods]
+    methods = common_methods(scenes, pairs)
     drawn = Figure(figsize=(11.5, 4.2), layout="constrained")
     panels = drawn.subplots(1, 2)
     for axes, (name, report) in zip(panels, {"scenes": scenes, "pairs": pairs}.items(), strict=True):
         Report(report.results, methods, report.columns, report.headline).draw(axes, "samples")
-        axes.set(title=FIGURE_TITLES[name], ylabel=f"{report.headline}, %")
+        axes.set(title=TITLES[name], ylabel=f"{report.headline}, %")
     name_lines(drawn, methods)
     return drawn
 
