@@ -28,7 +28,7 @@ from training.masking import PatchSelector
 from training.skipping import WINDOW
 from training.tracking import read_metrics
 from training.train import program
-from training.zero import ZeroEngine
+from training.zero import TAG, ZeroEngine
 
 SAME = ("step", "loss", "learning_rate", "logit_scale", "kept_patches", "samples_seen", "skipped")
 
@@ -382,3 +382,14 @@ def test_deepspeed_keeps_the_bound_of_the_logit_scale_and_the_state_before_a_los
     records = losses_of(options["output_dir"])
     assert [math.log(record["logit_scale"]) for record in records] == pytest.approx(logit_scales[:2], abs=1e-3)
     assert MaskCLIPModel.from_pretrained(before).logit_scale.item() == pytest.approx(logit_scales[1], abs=1e-3)
+
+
+def test_a_run_goes_on_with_deepspeed_or_without_as_it_began(run, monkeypatch):
+    _, _, folder = run(checkpoint_every=2)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="step-00000004 was saved without DeepSpeed: go on without it"):
+        run(resume="auto")
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
+    (latest_checkpoint(folder) / TAG).mkdir()
+    with pytest.raises(ConfigError, match="step-00000004 was saved with DeepSpeed: go on with it"):
+        run(resume="auto")

@@ -44,7 +44,7 @@ from training.sources import open_stream
 from training.text_masking import TextMask
 from training.tokenizer import train_tokenizer
 from training.tracking import check_tracker
-from training.zero import ZeroEngine, take_over_deepspeed
+from training.zero import ZeroEngine, check_same_kind, take_over_deepspeed
 
 TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
 
@@ -128,6 +128,8 @@ def prepare(config: TrainingConfig) -> Run:
     accelerator = start_accelerator(config)
     num_steps, warmup_steps = config.schedule(accelerator.num_processes)
     checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume == "auto" else None
+    if checkpoint:
+        check_same_kind(checkpoint, uses_deepspeed)
 
     decoder = PairDecoder(config.image_key, config.caption_key)
     stream = open_stream(config.train_data, seed=config.seed)

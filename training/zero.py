@@ -5,6 +5,7 @@ A launch file with `distributed_type: DEEPSPEED` asks for it. Accelerate does no
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,13 @@ def take_over_deepspeed() -> bool:
         if (value := os.environ.get(name, allowed)) != allowed:
             fail(f"{name}={value}: must be {allowed or 'empty'}; what else DeepSpeed does follows from the run's options")
     return True
+
+
+def check_same_kind(checkpoint: Path, uses_deepspeed: bool) -> None:
+    """Raise a ConfigError where a run with DeepSpeed would go on from a checkpoint without, or the other way round."""
+    if (checkpoint / TAG).is_dir() != uses_deepspeed:
+        word = "without" if uses_deepspeed else "with"
+        fail(f"resume: {checkpoint} was saved {word} DeepSpeed: go on {word} it, or use another output_dir and the export")
 
 
 class ZeroEngine(torch.nn.Module):
