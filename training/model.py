@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTr
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.patch_masking import resolve_patch_mask
 from training.errors import ConfigError, naming
+from training.initialization import initialize_as_clip
 
 CONTEXT_LENGTH = 77  # caption tokens, as in CLIP
 
@@ -45,7 +46,9 @@ def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrain
             # float32 whatever the checkpoint holds: half-precision weights lose small updates.
             return MaskCLIPModel.from_pretrained(name, config=config, dtype=torch.float32)
     tokens = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return MaskCLIPModel(preset_config(name, patch_mask or "pgs", vocab_size=len(tokenizer), **tokens))
+    model = MaskCLIPModel(preset_config(name, patch_mask or "pgs", vocab_size=len(tokenizer), **tokens))
+    initialize_as_clip(model)
+    return model
 
 
 def preset_config(name: str, patch_mask: dict[str, Any] | str, **text_options: Any) -> MaskCLIPConfig:
