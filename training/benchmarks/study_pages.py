@@ -69,9 +69,22 @@ def ablation_table(scenes: Report) -> str:
     return Report(scenes.results, [BASELINE, *methods], scenes.columns, scenes.headline).table("samples")
 
 
+def initialization_table() -> str:
+    """Two runs that differ in their initial weights, evaluated while they trained; the columns are those of the scenes."""
+    columns = read_study(Path(__file__).with_name("study-scenes.yaml")).columns
+    names = ("zero-shot colour", "zero-shot pair", "retrieval R@10")
+    lines = [f"| initial weights | pairs seen | {' | '.join(names)} |", "|---|---|---|---|---|"]
+    for result in read_results(RESULTS / "initialization"):
+        for point in result["curve"]:
+            scores = [f"{100 * statistics.mean(point['metrics'][key] for key in columns[name]):.1f}" for name in names]
+            lines.append(f"| {result['initial_weights']} | {point['samples_seen']:,} | {' | '.join(scores)} |")
+    return "\n".join(lines) + "\n"
+
+
 def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     """The tables of all pages by their names."""
     found = {"summary": summary_table(scenes, pairs), "ablation": ablation_table(scenes)}
+    found["initial weights"] = initialization_table()
     for name, report in (("scenes", scenes), ("pairs", pairs)):
         found |= {f"{name}, equal {budget}": report.table(budget) for budget in report.budgets}
         found[f"{name}, circumstances"] = report.circumstances()
