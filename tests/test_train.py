@@ -275,7 +275,7 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
         ({"train_data": "absent/train-{0..3}.tar"}, "there is no 'absent/train-0.tar'"),
         ({"num_workers": 5}, "4 shards for 1 processes x 5 workers: use --num_workers 4"),
         ({"image_key": "jpg"}, "no usable image-text pair in the first 20 samples"),
-        ({"model": "hugee"}, "model='hugee': must be one of tiny, small"),
+        ({"model": "hugee"}, "model='hugee': must be one of tiny, tiny-96, small"),
         ({"text_mask": "random", "text_tokens": 78}, "text_tokens=78: the context of model='tiny' has 77"),
         ({"patch_mask": "none", "mask_schedule": 0.5}, "mask_schedule=0.5: the patch mask 'none' has no mask_ratio"),
         ({"patch_mask": {"name": "attentive", "teacher_image_size": 36}}, "teacher_image_size=36: must be a multiple of .* 8"),

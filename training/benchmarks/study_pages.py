@@ -2,8 +2,8 @@
 
     python training/benchmarks/study_pages.py
 
-The runs' results lie in docs/study/<name>/results, where `study.py --output_dir docs/study/<name>` leaves them, too. A page has
-a place for each table, between two comments with its name. Only these and docs/study.png are written.
+The results lie in docs/study/<name>/results, copies of what `study.py` leaves in its output folder. A page has a place for each
+table, between two comments with its name. Only these and docs/study.png are written.
 """
 
 import re
