@@ -290,34 +290,6 @@ def train_sharded(arguments: list[str]) -> int:
     return program(arguments)
 
 
-def test_sharded_weights_train_like_whole_ones_and_go_on_exactly(options, data, tmp_path):
-    options |= {
-        "max_steps": 8,
-        "eval_data": f"{data}/val-0.tar",
-        "checkpoint_every": 4,
-        "eval_every": 4,
-        "resume": "auto",
-        "chunk_size": 2,
-    }
-    whole = options | {"output_dir": tmp_path / "whole"}
-    assert Processes(2, tmp_path / "a", program, words(whole)).wait() == [0, 0]
-    sharded = Processes(2, tmp_path / "b", train_sharded, words(options))
-    assert sharded.wait() == [0, 0], sharded.printed()[-3000:]
-    assert sharded.printed().count("whole weights: ['logit_scale']") == 2
-    steps, expected = losses_of(options["output_dir"]), losses_of(whole["output_dir"])
-    assert [r["loss"] for r in steps] == pytest.approx([r["loss"] for r in expected], rel=1e-3)
-    results = [json.loads((Path(o["output_dir"]) / "eval.json").read_text())["results"] for o in (options, whole)]
-    assert results[0].keys() == results[1].keys()
-    weights, wanted = (AutoModel.from_pretrained(f / "export").state_dict() for f in (tmp_path / "run", tmp_path / "whole"))
-    for key, value in weights.items():
-        torch.testing.assert_close(value, wanted[key], rtol=1e-2, atol=2e-3)
-    MaskCLIPModel.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000004")
-    as_killed_at(tmp_path / "run", 4)
-    sharded = Processes(2, tmp_path / "c", train_sharded, words(options))
-    assert sharded.wait() == [0, 0], sharded.printed()[-3000:]
-    assert same(losses_of(options["output_dir"])) == same(steps)
-
-
 def train_with_deepspeed(arguments: list[str]) -> int:
     """The program as a launch file with `distributed_type: DEEPSPEED` starts it."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
@@ -344,30 +316,38 @@ def train_with_deepspeed_until_the_loss_fails(arguments: list[str]) -> int:
     return train_with_deepspeed(arguments)
 
 
-def test_deepspeed_splits_moments_trains_like_whole_ones_and_goes_on_exactly(options, data, tmp_path):
-    options |= {
+@pytest.mark.parametrize(
+    ("train", "line", "more"),
+    [
+        (train_sharded, "whole weights: ['logit_scale']", {}),
+        (train_with_deepspeed, "share of the weights: 0.50", {"max_grad_norm": 0.5, "ema_momentum": 0.9}),
+    ],
+)
+def test_what_processes_share_trains_like_whole_weights_and_goes_on_exactly(train, line, more, options, data, tmp_path):
+    """FSDP2 splits the weights, DeepSpeed the moments of AdamW."""
+    options |= more | {
         "max_steps": 8,
         "eval_data": f"{data}/val-0.tar",
         "checkpoint_every": 4,
         "eval_every": 4,
         "resume": "auto",
         "chunk_size": 2,
-        "max_grad_norm": 0.5,
-        "ema_momentum": 0.9,
     }
     whole = options | {"output_dir": tmp_path / "whole"}
     assert Processes(2, tmp_path / "a", program, words(whole)).wait() == [0, 0]
-    split = Processes(2, tmp_path / "b", train_with_deepspeed, words(options))
+    split = Processes(2, tmp_path / "b", train, words(options))
     assert split.wait() == [0, 0], split.printed()[-3000:]
-    assert split.printed().count("share of the weights: 0.50") == 2
+    assert split.printed().count(line) == 2
     steps, expected = losses_of(options["output_dir"]), losses_of(whole["output_dir"])
     assert [r["loss"] for r in steps] == pytest.approx([r["loss"] for r in expected], rel=1e-3)
+    results = [json.loads((Path(o["output_dir"]) / "eval.json").read_text())["results"] for o in (options, whole)]
+    assert results[0].keys() == results[1].keys()
     weights, wanted = (AutoModel.from_pretrained(f / "export").state_dict() for f in (tmp_path / "run", tmp_path / "whole"))
     for key, value in weights.items():
         torch.testing.assert_close(value, wanted[key], rtol=1e-2, atol=2e-3)
     MaskCLIPModel.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000004")
     as_killed_at(tmp_path / "run", 4)
-    split = Processes(2, tmp_path / "c", train_with_deepspeed, words(options))
+    split = Processes(2, tmp_path / "c", train, words(options))
     assert split.wait() == [0, 0], split.printed()[-3000:]
     assert same(losses_of(options["output_dir"])) == same(steps)
 

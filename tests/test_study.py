@@ -74,28 +74,26 @@ def trainings(monkeypatch) -> list[str]:
 
 
 def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_path, capsys):
-    path, output_dir = write(values | {"budgets": ["samples"]}), tmp_path / "study"
+    path, output_dir = write(values | {"methods": {"none": "none"}}), tmp_path / "study"
     assert main([str(path), "--output_dir", str(output_dir)]) == 0
-    results = {result["method"]: result for result in read_results(output_dir / "results")}
-    assert list(results) == ["none", "random 0.5"]
-    for result in results.values():
-        assert (result["steps"], result["samples_seen"], result["seed"], result["budget"]) == (4, 16, 0, "samples")
-        assert [point["step"] for point in result["curve"]] == [2, 4] and result["curve"][-1]["metrics"] == result["metrics"]
-        assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"] and result["seconds_per_step"] > 0
-        assert result["machine"]["cpus"] and result["versions"]["torch"]
+    (result,) = read_results(output_dir / "results")
+    assert (result["method"], result["steps"], result["samples_seen"], result["budget"]) == ("none", 4, 16, "samples")
+    assert [point["step"] for point in result["curve"]] == [2, 4] and result["curve"][-1]["metrics"] == result["metrics"]
+    assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"] and result["seconds_per_step"] > 0
+    assert result["machine"]["cpus"] and result["versions"]["torch"]
     report = (output_dir / "report.md").read_text()
-    assert "| random 0.5 | 1 |" in report and (output_dir / "accuracy_over_time.png").stat().st_size > 10_000
+    assert "| none | 1 |" in report and (output_dir / "accuracy_over_time.png").stat().st_size > 10_000
 
     files = sorted((output_dir / "results").rglob("*.json"))
     before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
     capsys.readouterr()
     assert main([str(path), "--output_dir", str(output_dir)]) == 0
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
-    assert capsys.readouterr().out == f"2 of 2 runs are finished: {output_dir}/report.md\n"
+    assert capsys.readouterr().out == f"1 of 1 runs are finished: {output_dir}/report.md\n"
     (output_dir / "report.md").unlink()
     assert main([str(path), "--output_dir", str(output_dir), "--report_only"]) == 0
     assert (output_dir / "report.md").read_text() == report
-    assert capsys.readouterr().out == f"2 finished runs: {output_dir}/report.md\n"
+    assert capsys.readouterr().out == f"1 finished runs: {output_dir}/report.md\n"
 
 
 def test_an_interrupted_study_goes_on_and_begins_the_interrupted_run_anew(

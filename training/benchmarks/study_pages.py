@@ -17,7 +17,7 @@ if __name__ == "__main__":  # run as a script, it finds its package, and not its
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.benchmarks.study import read_study
-from training.benchmarks.study_report import BASELINE, Report, cell, name_lines, read_results
+from training.benchmarks.study_report import BASELINE, BUDGETS, Report, cell, name_lines, read_results
 from training.benchmarks.study_run import ROOT
 
 RESULTS = ROOT / "docs" / "study"
@@ -41,19 +41,16 @@ def read_report(name: str, results: Path = RESULTS) -> Report:
     return Report(read_results(results / name / "results"), list(study.masks), study.columns, study.headline)
 
 
-def common_methods(scenes: Report, pairs: Report) -> list[str]:
-    return [method for method in scenes.methods if method in pairs.methods]
-
-
 def summary_table(scenes: Report, pairs: Report) -> str:
-    """The methods of both studies at equal samples, a few columns of each."""
+    """The methods of the pairs (those of the scenes without the ablation) at equal samples, a few columns of each study; the
+    time of a step is the mean of both."""
     reports = {"scenes": scenes, "pairs": pairs}
     header = ["method", "time"]
     for name, columns in SCORES.items():
         header += [f"{TITLES[name]}: {next(iter(columns))}", *list(columns)[1:], "reached at"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    for method in common_methods(scenes, pairs):
-        cells = [f"`{method}`", cell(scenes.relative_times(method), 2)]
+    for method in pairs.methods:
+        cells = [f"`{method}`", cell(scenes.relative_times(method) + pairs.relative_times(method), 2)]
         for name, columns in SCORES.items():
             report, results = reports[name], reports[name].of(method, "samples")
             cells += [cell([100 * value for value in report.values(results, column)], 1) for column in columns.values()]
@@ -86,7 +83,7 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     found = {"summary": summary_table(scenes, pairs), "ablation": ablation_table(scenes)}
     found["initial weights"] = initialization_table()
     for name, report in (("scenes", scenes), ("pairs", pairs)):
-        found |= {f"{name}, equal {budget}": report.table(budget) for budget in report.budgets}
+        found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
         found[f"{name}, circumstances"] = report.circumstances()
     return found
 
@@ -103,13 +100,12 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 def figure(scenes: Report, pairs: Report) -> Figure:
     """The headline over seconds of training, at equal samples, a panel for each study; without the ablation."""
-    methods = common_methods(scenes, pairs)
     drawn = Figure(figsize=(11.5, 4.2), layout="constrained")
     panels = drawn.subplots(1, 2)
     for axes, (name, report) in zip(panels, {"scenes": scenes, "pairs": pairs}.items(), strict=True):
-        Report(report.results, methods, report.columns, report.headline).draw(axes, "samples")
+        Report(report.results, pairs.methods, report.columns, report.headline).draw(axes, "samples")
         axes.set(title=TITLES[name], ylabel=f"{report.headline}, %")
-    name_lines(drawn, methods)
+    name_lines(drawn, pairs.methods)
     return drawn
 
 
