@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from training.benchmarks.study_report import BASELINE
 from training.cpus import usable_cpus
 from training.tracking import read_metrics
@@ -92,15 +94,15 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
 
 
 def typical_seconds(records: list[dict[str, Any]], tuning_steps: int) -> list[float]:
-    """The seconds of each step of a run: the median of its masked steps, and that of its last steps, on whole images. So a step
-    that something else on the machine held up does not count.
+    """The seconds of each step of a run: the lower quartile of its masked steps, and that of its last steps, on whole images.
+    So the steps that something else on the machine held up do not count, be they most of them.
 
     Args:
         records: of all steps, in order.
     """
     seconds = [record["step_seconds"] for record in records]
     first, last = seconds[: len(seconds) - tuning_steps], seconds[len(seconds) - tuning_steps :]
-    return [statistics.median(part) for part in (first, last) for _ in part]
+    return [float(np.quantile(part, 0.25)) for part in (first, last) for _ in part]
 
 
 def learning_curve(records: list[dict[str, Any]], seconds: list[float], batch_size: int) -> list[dict[str, Any]]:
