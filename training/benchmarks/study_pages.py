@@ -61,9 +61,11 @@ def summary_table(scenes: Report, pairs: Report) -> str:
 
 
 def ablation_table(scenes: Report) -> str:
-    """CLIP-PGS with and without edges and transport, at equal samples."""
-    methods = [method for method in scenes.methods if method.startswith("pgs 0.3")]
-    return Report(scenes.results, [BASELINE, *methods], scenes.columns, scenes.headline).table("samples")
+    """CLIP-PGS with and without edges and transport, at equal samples, of the seeds that all of these have."""
+    methods = [BASELINE, *(method for method in scenes.methods if method.startswith("pgs 0.3"))]
+    seeds = set.intersection(*({result["seed"] for result in scenes.of(method, "samples")} for method in methods))
+    results = [result for result in scenes.results if result["seed"] in seeds]
+    return Report(results, methods, scenes.columns, scenes.headline).table("samples")
 
 
 def initialization_table() -> str:
