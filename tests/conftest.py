@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from processes import without_pictures
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, PatchSelection, build_patch_mask, patch_masking
@@ -182,13 +183,16 @@ def options(data, tmp_path) -> dict:
 
 
 @pytest.fixture
-def run(options):
+def run(options, monkeypatch):
     """Run `main` on the small data and return its summary, its records of losses, and its folder."""
 
-    def run(**changed):
+    def run(pictures: bool = False, **changed):
         reset_accelerate()
         config = TrainingConfig(**(options | changed))
-        summary = main(config)
+        with monkeypatch.context() as patch:
+            if not pictures:
+                without_pictures(patch)
+            summary = main(config)
         return summary, losses_of(config.output_dir), Path(config.output_dir)
 
     return run

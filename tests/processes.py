@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from matplotlib.figure import Figure
+
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["training.train"])
+context.set_forkserver_preload(["training.train", "processes"])
 
 
 class Processes:
@@ -55,6 +58,12 @@ class Processes:
         return "".join(output.read_text() for output in self.outputs if output.exists())
 
 
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let runs of the training program write empty pictures: to draw them takes longer than the few steps of a test."""
+    for name in ("draw_patch_masks", "draw_curves"):
+        patch.setattr(f"training.train.{name}", lambda *args, **kwargs: Figure())
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,4 +81,5 @@ def _run(rank: int, num_processes: int, port: int, output: Path, function: Calla
         os.environ |= {key: str(value) for key, value in numbers.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    without_pictures(pytest.MonkeyPatch())
     sys.exit(function(*arguments))

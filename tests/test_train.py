@@ -27,7 +27,7 @@ STEPS = 4  # of `run`
 
 
 def test_a_run_trains_evaluates_and_exports(run, data, capsys):
-    summary, steps, folder = run(eval_data=f"{data}/val-0.tar", eval_every=2, checkpoint_every=3)
+    summary, steps, folder = run(pictures=True, eval_data=f"{data}/val-0.tar", eval_every=2, checkpoint_every=3)
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
     expected = {"loss", "learning_rate", "logit_scale", "kept_patches", "samples_seen", "samples_per_second"}
     assert expected | {"data_seconds", "step_seconds"} < steps[0].keys()

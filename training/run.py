@@ -67,7 +67,6 @@ class Run:
     num_batches_used: int  # of the loader, before the checkpoint
     model: MaskCLIPModel
     is_sharded: bool  # over the processes
-    zero: ZeroEngine | None  # DeepSpeed's
     trained_model: torch.nn.Module  # the same, in the wrapper that makes the gradients of all processes one
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -96,8 +95,8 @@ class Run:
 
     def update_weights(self) -> None:
         """Clip the gradients, change the weights by them, and forget them."""
-        if self.zero:
-            self.zero.step()
+        if isinstance(self.trained_model, ZeroEngine):
+            self.trained_model.step()
         else:
             if self.config.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.trained_model.parameters(), self.config.max_grad_norm)
@@ -151,7 +150,7 @@ def prepare(config: TrainingConfig) -> Run:
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
-    trained_model, optimizer, prepared_optimizer = distribute(model, config, accelerator, is_sharded, uses_deepspeed)
+    trained_model, optimizer = distribute(model, config, accelerator, is_sharded, uses_deepspeed)
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
@@ -175,10 +174,9 @@ def prepare(config: TrainingConfig) -> Run:
         num_batches_used=num_batches_used,
         model=model,
         is_sharded=is_sharded,
-        zero=trained_model if uses_deepspeed else None,
         trained_model=trained_model,
         average=average,
-        optimizer=prepared_optimizer,
+        optimizer=optimizer,
         schedule=schedule,
         patches=patches,
     )
@@ -186,17 +184,19 @@ def prepare(config: TrainingConfig) -> Run:
 
 def distribute(
     model: MaskCLIPModel, config: TrainingConfig, accelerator: Accelerator, is_sharded: bool, uses_deepspeed: bool
-) -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.Optimizer]:
-    """The model in its wrapper on this process's device, the optimizer of its weights, and what the loop calls for that."""
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The model in its wrapper on this process's device, and the optimizer of its weights."""
+    if (uses_deepspeed or is_sharded) and accelerator.mixed_precision == "bf16":  # as Accelerate does where it wraps a model
+        model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
+    if uses_deepspeed:
+        optimizer = build_optimizer(model, config)
+        return ZeroEngine(model, optimizer, accelerator, config), optimizer
     if is_sharded:
         trained_model, optimizer = shard(model, accelerator), build_optimizer(model, config)
         accelerator.register_for_checkpointing(ShardedState(model, optimizer))
-        return trained_model, optimizer, optimizer
-    if uses_deepspeed:
-        optimizer = build_optimizer(model, config)
-        return ZeroEngine(model, optimizer, accelerator, config), optimizer, optimizer
-    trained_model, optimizer = accelerator.prepare(model), build_optimizer(model, config)
-    return trained_model, optimizer, accelerator.prepare(optimizer)
+        return trained_model, optimizer
+    trained_model = accelerator.prepare(model)
+    return trained_model, accelerator.prepare(build_optimizer(model, config))
 
 
 def find_evaluations(eval_data: str, decoder: PairDecoder) -> list[Evaluation]:

@@ -53,8 +53,6 @@ def shard(model: MaskCLIPModel, accelerator: Accelerator) -> MaskCLIPModel:
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, reshard_after_forward=reshard, ignored_params={model.logit_scale})
     model.logit_scale.register_post_accumulate_grad_hook(_average_gradient)
-    if accelerator.mixed_precision == "bf16":  # over float32 weights, as Accelerate does for other models
-        model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
     return model
 
 

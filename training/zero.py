@@ -68,8 +68,6 @@ class ZeroEngine(torch.nn.Module):
         super().__init__()
         deepspeed.utils.logger.setLevel("WARNING")
         self.model = model.to(accelerator.device)
-        if accelerator.mixed_precision == "bf16":  # over float32 weights, as Accelerate does for other models
-            model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
         settings = {
             "train_micro_batch_size_per_gpu": config.batch_size,
             "zero_optimization": {"stage": 2},

@@ -19,6 +19,7 @@ import torch
 from measure import arguments, print_table, random_batch, set_patch_mask, side_by_side, training_step
 
 from hf_maskclip import MaskCLIPModel
+from training.cpus import usable_cpus
 from training.model import preset_config
 
 CAPTION_TOKENS = 24
@@ -76,7 +77,7 @@ def processes(counts: list[int]) -> None:
             records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         speed = statistics.median(record["samples_per_second"] for record in records[4:] if "loss" in record)
         rows.append({"processes": count, "pairs/s": f"{speed:.0f}"})
-    title = f"tiny on scenes, 128 pairs in all, {options.device}, {os.cpu_count()} cores: processes"
+    title = f"tiny on scenes, 128 pairs in all, {options.device}, {usable_cpus()} CPUs: processes"
     print_table(title, rows, output_for("processes"))
 
 
