@@ -73,13 +73,10 @@ def prepare_peer(config: TrainingConfig) -> PeerRun:
     peer = OpenCLIP(run.model.config, run.model.vision_model.patch_mask.mask_ratio)
     run.model.logit_scale = peer.clip.logit_scale  # the one that the loop reads and bounds
     trained_model = run.accelerator.prepare(peer)
-    optimizer = build_optimizer(peer, config)
+    optimizer = run.accelerator.prepare(build_optimizer(peer, config))
     num_steps, warmup_steps = config.schedule(run.accelerator.num_processes)
     schedule = build_schedule(optimizer, config, num_steps, warmup_steps, steps_done=0)
-    parts = vars(replace(run, trained_model=trained_model, schedule=schedule)) | {
-        "optimizer": run.accelerator.prepare(optimizer)
-    }
-    return PeerRun(**parts, peer=peer)
+    return PeerRun(**vars(replace(run, trained_model=trained_model, optimizer=optimizer, schedule=schedule)), peer=peer)
 
 
 def main(config: TrainingConfig) -> dict[str, Any]:
