@@ -53,6 +53,9 @@ def object_share(model: str | None, count: int) -> None:
     pixel_values, is_object = scenes(count, image_size, patch_size)
     masks = {name: name for name in patch_masks() if name != "attentive" or teacher}
     masks |= {"pgs 0.5": PGS_05, "pgs 0.5, no edges": PGS_05 | {"edges": "none"}}
+    parts = {"edges only": {"transport": False}, "transport only": {"edges": "none"}}
+    parts["neither"] = parts["edges only"] | parts["transport only"]
+    masks |= {f"pgs, {name}": {"name": "pgs"} | part for name, part in parts.items()}
     print(f"{count} scenes of {image_size} pixels, patches of {patch_size}: {is_object.float().mean():.1%} of them are object")
     print("| mask | visible | of object patches | of background patches |\n|---|---|---|---|")
     for name, spec in masks.items():

@@ -32,6 +32,13 @@ SCORES = {
     },
     "pairs": {"category": "emoji categories", "R@10": "R@10 of all"},
 }
+# What is added to CLIP-PGS: the method with it, and the one without.
+ADDITIONS = {
+    "edges, to transport": ("pgs 0.3", "pgs 0.3 transport only"),
+    "edges alone": ("pgs 0.3 edges only", "pgs 0.3 neither"),
+    "transport, to edges": ("pgs 0.3", "pgs 0.3 edges only"),
+    "transport alone": ("pgs 0.3 transport only", "pgs 0.3 neither"),
+}
 TITLES = {"scenes": "drawn scenes", "pairs": "clip art and emoji"}
 
 
@@ -68,6 +75,19 @@ def ablation_table(scenes: Report) -> str:
     return Report(results, methods, scenes.columns, scenes.headline).table("samples")
 
 
+def additions_table(scenes: Report) -> str:
+    """What edges and transport add, in points: means and standard errors of the differences seed by seed, at equal samples."""
+    columns = SCORES["scenes"]
+    lines = [f"| added | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for name, methods in ADDITIONS.items():
+        cells = [name]
+        for column in columns.values():
+            with_it, without = (scenes.values(scenes.of(method, "samples"), column) for method in methods)
+            cells.append(cell([100 * (a - b) for a, b in zip(with_it, without, strict=True)], 1))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def initialization_table() -> str:
     """Two runs that differ in their initial weights, evaluated while they trained; the columns are those of the scenes."""
     columns = read_study(Path(__file__).with_name("study-scenes.yaml")).columns
@@ -83,6 +103,7 @@ def initialization_table() -> str:
 def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     """The tables of all pages by their names."""
     found = {"summary": summary_table(scenes, pairs), "ablation": ablation_table(scenes)}
+    found["additions"] = additions_table(scenes)
     found["initial weights"] = initialization_table()
     for name, report in (("scenes", scenes), ("pairs", pairs)):
         found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
