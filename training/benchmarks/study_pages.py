@@ -49,18 +49,20 @@ def read_report(name: str, results: Path = RESULTS) -> Report:
 
 
 def summary_table(scenes: Report, pairs: Report) -> str:
-    """The methods of the pairs (those of the scenes without the ablation) at equal samples, a few columns of each study; the
-    time of a step is the mean of both."""
+    """The methods of the pairs (those of the scenes without the ablation): a few columns of each study at equal samples, the
+    headline at equal time, and the time of a step, which is the mean of both."""
     reports = {"scenes": scenes, "pairs": pairs}
     header = ["method", "time"]
     for name, columns in SCORES.items():
-        header += [f"{TITLES[name]}: {next(iter(columns))}", *list(columns)[1:], "reached at"]
+        header += [f"{TITLES[name]}: {next(iter(columns))}", *list(columns)[1:], "R@10, equal time", "reached at"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for method in pairs.methods:
         cells = [f"`{method}`", cell(scenes.relative_times(method) + pairs.relative_times(method), 2)]
         for name, columns in SCORES.items():
-            report, results = reports[name], reports[name].of(method, "samples")
-            cells += [cell([100 * value for value in report.values(results, column)], 1) for column in columns.values()]
+            report = reports[name]
+            scores = [report.values(report.of(method, "samples"), column) for column in columns.values()]
+            scores.append(report.values(report.of(method, "time"), report.headline))
+            cells += [cell([100 * value for value in values], 1) for values in scores]
             reached = report.earliest_reach(method)
             cells.append("–" if reached is None else f"{reached:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
