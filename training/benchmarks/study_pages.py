@@ -17,7 +17,7 @@ if __name__ == "__main__":  # run as a script, it finds its package, and not its
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.benchmarks.study import read_study
-from training.benchmarks.study_report import BASELINE, BUDGETS, Report, cell, name_lines, read_results
+from training.benchmarks.study_report import BASELINE, BUDGETS, Report, cell, markdown_table, name_lines, read_results
 from training.benchmarks.study_run import ROOT
 
 RESULTS = ROOT / "docs" / "study"
@@ -55,7 +55,7 @@ def summary_table(scenes: Report, pairs: Report) -> str:
     header = ["method", "time"]
     for name, columns in SCORES.items():
         header += [f"{TITLES[name]}: {next(iter(columns))}", *list(columns)[1:], "R@10, equal time", "reached at"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = []
     for method in pairs.methods:
         cells = [f"`{method}`", cell(scenes.relative_times(method) + pairs.relative_times(method), 2)]
         for name, columns in SCORES.items():
@@ -65,48 +65,46 @@ def summary_table(scenes: Report, pairs: Report) -> str:
             cells += [cell([100 * value for value in values], 1) for values in scores]
             reached = report.earliest_reach(method)
             cells.append("–" if reached is None else f"{reached:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return markdown_table(header, rows)
 
 
-def ablation_table(scenes: Report) -> str:
-    """CLIP-PGS with and without edges and transport, at equal samples, of the seeds that all of these have."""
+def ablation(scenes: Report) -> Report:
+    """CLIP-PGS with and without edges and transport, by the seeds that all of these have."""
     methods = [BASELINE, *(method for method in scenes.methods if method.startswith("pgs 0.3"))]
     seeds = set.intersection(*({result["seed"] for result in scenes.of(method, "samples")} for method in methods))
     results = [result for result in scenes.results if result["seed"] in seeds]
-    return Report(results, methods, scenes.columns, scenes.headline).table("samples")
+    return Report(results, methods, scenes.columns, scenes.headline)
 
 
-def additions_table(scenes: Report) -> str:
+def additions_table(ablation: Report) -> str:
     """What edges and transport add, in points: means and standard errors of the differences seed by seed, at equal samples."""
-    columns = SCORES["scenes"]
-    lines = [f"| added | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    columns, rows = SCORES["scenes"], []
     for name, methods in ADDITIONS.items():
-        cells = [name]
+        rows.append([name])
         for column in columns.values():
-            with_it, without = (scenes.values(scenes.of(method, "samples"), column) for method in methods)
-            cells.append(cell([100 * (a - b) for a, b in zip(with_it, without, strict=True)], 1))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            with_it, without = (ablation.values(ablation.of(method, "samples"), column) for method in methods)
+            rows[-1].append(cell([100 * (a - b) for a, b in zip(with_it, without, strict=True)], 1))
+    return markdown_table(["added", *columns], rows)
 
 
 def initialization_table() -> str:
     """Two runs that differ in their initial weights, evaluated while they trained; the columns are those of the scenes."""
     columns = read_study(Path(__file__).with_name("study-scenes.yaml")).columns
     names = ("zero-shot colour", "zero-shot pair", "retrieval R@10")
-    lines = [f"| initial weights | pairs seen | {' | '.join(names)} |", "|---|---|---|---|---|"]
+    rows = []
     for result in read_results(RESULTS / "initialization"):
         for point in result["curve"]:
             scores = [f"{100 * statistics.mean(point['metrics'][key] for key in columns[name]):.1f}" for name in names]
-            lines.append(f"| {result['initial_weights']} | {point['samples_seen']:,} | {' | '.join(scores)} |")
-    return "\n".join(lines) + "\n"
+            rows.append([result["initial_weights"], f"{point['samples_seen']:,}", *scores])
+    return markdown_table(["initial weights", "pairs seen", *names], rows)
 
 
 def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     """The tables of all pages by their names."""
-    found = {"summary": summary_table(scenes, pairs), "ablation": ablation_table(scenes)}
-    found["additions"] = additions_table(scenes)
-    found["initial weights"] = initialization_table()
+    parts = ablation(scenes)
+    found = {"summary": summary_table(scenes, pairs), "initial weights": initialization_table()}
+    found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
     for name, report in (("scenes", scenes), ("pairs", pairs)):
         found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
         found[f"{name}, circumstances"] = report.circumstances()

@@ -134,11 +134,8 @@ class Report:
 
     def table(self, budget: str) -> str:
         header = ["method", "n", *self.columns, "relative time", "time to reach", "pairs seen", "seconds"]
-        lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        for method in self.methods:
-            if results := self.of(method, budget):
-                lines.append(f"| {' | '.join(self.row(method, budget, results))} |")
-        return "\n".join(lines) + "\n"
+        rows = [self.row(method, budget, results) for method in self.methods if (results := self.of(method, budget))]
+        return markdown_table(header, rows)
 
     def row(self, method: str, budget: str, results: list[dict[str, Any]]) -> list[str]:
         reached = self.reach(method, budget)
@@ -206,6 +203,14 @@ def name_lines(figure: Figure, methods: list[str]) -> None:
     if lines:
         in_order = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
         figure.legend(handles=in_order, loc="outside right center", frameon=False, labelcolor="linecolor", fontsize=9)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"{line}\n" for line in (_line(header), "|---" * len(header) + "|", *map(_line, rows)))
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def cell(values: list[float], digits: int) -> str:
