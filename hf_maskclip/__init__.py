@@ -17,17 +17,18 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
 from .conversion import export_to_clip
 from .conversion_open_clip import convert_open_clip_checkpoint
 from .losses import ContrastiveLoss, SigmoidLoss, cached_contrastive_backward
-from .modeling_maskclip import (
+from .models.configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
+from .models.modeling_maskclip import (
     MaskCLIPForImageClassification,
     MaskCLIPModel,
     MaskCLIPVisionModel,
     MaskCLIPVisionModelWithProjection,
 )
-from .patch_masking import PatchMask, PatchSelection, build_patch_mask, register_patch_mask
+from .models.patch_mask_registry import build_patch_mask, register_patch_mask
+from .models.patch_masking import PatchMask, PatchSelection
 
 __version__ = "0.1.0"
 

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from .conversion import export_to_clip, load_maskclip
-from .modeling_maskclip import MaskCLIPModel, MaskCLIPVisionModel
-from .patch_masking import patch_masks
+from .models.modeling_maskclip import MaskCLIPModel, MaskCLIPVisionModel
+from .models.patch_mask_registry import patch_masks
 
 # What takes long to import and is no part of `import hf_maskclip` (evaluate, datasets, matplotlib) is imported by the commands
 # that need it, so that --help and the others do not wait for it.

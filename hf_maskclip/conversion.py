@@ -19,14 +19,14 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import custom_object_save
 
-from .configuration_maskclip import MaskCLIPVisionConfig
-from .modeling_maskclip import (
+from .models.configuration_maskclip import MaskCLIPVisionConfig
+from .models.modeling_maskclip import (
     MaskCLIPForImageClassification,
     MaskCLIPModel,
     MaskCLIPVisionModel,
     MaskCLIPVisionModelWithProjection,
 )
-from .patch_masking import built_in_patch_masks
+from .models.patch_mask_registry import BUILT_IN
 
 
 class Twin(NamedTuple):
@@ -107,8 +107,8 @@ def _without_classes(config: PreTrainedConfig) -> dict:
 def _save_with_code(model: PreTrainedModel, output_dir: str | Path) -> None:
     vision_config = model.config if isinstance(model.config, MaskCLIPVisionConfig) else model.config.vision_config
     name = vision_config.patch_mask["name"]
-    if name not in built_in_patch_masks():
-        allowed = ", ".join(built_in_patch_masks())
+    if name not in BUILT_IN:
+        allowed = ", ".join(BUILT_IN)
         raise ValueError(f"patch mask {name!r} is your own, remote code cannot carry it: must be one of {allowed}")
     model.save_pretrained(output_dir)
     # Not by `register_for_auto_class`: a class so marked writes its code whenever it is saved, and has one Auto class only.

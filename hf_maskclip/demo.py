@@ -19,9 +19,10 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPProcessor
 
-from .modeling_maskclip import MaskCLIPModel
-from .patch_masking import PatchMask, build_patch_mask, patch_masks, resolve_patch_mask
-from .patch_masking_attentive import class_attention
+from .models.modeling_maskclip import MaskCLIPModel
+from .models.patch_mask_registry import build_patch_mask, patch_masks, resolve_patch_mask
+from .models.patch_masking import PatchMask
+from .models.patch_masking_attentive import class_attention
 from .visualization import draw_patch_masks, draw_pgs_steps
 
 try:

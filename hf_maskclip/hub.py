@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
 
 from .evaluation.report import read_results
-from .patch_masking import resolve_patch_mask
+from .models.patch_mask_registry import resolve_patch_mask
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
 PICTURES = {"masks.png": "Training pictures under the masks", "curves.png": "Loss and learning rate over training"}

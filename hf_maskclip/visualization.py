@@ -15,10 +15,11 @@ from torchvision.transforms import v2
 from transformers import CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .patch_edges import patch_edges
-from .patch_masking import PatchMask, PatchSelection, build_patch_mask, patch_grid
-from .patch_masking_attentive import class_attention
-from .patch_masking_pgs import PGSPatchMask
+from .models.patch_edges import patch_edges
+from .models.patch_mask_registry import build_patch_mask
+from .models.patch_masking import PatchMask, PatchSelection, patch_grid
+from .models.patch_masking_attentive import class_attention
+from .models.patch_masking_pgs import PGSPatchMask
 
 DROPPED_GREY = 0.72  # of the dropped patches
 INCHES_PER_IMAGE = 1.6

@@ -13,8 +13,9 @@ from PIL import Image
 from processes import without_pictures
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, PatchSelection, build_patch_mask, patch_masking
-from hf_maskclip.patch_masking import patchify
+from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, PatchSelection, build_patch_mask
+from hf_maskclip.models import patch_mask_registry
+from hf_maskclip.models.patch_masking import patchify
 from training.config import TrainingConfig
 from training.tokenizer import train_tokenizer
 from training.tracking import read_metrics
@@ -28,7 +29,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def built_in_masks_only(monkeypatch):
     """A mask that one test registers is unknown to the next."""
-    monkeypatch.setattr(patch_masking, "_registered", {})
+    monkeypatch.setattr(patch_mask_registry, "_registered", {})
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from hf_maskclip import export_to_clip
 from hf_maskclip.cli import main
 from hf_maskclip.hub import PAPERS, ModelRepository, card_of_recipe, check_card
-from hf_maskclip.patch_masking import patch_masks
+from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.space import PACKAGE, SpaceRepository, requirements
 from training.scenes import COMPOSITIONALITY_KINDS, STYLES
 

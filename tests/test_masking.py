@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_maskclip import MaskCLIPModel
-from hf_maskclip.patch_masking_attentive import class_attention
+from hf_maskclip.models.patch_masking_attentive import class_attention
 from training.config import TrainingConfig
 from training.masking import AttentionTeacher, PatchSelector, mask_seed
 

@@ -28,7 +28,7 @@ from hf_maskclip import (
     PatchSelection,
     register_patch_mask,
 )
-from hf_maskclip.patch_masking import patch_masks, resolve_patch_mask
+from hf_maskclip.models.patch_mask_registry import patch_masks, resolve_patch_mask
 
 MASKS = ["random", "cluster", "pgs", {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}]
 VISION_CLASSES = {

@@ -7,8 +7,8 @@ from conftest import IMAGE_SIZE, PATCH_SIZE, photo_like
 from torch import nn
 
 from hf_maskclip import PatchSelection, build_patch_mask
-from hf_maskclip.attention import fastest_attention
-from hf_maskclip.packed_attention import Packing
+from hf_maskclip.models.attention import fastest_attention
+from hf_maskclip.models.packed_attention import Packing
 
 # Rows keep 4, 1, 2 and 3 of 16 patches.
 SELECTION = PatchSelection(torch.tensor([[0, 5, 9, 15], [3, 3, 3, 3], [1, 2, 1, 1], [4, 6, 8, 4]]), torch.tensor([4, 1, 2, 3]))
@@ -95,7 +95,7 @@ def test_flash_attention_gets_the_lengths_of_the_sequences(make_model, inputs, m
         calls.append((tuple(query.shape), attention_mask, kwargs))
         return query.transpose(1, 2), None
 
-    monkeypatch.setattr("hf_maskclip.packed_attention.is_flash_attention_requested", lambda config: True)
+    monkeypatch.setattr("hf_maskclip.models.packed_attention.is_flash_attention_requested", lambda config: True)
     monkeypatch.setattr("transformers.models.clip.modeling_clip.ALL_ATTENTION_FUNCTIONS.get_interface", lambda *_: kernel)
     model(inputs["pixel_values"], patch_selection=SELECTION)
     shape, attention_mask, lengths = calls[0]

@@ -1,7 +1,6 @@
 """Proves that every patch mask keeps its contract: all masks in one table, a user's own among them."""
 
 import math
-import typing
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from conftest import assert_uniform, photo_like, rows_of, select_patches
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hf_maskclip import PatchMask, PatchSelection, build_patch_mask, register_patch_mask
-from hf_maskclip.configuration_maskclip import PatchMaskName
-from hf_maskclip.patch_masking import keep_count, patch_grid, patch_masks, resolve_patch_mask, scale_mask_ratios
+from hf_maskclip.models.patch_mask_registry import patch_masks, resolve_patch_mask, scale_mask_ratios
+from hf_maskclip.models.patch_masking import keep_count, patch_grid
 
 PGS_05 = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
 # spec, least and largest fraction removed from an image
@@ -142,10 +141,6 @@ def test_the_surplus_rule_of_cluster_favours_no_place():
     # Patches of noise resemble nothing, so that all but the anchors are surplus.
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).expand(1000, -1, -1, -1)
     assert_uniform(select_patches({"name": "cluster", "similarity_threshold": 0.9}, images).visible(64))
-
-
-def test_the_registry_and_the_literal_of_the_configuration_agree():
-    assert {*typing.get_args(PatchMaskName), "sparse"} == set(patch_masks())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from hf_maskclip import MaskCLIPModel, PatchMask, PatchSelection, register_patch_mask
-from hf_maskclip.patch_masking import keep_count, patch_masks
+from hf_maskclip.models.patch_mask_registry import patch_masks
+from hf_maskclip.models.patch_masking import keep_count
 from training import train as training_program
 from training.checkpoint import prepare_output_dir
 from training.config import TrainingConfig, load_config

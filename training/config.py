@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from hf_maskclip.patch_masking import patch_masks, resolve_patch_mask
+from hf_maskclip.models.patch_mask_registry import patch_masks, resolve_patch_mask
 from training.errors import fail
 from training.text_masking import TextMaskName
 

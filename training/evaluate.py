@@ -24,7 +24,7 @@ if __name__ == "__main__":  # run as a script, it finds its package, and not its
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.evaluation import Encoder
-from hf_maskclip.patch_masking import resolve_patch_mask
+from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.cpus import use_share_of_cpus
 from training.data import PairDecoder
 from training.errors import fail, naming

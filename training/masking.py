@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hf_maskclip import MaskCLIPVisionModel, PatchMask, PatchSelection, build_patch_mask
-from hf_maskclip.patch_masking import scale_mask_ratios
-from hf_maskclip.patch_masking_attentive import AttentivePatchMask, class_attention
+from hf_maskclip.models.patch_mask_registry import scale_mask_ratios
+from hf_maskclip.models.patch_masking_attentive import AttentivePatchMask, class_attention
 from training.config import TrainingConfig
 from training.errors import fail
 

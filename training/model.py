@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
-from hf_maskclip.patch_masking import resolve_patch_mask
+from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.errors import ConfigError, naming
 from training.initialization import initialize_as_clip
 

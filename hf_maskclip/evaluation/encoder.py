@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
-from ..modeling_maskclip import MaskCLIPModel
+from ..models.modeling_maskclip import MaskCLIPModel
 from .shares import gather_shares, is_mine
 
 TEXTS_PER_BATCH = 256

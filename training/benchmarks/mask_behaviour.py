@@ -19,8 +19,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hf_maskclip import MaskCLIPModel, MaskCLIPVisionModel, PatchSelection, build_patch_mask
-from hf_maskclip.patch_masking import patch_masks
-from hf_maskclip.patch_masking_attentive import class_attention
+from hf_maskclip.models.patch_mask_registry import patch_masks
+from hf_maskclip.models.patch_masking_attentive import class_attention
 from training.model import preset_config
 from training.scene_drawing import draw_scene
 from training.scenes import sample_scene

@@ -30,8 +30,8 @@ from measure import (
 from transformers import CLIPConfig, CLIPModel
 
 from hf_maskclip import ContrastiveLoss
-from hf_maskclip.attention import fastest_attention
-from hf_maskclip.patch_masking import patch_masks
+from hf_maskclip.models.attention import fastest_attention
+from hf_maskclip.models.patch_mask_registry import patch_masks
 
 try:
     import open_clip

@@ -2,7 +2,7 @@
 
 import torch
 
-from .patch_masking import PatchMask, PatchSelection, check_ratio, keep_count, keep_first, patch_grid
+from .patch_masking import Citation, PatchMask, PatchSelection, check_ratio, keep_count, keep_first, patch_grid
 
 
 class RandomPatchMask(PatchMask):
@@ -12,7 +12,13 @@ class RandomPatchMask(PatchMask):
         mask_ratio: the fraction removed, in [0, 1); the paper uses 0.5 and 0.75.
     """
 
-    citation = "Scaling Language-Image Pre-training via Masking, arXiv 2212.00794"
+    citation = Citation(
+        key="li2022flip",
+        title="Scaling Language-Image Pre-training via Masking",
+        authors="Li, Yanghao and others",
+        year=2022,
+        arxiv="2212.00794",
+    )
 
     def __init__(self, mask_ratio: float = 0.5, *, patch_size: int = 16):
         super().__init__(patch_size=patch_size)

@@ -1,14 +1,11 @@
 """Configurations: those of CLIP, with a patch mask in the vision part."""
 
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
-from .patch_masking import resolve_patch_mask
-
-# The masks that a bare name stands for. A mask of your own is named in the dict form: {"name": "mine", ...}.
-PatchMaskName = Literal["none", "random", "gaussian", "block", "grid", "cluster", "attentive", "pgs"]
+from .patch_mask_registry import resolve_patch_mask
 
 
 class FromCLIPMixin:
@@ -38,7 +35,7 @@ class MaskCLIPVisionConfig(FromCLIPMixin, CLIPVisionConfig):
     model_type = "maskclip_vision_model"
     base_config_key = "vision_config"
 
-    patch_mask: dict[str, Any] | PatchMaskName = "none"
+    patch_mask: dict[str, Any] | str = "none"
 
     def __post_init__(self, **kwargs):
         self.patch_mask = resolve_patch_mask(self.patch_mask)

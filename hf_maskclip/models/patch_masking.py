@@ -1,13 +1,11 @@
-"""The contract that every patch mask keeps, and the registry that finds one by name.
+"""The contract that every patch mask keeps, and what masks share.
 
 Shapes: B batch, C channels, L patches of an image, K kept patches, P patch side in pixels, D width.
 A *patch mask* says which patches of an image are encoded; an *attention mask* is Transformers'. `mask_ratio` is always the
 fraction that is removed, in [0, 1).
 """
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
@@ -48,17 +46,56 @@ class PatchSelection(NamedTuple):
         return self.lengths.float().mean() / num_patches
 
 
+class Citation(NamedTuple):
+    """The paper that a mask is from, for model cards and documentation.
+
+    Attributes:
+        key: of its BibTeX entry.
+        title: of the paper.
+        authors: as BibTeX has them, joined by `and`.
+        year: of the first version.
+        arxiv: its number there, such as `2212.00794`.
+    """
+
+    key: str
+    title: str
+    authors: str
+    year: int
+    arxiv: str
+
+    @property
+    def url(self) -> str:
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
 class PatchMask(nn.Module, ABC):
     """Base class of the masks: a module without parameters that selects the visible patches of each image.
 
     A mask of your own subclasses this, implements `forward`, and is made known by `register_patch_mask`. The keyword arguments
     of its `__init__` other than `patch_size` are its options: they must have defaults, and they are what `config.json` keeps.
+
+    What a mask needs is a flag, which training, evaluation and pictures ask.
+
+    Example:
+
+        class LeftHalfMask(PatchMask):
+            def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None):
+                rows, columns = patch_grid(pixel_values, self.patch_size)
+                is_left = (torch.arange(rows * columns) % columns < columns // 2).to(pixel_values.device)
+                return PatchSelection(is_left.nonzero().T.expand(len(pixel_values), -1))
+
+        register_patch_mask("left_half", LeftHalfMask)
     """
 
-    citation: ClassVar[str] = ""
-    # Whether `forward` takes and needs `patch_scores` (B, L), how much a teacher attends to each patch. The training program
-    # keeps a teacher for subclasses of `AttentivePatchMask`.
+    # The mask's paper, if it has one.
+    citation: ClassVar[Citation | None] = None
+    # Whether every patch stays, so that there is nothing to select.
+    keeps_all: ClassVar[bool] = False
+    # Whether `forward` takes and needs `patch_scores` (B, L), how much a teacher attends to each patch.
     needs_patch_scores: ClassVar[bool] = False
+    # Of that teacher: the side of its images in pixels (0: the student's), and the first momentum of its moving average.
+    teacher_image_size: int = 0
+    momentum: float = 0.996
 
     def __init__(self, *, patch_size: int = 16):
         super().__init__()
@@ -68,6 +105,11 @@ class PatchMask(nn.Module, ABC):
     def needs_patch_embeds(self) -> bool:
         """Whether `forward` reads `patch_embeds`."""
         return False
+
+    @property
+    def needs_whole_weights(self) -> bool:
+        """Whether choosing patches reads weights of the model, which must then lie whole on every process."""
+        return self.needs_patch_scores or self.needs_patch_embeds
 
     @abstractmethod
     def forward(
@@ -167,100 +209,3 @@ def check_choice(name: str, value: Any, choices: tuple) -> Any:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
     return value
-
-
-_registered: dict[str, type[PatchMask]] = {}
-
-
-def built_in_patch_masks() -> dict[str, type[PatchMask]]:
-    """The masks of this package by name."""
-    # Imported here because the masks import the contract from this module.
-    from .patch_masking_attentive import AttentivePatchMask
-    from .patch_masking_block import BlockPatchMask
-    from .patch_masking_cluster import ClusterPatchMask
-    from .patch_masking_gaussian import GaussianPatchMask
-    from .patch_masking_grid import GridPatchMask
-    from .patch_masking_none import NoPatchMask
-    from .patch_masking_pgs import PGSPatchMask
-    from .patch_masking_random import RandomPatchMask
-
-    return {
-        "none": NoPatchMask,
-        "random": RandomPatchMask,
-        "gaussian": GaussianPatchMask,
-        "block": BlockPatchMask,
-        "grid": GridPatchMask,
-        "cluster": ClusterPatchMask,
-        "attentive": AttentivePatchMask,
-        "pgs": PGSPatchMask,
-    }
-
-
-def patch_masks() -> dict[str, type[PatchMask]]:
-    """All known masks by name: the built-in ones, then those of `register_patch_mask`."""
-    return built_in_patch_masks() | _registered
-
-
-def register_patch_mask(name: str, mask_class: type[PatchMask]) -> None:
-    """Make a mask of your own available as `patch_mask={"name": name, ...}`.
-
-    Raises:
-        ValueError: the name belongs to a built-in mask.
-        TypeError: the class is not a `PatchMask`, or an option of its `__init__` has no default.
-    """
-    if not (isinstance(mask_class, type) and issubclass(mask_class, PatchMask)):
-        raise TypeError(f"{mask_class!r}: a patch mask must be a subclass of hf_maskclip.PatchMask")
-    if name in built_in_patch_masks():
-        raise ValueError(f"patch mask name {name!r} is built in; register yours under another name")
-    required = [key for key, default in _option_defaults(mask_class).items() if default is inspect.Parameter.empty]
-    if required:
-        raise TypeError(f"{mask_class.__name__}: option {required[0]!r} needs a default value")
-    _registered[name] = mask_class
-
-
-def _option_defaults(mask_class: type[PatchMask]) -> dict[str, Any]:
-    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    parameters = inspect.signature(mask_class).parameters.values()
-    return {p.name: p.default for p in parameters if p.name != "patch_size" and p.kind not in variadic}
-
-
-def resolve_patch_mask(spec: str | Mapping[str, Any], **overrides: Any) -> dict[str, Any]:
-    """Spell out a patch mask: `"pgs"` or `{"name": "pgs", ...}` becomes the dict with every option of that mask.
-
-    Raises:
-        ValueError: unknown name, unknown option, or a value out of range; the message says what is allowed.
-    """
-    given = {"name": spec} if isinstance(spec, str) else dict(spec)
-    given |= overrides
-    name = given.pop("name", None)
-    known = patch_masks()
-    if name not in known:
-        hint = "; masks of your own are made known by hf_maskclip.register_patch_mask"
-        raise ValueError(f"unknown patch mask {name!r}: must be one of {', '.join(known)}{hint}")
-    defaults = _option_defaults(known[name])
-    for key in given:
-        if key not in defaults:
-            raise ValueError(f"patch mask {name!r} has no option {key!r}: its options are {', '.join(defaults) or 'none'}")
-    options = defaults | given
-    known[name](**options)  # the mask checks the values
-    return {"name": name, **options}
-
-
-def scale_mask_ratios(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The dict of a patch mask with each option that ends in `mask_ratio` times `factor` in [0, 1]: a step of a ramp."""
-    return {key: value * factor if key.endswith("mask_ratio") else value for key, value in options.items()}
-
-
-def build_patch_mask(spec: str | Mapping[str, Any], *, patch_size: int = 16, **overrides: Any) -> PatchMask:
-    """Build a patch mask from its name or its dict.
-
-    Args:
-        spec: `"pgs"`, or `{"name": "pgs", "min_mask_ratio": 0.3, ...}`; options left out take their defaults.
-        patch_size: the side of a patch in pixels.
-        overrides: options that replace those of `spec`.
-
-    Raises:
-        ValueError: unknown name, unknown option, or a value out of range; the message says what is allowed.
-    """
-    options = resolve_patch_mask(spec, **overrides)
-    return patch_masks()[options.pop("name")](patch_size=patch_size, **options)

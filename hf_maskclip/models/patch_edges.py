@@ -3,7 +3,6 @@
 Shapes: B batch, C channels, L patches.
 """
 
-import kornia
 import torch
 from torch.nn import functional as F
 
@@ -20,6 +19,8 @@ def patch_edges(pixel_values: torch.Tensor, patch_size: int, detector: str = "so
     Returns:
         (B, L) in float32.
     """
+    import kornia  # here, for it takes seconds, and only masks that look at edges need it
+
     pixels = pixel_values.float()
     grey = kornia.color.rgb_to_grayscale(pixels) if pixels.shape[1] == 3 else pixels.mean(dim=1, keepdim=True)
     if detector == "sobel":

@@ -5,6 +5,7 @@ import math
 import torch
 
 from .patch_masking import (
+    Citation,
     PatchMask,
     PatchSelection,
     check_range,
@@ -31,7 +32,13 @@ class BlockPatchMask(PatchMask):
         min_block_ratio, max_block_ratio: bounds of a rectangle's share of the image, in [0.01, 1].
     """
 
-    citation = "Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377"
+    citation = Citation(
+        key="he2021mae",
+        title="Masked Autoencoders Are Scalable Vision Learners",
+        authors="He, Kaiming and others",
+        year=2021,
+        arxiv="2111.06377",
+    )
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import torch
 
-from .patch_masking import PatchMask, PatchSelection, check_range, check_ratio, keep_count, keep_first, patch_grid
+from .patch_masking import Citation, PatchMask, PatchSelection, check_range, check_ratio, keep_count, keep_first, patch_grid
 
 
 class GaussianPatchMask(PatchMask):
@@ -16,7 +16,13 @@ class GaussianPatchMask(PatchMask):
         sigma: the Gaussian's width as a share of the side.
     """
 
-    citation = "Centered Masking for Language-Image Pre-Training, arXiv 2403.15837"
+    citation = Citation(
+        key="liang2024glip",
+        title="Centered Masking for Language-Image Pre-Training",
+        authors="Liang, Mingliang and Larson, Martha",
+        year=2024,
+        arxiv="2403.15837",
+    )
 
     def __init__(self, mask_ratio: float = 0.5, sigma: float = 0.2, *, patch_size: int = 16):
         super().__init__(patch_size=patch_size)

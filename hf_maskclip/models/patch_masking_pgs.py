@@ -6,6 +6,7 @@ import torch
 
 from .patch_edges import EDGE_DETECTORS, patch_edges
 from .patch_masking import (
+    Citation,
     PatchMask,
     PatchSelection,
     check_choice,
@@ -65,7 +66,13 @@ class PGSPatchMask(PatchMask):
             schedule.
     """
 
-    citation = "Seeing What Matters: Empowering CLIP with Patch Generation-to-Selection, arXiv 2503.17080"
+    citation = Citation(
+        key="pei2025clippgs",
+        title="Seeing What Matters: Empowering CLIP with Patch Generation-to-Selection",
+        authors="Pei, Gensheng and others",
+        year=2025,
+        arxiv="2503.17080",
+    )
 
     def __init__(
         self,

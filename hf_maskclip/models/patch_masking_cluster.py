@@ -2,7 +2,7 @@
 
 import torch
 
-from .patch_masking import PatchMask, PatchSelection, check_range, check_ratio, keep_count, keep_first_of_each
+from .patch_masking import Citation, PatchMask, PatchSelection, check_range, check_ratio, keep_count, keep_first_of_each
 from .patch_similarity import PatchFeatures, check_embedding_weight, resolve_embedding_weight
 
 # Equal patches have a cosine of 1 up to rounding. A threshold just below 1 masks them with their anchor in every case.
@@ -26,7 +26,13 @@ class ClusterPatchMask(PatchMask):
             schedule.
     """
 
-    citation = "Efficient Vision-Language Pre-training by Cluster Masking, arXiv 2405.08815"
+    citation = Citation(
+        key="wei2024cluster",
+        title="Efficient Vision-Language Pre-training by Cluster Masking",
+        authors="Wei, Zihao and Pan, Zixuan and Owens, Andrew",
+        year=2024,
+        arxiv="2405.08815",
+    )
 
     def __init__(
         self,

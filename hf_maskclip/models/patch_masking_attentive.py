@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
 from .patch_masking import (
+    Citation,
     PatchMask,
     PatchSelection,
     check_integer,
@@ -32,7 +33,13 @@ class AttentivePatchMask(PatchMask):
         momentum: of the moving average at the start, in [0, 1]; it grows to 1 by a half cosine over training.
     """
 
-    citation = "Attentive Mask CLIP, arXiv 2212.08653"
+    citation = Citation(
+        key="yang2022aclip",
+        title="Attentive Mask CLIP",
+        authors="Yang, Yifan and others",
+        year=2022,
+        arxiv="2212.08653",
+    )
     needs_patch_scores = True
 
     def __init__(

@@ -1,7 +1,6 @@
-"""CLIP models that encode only the visible patches of each image.
+"""CLIP's vision tower, encoding only the visible patches of each image.
 
-Shapes: B batch, L patches of an image, K kept patches, D width, E projection size, S caption tokens.
-The masks have no parameters, so state-dict keys are CLIP's, and a trained model is a plain CLIP.
+Shapes: B batch, C channels, L patches of an image, K kept patches, T packed tokens, D width.
 """
 
 import math
@@ -12,26 +11,19 @@ import torch
 from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import (
-    CLIPForImageClassification,
-    CLIPModel,
-    CLIPOutput,
-    CLIPPreTrainedModel,
-    CLIPTextModel,
     CLIPVisionEmbeddings,
     CLIPVisionModel,
-    CLIPVisionModelOutput,
-    CLIPVisionModelWithProjection,
-    image_text_contrastive_loss,
 )
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import DEFAULT_ATTENTION
-from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
+from .configuration_maskclip import MaskCLIPVisionConfig
 from .packed_attention import PackedCLIPAttention, Packing
-from .patch_masking import PatchMask, PatchSelection, build_patch_mask, patch_grid, patchify
+from .patch_mask_registry import build_patch_mask
+from .patch_masking import PatchMask, PatchSelection, patch_grid, patchify
 
 # Transformers strips the `vision_model.` prefix of CLIP checkpoints by the name of the class: without this line a subclass
 # under another name would start from random weights.
@@ -40,7 +32,7 @@ register_checkpoint_conversion_mapping(
 )
 
 # What a checkpoint of a whole CLIP holds beyond its vision tower; the vision classes leave it aside without a report.
-_TEXT_KEYS = [r"^text_model", r"^text_projection", r"^logit_scale"]
+TEXT_KEYS = [r"^text_model", r"^text_projection", r"^logit_scale"]
 
 
 @dataclass
@@ -48,27 +40,6 @@ class MaskCLIPVisionOutput(BaseModelOutputWithPooling):
     """Output of [`MaskCLIPVisionModel`]: `last_hidden_state` (B, 1 + K, D), `pooler_output` (B, D), and `patch_selection`, the
     [`PatchSelection`] that was used, or None where every patch was encoded. Where the images keep different numbers of patches,
     `last_hidden_state` has zeros in the padding, and `hidden_states` are packed, (1, T, D)."""
-
-    patch_selection: PatchSelection | None = None
-
-
-@dataclass
-class MaskCLIPVisionModelOutput(CLIPVisionModelOutput):
-    """Output of [`MaskCLIPVisionModelWithProjection`]: CLIP's, and the `patch_selection` that was used."""
-
-    patch_selection: PatchSelection | None = None
-
-
-@dataclass
-class MaskCLIPOutput(CLIPOutput):
-    """Output of [`MaskCLIPModel`]: CLIP's, and the `patch_selection` that was used."""
-
-    patch_selection: PatchSelection | None = None
-
-
-@dataclass
-class MaskCLIPImageClassifierOutput(ImageClassifierOutput):
-    """Output of [`MaskCLIPForImageClassification`]: the usual one, and the `patch_selection` that was used."""
 
     patch_selection: PatchSelection | None = None
 
@@ -145,10 +116,18 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
 
     In training mode the mask of `config.patch_mask` chooses the visible patches; in evaluation mode all are encoded, and the
     output is exactly CLIP's.
+
+    Example:
+
+        config = MaskCLIPVisionConfig(patch_mask={"name": "random", "mask_ratio": 0.75})
+        tower = MaskCLIPVisionModel(config).train()
+        output = tower(torch.randn(2, 3, 224, 224))
+        output.last_hidden_state.shape  # (2, 1 + 13, 768): the class token and a quarter of 49 patches
+        output.patch_selection.indices  # (2, 13)
     """
 
     config: MaskCLIPVisionConfig
-    _keys_to_ignore_on_load_unexpected = [*_TEXT_KEYS, r"^visual_projection"]
+    _keys_to_ignore_on_load_unexpected = [*TEXT_KEYS, r"^visual_projection"]
 
     def __init__(self, config: MaskCLIPVisionConfig):
         super().__init__(config)
@@ -195,13 +174,13 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             return patch_selection
         if apply_patch_mask is None:
             apply_patch_mask = self.training
-            if self.training and not torch.is_grad_enabled() and self.config.patch_mask["name"] != "none":
+            if self.training and not torch.is_grad_enabled() and not self.patch_mask.keeps_all:
                 warnings.warn(
                     "a model in training mode masks patches at random, here without gradients: call model.eval() for whole"
                     " images, or pass apply_patch_mask=True if masked features are wanted",
                     stacklevel=2,
                 )
-        if not apply_patch_mask or self.config.patch_mask["name"] == "none":
+        if not apply_patch_mask or self.patch_mask.keeps_all:
             return None
         return self.select_patches(pixel_values)
 
@@ -248,163 +227,6 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
 
 
 def _in_autocast_dtype(states: torch.Tensor) -> torch.Tensor:
-    """Under autocast, states in its precision, as in open_clip's vision tower, so that norms and sums between the matrix
-    products write half the bytes and no product casts its input anew."""
+    """Cast states to autocast's dtype, as open_clip does: norms and residuals then move half the bytes."""
     device_type = states.device.type
     return states.to(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else states
-
-
-class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
-    """CLIP whose vision tower is a [`MaskCLIPVisionModel`]. One seed gives it the same weights as `CLIPModel`."""
-
-    config: MaskCLIPConfig
-
-    def __init__(self, config: MaskCLIPConfig):
-        # CLIPModel.__init__ names the class of its vision tower, so the parts are built here, in its order.
-        CLIPPreTrainedModel.__init__(self, config)
-        self.projection_dim = config.projection_dim
-        self.text_embed_dim = config.text_config.hidden_size
-        self.vision_embed_dim = config.vision_config.hidden_size
-        attention = config.text_config._attn_implementation or DEFAULT_ATTENTION
-        self.text_model = CLIPTextModel._from_config(config.text_config, attn_implementation=attention)
-        self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config)
-        self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
-        self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(self.config.logit_scale_init_value))
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        return_loss: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-        patch_selection: PatchSelection | None = None,
-        apply_patch_mask: bool | None = None,
-        **kwargs,
-    ) -> MaskCLIPOutput:
-        """As `CLIPModel.forward`, with the patch mask's arguments. In training on a CPU, captions are cut after the end token
-        of the longest, and the text states with them.
-
-        Args:
-            input_ids: (B, S).
-            pixel_values: (B, C, H, W).
-            attention_mask: (B, S).
-            return_loss: also return the contrastive loss of this batch; several processes need `ContrastiveLoss`.
-            patch_selection, apply_patch_mask: as in [`MaskCLIPVisionModel`].
-        """
-        vision_outputs = self.get_image_features(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            patch_selection=patch_selection,
-            apply_patch_mask=apply_patch_mask,
-            **kwargs,
-        )
-        if self.training and position_ids is None and input_ids.device.type == "cpu":
-            # Elsewhere this would wait for the device; there, the data loader trims (training/data.py does).
-            input_ids, attention_mask = self._trim_captions(input_ids, attention_mask)
-        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        image_embeds = _unit_length(vision_outputs.pooler_output)  # (B, E)
-        text_embeds = _unit_length(text_outputs.pooler_output)  # (B, E)
-        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()
-        return MaskCLIPOutput(
-            loss=image_text_contrastive_loss(logits_per_text) if return_loss else None,
-            logits_per_image=logits_per_text.t(),
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
-            patch_selection=vision_outputs.patch_selection,
-        )
-
-    def _trim_captions(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.LongTensor, torch.Tensor | None]:
-        """Cut what follows the end token of the longest caption, up to a multiple of 8.
-
-        That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
-        """
-        end_token = self.config.text_config.eos_token_id
-        # Where CLIP pools: configurations of before Transformers 4.31 have 2 for the end token, whose id is the largest.
-        ends = (input_ids if end_token == 2 else (input_ids == end_token).int()).argmax(dim=1)  # (B,)
-        length = -(-(int(ends.max()) + 1) // 8) * 8
-        return input_ids[:, :length], None if attention_mask is None else attention_mask[:, :length]
-
-
-def _unit_length(embeds: torch.Tensor) -> torch.Tensor:
-    # In CLIPModel's order of operations, so that the result is equal to the last bit.
-    return embeds / embeds.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
-
-
-class MaskCLIPVisionModelWithProjection(MaskCLIPPreTrainedMixin, CLIPVisionModelWithProjection):
-    """CLIP's vision tower and its projection, with a patch mask."""
-
-    config: MaskCLIPVisionConfig
-    _keys_to_ignore_on_load_unexpected = _TEXT_KEYS
-
-    def __init__(self, config: MaskCLIPVisionConfig):
-        CLIPPreTrainedModel.__init__(self, config)
-        self.vision_model = MaskCLIPVisionModel._from_config(config)
-        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor | None = None, **kwargs) -> MaskCLIPVisionModelOutput:
-        """Arguments as in [`MaskCLIPVisionModel`]; `image_embeds` (B, E) are not normalised."""
-        outputs = self.vision_model(pixel_values, **kwargs)
-        return MaskCLIPVisionModelOutput(
-            image_embeds=self.visual_projection(outputs.pooler_output),
-            last_hidden_state=outputs.last_hidden_state,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            patch_selection=outputs.patch_selection,
-        )
-
-
-class MaskCLIPForImageClassification(MaskCLIPPreTrainedMixin, CLIPForImageClassification):
-    """A classifier on the mean of the visible patches' states, fine-tuned with a patch mask."""
-
-    config: MaskCLIPConfig
-    _keys_to_ignore_on_load_unexpected = [*_TEXT_KEYS, r"^visual_projection"]
-    _new_weights_allowed = ("classifier.",)
-
-    def __init__(self, config: MaskCLIPConfig):
-        CLIPPreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config)
-        width = config.vision_config.hidden_size
-        self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
-    ) -> MaskCLIPImageClassifierOutput:
-        """Arguments as in [`MaskCLIPVisionModel`], and `labels` (B,)."""
-        outputs = self.vision_model(pixel_values, **kwargs)
-        patches = outputs.last_hidden_state[:, 1:, :]  # (B, K, D)
-        selection = outputs.patch_selection
-        if selection is None or selection.lengths is None:
-            pooled = torch.mean(patches, dim=1)
-        else:
-            pooled = (patches * selection.valid()[..., None]).sum(dim=1) / selection.lengths[:, None]
-        logits = self.classifier(pooled)
-        return MaskCLIPImageClassifierOutput(
-            loss=None if labels is None else self.loss_function(labels, logits, self.config),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            patch_selection=selection,
-        )
-
-
-__all__ = [
-    "MaskCLIPForImageClassification",
-    "MaskCLIPModel",
-    "MaskCLIPVisionModel",
-    "MaskCLIPVisionModelWithProjection",
-]

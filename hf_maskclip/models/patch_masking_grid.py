@@ -5,6 +5,7 @@ from fractions import Fraction
 import torch
 
 from .patch_masking import (
+    Citation,
     PatchMask,
     PatchSelection,
     check_ratio,
@@ -25,7 +26,13 @@ class GridPatchMask(PatchMask):
         mask_ratio: the fraction removed, in [0, 1).
     """
 
-    citation = "Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377"
+    citation = Citation(
+        key="he2021mae",
+        title="Masked Autoencoders Are Scalable Vision Learners",
+        authors="He, Kaiming and others",
+        year=2021,
+        arxiv="2111.06377",
+    )
 
     def __init__(self, mask_ratio: float = 0.5, *, patch_size: int = 16):
         super().__init__(patch_size=patch_size)
