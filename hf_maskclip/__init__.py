@@ -3,55 +3,48 @@
 Importing this package registers its models with the Auto classes.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-    AutoTokenizer,
-    CLIPImageProcessor,
-    CLIPImageProcessorPil,
-    CLIPProcessor,
-    CLIPTokenizer,
-)
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .conversion import export_to_clip
-from .conversion_open_clip import convert_open_clip_checkpoint
-from .losses import ContrastiveLoss, SigmoidLoss, cached_contrastive_backward
-from .models.configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
-from .models.modeling_maskclip import (
-    MaskCLIPForImageClassification,
-    MaskCLIPModel,
-    MaskCLIPVisionModel,
-    MaskCLIPVisionModelWithProjection,
-)
-from .models.patch_mask_registry import build_patch_mask, register_patch_mask
-from .models.patch_masking import PatchMask, PatchSelection
+if TYPE_CHECKING:
+    from .conversion.clip import export_to_clip
+    from .conversion.open_clip import convert_open_clip_checkpoint
+    from .losses import ContrastiveLoss, SigmoidLoss, cached_contrastive_backward
+    from .models.configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
+    from .models.modeling_maskclip import (
+        MaskCLIPForImageClassification,
+        MaskCLIPModel,
+        MaskCLIPVisionModelWithProjection,
+    )
+    from .models.modeling_maskclip_vision import MaskCLIPVisionModel
+    from .models.patch_mask_registry import build_patch_mask, register_patch_mask
+    from .models.patch_masking import Citation, PatchMask, PatchSelection
 
 __version__ = "0.1.0"
 
-
-def _register_auto_classes() -> None:
-    # Where several classes share a configuration, AutoModel takes the one that `architectures` in config.json names.
-    AutoConfig.register(MaskCLIPConfig.model_type, MaskCLIPConfig)
-    AutoConfig.register(MaskCLIPVisionConfig.model_type, MaskCLIPVisionConfig)
-    AutoModel.register(MaskCLIPConfig, (MaskCLIPModel, MaskCLIPForImageClassification))
-    AutoModel.register(MaskCLIPVisionConfig, (MaskCLIPVisionModel, MaskCLIPVisionModelWithProjection))
-    AutoModelForZeroShotImageClassification.register(MaskCLIPConfig, MaskCLIPModel)
-    AutoModelForImageClassification.register(MaskCLIPConfig, MaskCLIPForImageClassification)
-    AutoProcessor.register(MaskCLIPConfig, CLIPProcessor)
-    AutoTokenizer.register(MaskCLIPConfig, tokenizer_class=CLIPTokenizer)
-    # Both: the lookup goes by class name over all that is registered, so one alone would hide the other for plain CLIP too.
-    image_processors = {"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
-    for config_class in (MaskCLIPConfig, MaskCLIPVisionConfig):
-        AutoImageProcessor.register(config_class, image_processor_classes=image_processors)
-
-
-_register_auto_classes()
-
+# Where each public name is; it is imported when it is asked for.
+_MODULES = {
+    "Citation": "models.patch_masking",
+    "ContrastiveLoss": "losses",
+    "MaskCLIPConfig": "models.configuration_maskclip",
+    "MaskCLIPForImageClassification": "models.modeling_maskclip",
+    "MaskCLIPModel": "models.modeling_maskclip",
+    "MaskCLIPVisionConfig": "models.configuration_maskclip",
+    "MaskCLIPVisionModel": "models.modeling_maskclip_vision",
+    "MaskCLIPVisionModelWithProjection": "models.modeling_maskclip",
+    "PatchMask": "models.patch_masking",
+    "PatchSelection": "models.patch_masking",
+    "SigmoidLoss": "losses",
+    "build_patch_mask": "models.patch_mask_registry",
+    "cached_contrastive_backward": "losses",
+    "convert_open_clip_checkpoint": "conversion.open_clip",
+    "export_to_clip": "conversion.clip",
+    "register_patch_mask": "models.patch_mask_registry",
+}
 __all__ = [
+    "Citation",
     "ContrastiveLoss",
     "MaskCLIPConfig",
     "MaskCLIPForImageClassification",
@@ -68,3 +61,24 @@ __all__ = [
     "export_to_clip",
     "register_patch_mask",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
+def _is_for_help() -> bool:
+    """Whether this process is the command line, or prints the help of a program: neither waits for PyTorch."""
+    return Path(sys.argv[0]).stem == "hf-maskclip" or not {"-h", "--help"}.isdisjoint(sys.argv)
+
+
+if not _is_for_help():
+    from .auto_config import register_on_demand
+
+    register_on_demand()

@@ -6,7 +6,6 @@ Shapes: B pairs of this process, W processes, E projection size.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -15,26 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-
-class _GatherWithGradient(torch.autograd.Function):
-    """Concatenate equal-sized tensors (B, E) of all processes to (W * B, E); the backward pass sums what each one used."""
-
-    @staticmethod
-    def forward(ctx, features: torch.Tensor) -> torch.Tensor:
-        gathered = [torch.empty_like(features) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, features.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def world_size() -> int:
-    """The processes that share a batch: 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from .distributed import gather_numbers, gather_with_gradient, rank, world_size
 
 
 def check_equal_batches(features: torch.Tensor) -> None:
@@ -43,38 +23,9 @@ def check_equal_batches(features: torch.Tensor) -> None:
     Raises:
         ValueError: with the sizes, in order of rank.
     """
-    if world_size() == 1:
-        return
-    sizes = [torch.empty(1, dtype=torch.long) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(features)]), group=cpu_group())
-    if len(set(map(int, sizes))) > 1:
-        raise ValueError(
-            f"batches of {[int(size) for size in sizes]} pairs on the processes: they must be equal (drop the last ones)"
-        )
-
-
-# Of each default group, the one that talks over the CPU; it goes when its default group goes.
-_cpu_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
-
-
-def cpu_group() -> dist.ProcessGroup:
-    """A group of all processes that talks over the CPU, so that comparing sizes never waits for a GPU."""
-    default = dist.group.WORLD
-    if dist.get_backend() == "gloo":
-        return default
-    if default not in _cpu_groups:
-        _cpu_groups[default] = dist.new_group(backend="gloo")
-    return _cpu_groups[default]
-
-
-def gather_with_gradient(features: torch.Tensor) -> torch.Tensor:
-    """Features (B, E) of every process in order of rank, (W * B, E), with gradients that flow back to each process.
-
-    `accelerator.gather` carries no gradient, which is why this exists. Without a process group it is the identity.
-    """
-    if world_size() == 1:
-        return features
-    return _GatherWithGradient.apply(features)
+    sizes = gather_numbers(len(features))
+    if len(set(sizes)) > 1:
+        raise ValueError(f"batches of {sizes} pairs on the processes: they must be equal (drop the last ones)")
 
 
 class ContrastiveLoss(nn.Module):
@@ -82,6 +33,11 @@ class ContrastiveLoss(nn.Module):
 
     On W processes each computes the logits of its own B rows against all W * B columns (local loss, gather with gradient). The
     mean over processes, of the loss and of the gradients that DDP averages, is that of the whole batch on one process.
+
+    Example:
+
+        outputs = model(input_ids=input_ids, pixel_values=pixel_values)
+        loss = ContrastiveLoss()(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
     """
 
     def forward(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
@@ -98,7 +54,7 @@ class ContrastiveLoss(nn.Module):
         image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
         check_equal_batches(image_embeds)
         all_images, all_texts = gather_with_gradient(image_embeds), gather_with_gradient(text_embeds)  # (W * B, E)
-        first = dist.get_rank() * len(image_embeds) if world_size() > 1 else 0
+        first = rank() * len(image_embeds)
         targets = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
         logits_per_image = logit_scale.float() * image_embeds @ all_texts.t()  # (B, W * B)
         logits_per_text = logit_scale.float() * text_embeds @ all_images.t()  # (B, W * B)
@@ -119,10 +75,9 @@ class _Shift(torch.autograd.Function):
 
 def _exchange(tensor: torch.Tensor, towards: int) -> torch.Tensor:
     """Send a tensor to the process `towards` ranks further, and return what came from the other side."""
-    rank, size = dist.get_rank(), dist.get_world_size()
     received = torch.empty_like(tensor)
-    sending = dist.P2POp(dist.isend, tensor.contiguous(), (rank + towards) % size)
-    receiving = dist.P2POp(dist.irecv, received, (rank - towards) % size)
+    sending = dist.P2POp(dist.isend, tensor.contiguous(), (rank() + towards) % world_size())
+    receiving = dist.P2POp(dist.irecv, received, (rank() - towards) % world_size())
     for work in dist.batch_isend_irecv([sending, receiving]):
         work.wait()
     return received

@@ -17,7 +17,7 @@ from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, PatchSelection, build_pat
 from hf_maskclip.models import patch_mask_registry
 from hf_maskclip.models.patch_masking import patchify
 from training.config import TrainingConfig
-from training.tokenizer import train_tokenizer
+from training.model.tokenizer import train_tokenizer
 from training.tracking import read_metrics
 from training.train import main
 

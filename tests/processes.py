@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["training.train", "processes"])
+context.set_forkserver_preload(["training.loop", "training.summary", "processes"])
 
 
 class Processes:
@@ -61,7 +61,7 @@ class Processes:
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Let runs of the training program write empty pictures: to draw them takes longer than the few steps of a test."""
     for name in ("draw_patch_masks", "draw_curves"):
-        patch.setattr(f"training.train.{name}", lambda *args, **kwargs: Figure())
+        patch.setattr(f"training.summary.{name}", lambda *args, **kwargs: Figure())
 
 
 def _free_port() -> int:

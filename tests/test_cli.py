@@ -13,7 +13,7 @@ from transformers import AutoModel, CLIPModel, CLIPProcessor, CLIPVisionModel, V
 
 from hf_maskclip import MaskCLIPModel, MaskCLIPVisionModel, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser, main
-from hf_maskclip.conversion_open_clip import MODELS
+from hf_maskclip.conversion.open_clip import MODELS
 
 SIZES = ["--image_size", "32", "--patch_size", "8"]
 

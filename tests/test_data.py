@@ -16,24 +16,17 @@ from conftest import CONTEXT_LENGTH, encode_image, pair, random_picture, shared_
 from PIL import Image
 from torchvision.transforms import v2
 
-from training import sources
-from training.data import (
-    MAX_IMAGE_PIXELS,
-    PairBatches,
-    PairDecoder,
-    SkippedSample,
-    build_loader,
-    captions_of,
-    decode_image,
-    first_pair,
-    pad_tokens,
-    sample_key,
-    shard_stream,
-    train_transform,
-)
-from training.errors import ConfigError
-from training.sources import expand_braces, open_stream
-from training.text_masking import TextMask
+from hf_maskclip.data import scene_source
+from hf_maskclip.data.decoding import MAX_IMAGE_PIXELS, PairDecoder, SkippedSample, decode_image, sample_key
+from hf_maskclip.data.scene_source import SceneDecoder
+from hf_maskclip.data.source import Source
+from hf_maskclip.data.sources import open_files, open_source
+from hf_maskclip.data.specs import expand_braces
+from hf_maskclip.errors import ConfigError
+from training.data.batches import PairBatches, pad_tokens, train_transform
+from training.data.loader import build_loader
+from training.data.shuffling import shard_stream
+from training.data.text_masking import TextMask
 
 RNG = np.random.default_rng(0)
 
@@ -44,7 +37,7 @@ def keys_of_epochs(spec, *, num_processes, num_workers, epochs, seed=0) -> list[
     for process in range(num_processes):
         split = {"process": process, "num_processes": num_processes, "num_workers": num_workers}
         for epoch in range(epochs):
-            stream = shard_stream(open_stream(spec), epoch, seed=seed, buffer_size=8, **split)
+            stream = shard_stream(open_files(spec), epoch, seed=seed, buffer_size=8, **split)
             loader = torch.utils.data.DataLoader(
                 stream, batch_size=None, collate_fn=itemgetter("__key__"), num_workers=num_workers
             )
@@ -56,8 +49,8 @@ def keys_of_epochs(spec, *, num_processes, num_workers, epochs, seed=0) -> list[
 def source(request, shards, tmp_path, monkeypatch):
     """A source of 39 samples in three shards (of scenes, 12), and their keys."""
     if request.param == "scenes":
-        monkeypatch.setattr(sources, "SCENE_SHARDS", 3)
-        monkeypatch.setattr(sources, "SCENES_PER_SHARD", 4)
+        monkeypatch.setattr(scene_source, "SHARDS", 3)
+        monkeypatch.setattr(scene_source, "SCENES_PER_SHARD", 4)
         return "scenes", [f"train-{number:08d}" for number in range(12)]
     if request.param == "tar":
         return f"{shards}/train-*.tar", [f"{number:03d}" for number in range(39)]
@@ -87,25 +80,25 @@ def test_resampled_each_process_reads_all_shards_in_an_order_of_its_own(shards):
     orders = []
     for process in range(4):  # more than there are shards
         stream = shard_stream(
-            open_stream(str(shards)), process=process, num_processes=4, num_workers=0, seed=0, buffer_size=8, resampled=True
+            open_files(str(shards)), process=process, num_processes=4, num_workers=0, seed=0, buffer_size=8, resampled=True
         )
         orders.append([row["__key__"] for row in stream])
         assert sorted(orders[-1]) == [f"{number:03d}" for number in range(39)]
     assert len(set(map(tuple, orders))) == 4
     with pytest.raises(ConfigError, match="3 shards for 1 processes x 4 workers"):
-        shard_stream(open_stream(str(shards)), process=0, num_processes=2, num_workers=4, seed=0, buffer_size=8, resampled=True)
+        shard_stream(open_files(str(shards)), process=0, num_processes=2, num_workers=4, seed=0, buffer_size=8, resampled=True)
 
 
 def test_workers_of_a_process_can_be_in_different_epochs(shards, tokenizer):
     """A stream of 🤗 Datasets shares its epoch between the workers of a process; ours must not."""
     split = {"process": 0, "num_processes": 1, "num_workers": 2, "seed": 0, "buffer_size": 8}
-    open_epoch = partial(shard_stream, open_stream(f"{shards}/train-*.tar"), **split)
+    open_epoch = partial(shard_stream, open_files(f"{shards}/train-*.tar"), **split)
 
     def keys_by_worker(*epochs: int) -> list[list[str]]:
         positions = {worker: (epoch, 0) for worker, epoch in enumerate(epochs)}
         transform = train_transform(32, 0.9, 0.5)
         batches = PairBatches(open_epoch, PairDecoder(), transform, tokenizer, NO_TEXT_MASK, 1, 0, positions=positions)
-        first = [batch["keys"][0] for batch in islice(build_loader(batches, num_workers=2), 10)]
+        first = [batch.keys[0] for batch in islice(build_loader(batches, num_workers=2), 10)]
         return [first[::2], first[1::2]]
 
     (first, _), (_, second) = keys_by_worker(0, 0), keys_by_worker(5, 5)
@@ -131,7 +124,7 @@ def batches_of(stream, tokenizer, decoder=None, batch_size=13, seed=0, text_mask
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_pass_over_every_sample_once_before_any_comes_twice(shards, tokenizer, num_workers):
     stream = shard_stream(
-        open_stream(f"{shards}/*.tar"), process=0, num_processes=1, num_workers=num_workers, seed=0, buffer_size=8
+        open_files(f"{shards}/*.tar"), process=0, num_processes=1, num_workers=num_workers, seed=0, buffer_size=8
     )
     loader = iter(build_loader(batches_of(stream, tokenizer, batch_size=1), num_workers))
     keys = [next(loader)["keys"][0] for _ in range(39 if num_workers == 0 else 14)]
@@ -141,19 +134,19 @@ def test_batches_pass_over_every_sample_once_before_any_comes_twice(shards, toke
 
 def test_a_batch_has_its_shapes_types_and_repeats_under_one_seed(shards, tokenizer):
     def first_two(seed):
-        stream = shard_stream(open_stream(str(shards)), process=0, num_processes=1, num_workers=0, seed=seed, buffer_size=8)
+        stream = shard_stream(open_files(str(shards)), process=0, num_processes=1, num_workers=0, seed=seed, buffer_size=8)
         batches = iter(batches_of(stream, tokenizer, seed=seed))
         return next(batches), next(batches)
 
     (batch, second), (again, _), (other, _) = first_two(0), first_two(0), first_two(1)
-    assert batch["pixel_values"].shape == (13, 3, 32, 32) and batch["pixel_values"].dtype == torch.uint8
-    assert batch["input_ids"].shape[0] == 13 and len(batch["keys"]) == 13 and not batch["skipped"]
-    assert torch.equal(batch["pixel_values"], again["pixel_values"]) and batch["keys"] == again["keys"]
-    assert batch["keys"] != other["keys"] and batch["keys"] != second["keys"]
+    assert batch.pixel_values.shape == (13, 3, 32, 32) and batch.pixel_values.dtype == torch.uint8
+    assert batch.input_ids.shape[0] == 13 and len(batch.keys) == 13 and not batch.skipped
+    assert torch.equal(batch.pixel_values, again.pixel_values) and batch.keys == again.keys
+    assert batch.keys != other.keys and batch.keys != second.keys
 
 
 def test_fewer_shards_than_readers_is_an_error_that_says_what_to_do(shards):
-    stream = open_stream(str(shards))
+    stream = open_files(str(shards))
     with pytest.raises(ConfigError, match="3 shards for 2 processes x 2 workers: use --num_workers 1 or split"):
         shard_stream(stream, process=0, num_processes=2, num_workers=2, seed=0, buffer_size=8)
     with pytest.raises(ConfigError, match="3 shards for 4 processes: split the data into more shards"):
@@ -165,7 +158,7 @@ def test_fewer_shards_than_readers_is_an_error_that_says_what_to_do(shards):
 
 def pairs_of(spec: str, decoder: PairDecoder | None = None) -> list[tuple[tuple[int, int], str]]:
     decoder = decoder or PairDecoder()
-    decoded = [decoder(row, np.random.default_rng(0)) for row in open_stream(spec)]
+    decoded = [decoder(row, np.random.default_rng(0)) for row in open_files(spec)]
     return [(picture.size, caption) for picture, caption in decoded]
 
 
@@ -218,7 +211,7 @@ def hub_data_set(tmp_path, monkeypatch):
 def test_the_shards_of_a_hub_data_set_are_read_like_any_others(hub_data_set):
     for number in range(3):
         write_shard(hub_data_set / f"train-{number}.tar", {f"{number}-{n}": pair(n) for n in range(2)})
-    stream = open_stream("org/pairs")
+    stream = open_files("org/pairs")
     assert stream.num_shards == 3 and [row["__key__"] for row in stream] == ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
     assert pairs_of("org/pairs")[:2] == expected_pairs(2)
 
@@ -226,13 +219,13 @@ def test_the_shards_of_a_hub_data_set_are_read_like_any_others(hub_data_set):
 def test_a_hub_data_set_of_another_kind_is_streamed_with_undecoded_images(hub_data_set):
     write_pictures(hub_data_set / "train", sidecars=False)
     assert pairs_of("org/pairs") == expected_pairs(5)
-    assert isinstance(next(iter(open_stream("org/pairs")))["image"]["path"], str)
+    assert isinstance(next(iter(open_files("org/pairs")))["image"]["path"], str)
 
 
 def test_a_hub_data_set_without_the_split_is_one_line(hub_data_set):
     write_shard(hub_data_set / "train-0.tar", {"0": pair(0)})
-    with pytest.raises(ConfigError, match="Hub data set='org/pairs': cannot be loaded") as error:
-        open_stream("org/pairs", split="test")
+    with pytest.raises(ConfigError, match="Hub data set='org/pairs': cannot be used") as error:
+        open_files("org/pairs", split="test")
     assert "\n" not in str(error.value)
 
 
@@ -258,21 +251,21 @@ def test_a_source_that_is_not_there_is_one_clear_error(spec, message, tmp_path):
     write_shard(tmp_path / "one.tar", {"0": pair(0)})
     write_pictures(tmp_path / "pictures", True)
     with pytest.raises(ConfigError, match=message) as error:
-        open_stream(spec.format(tmp=tmp_path))
+        open_files(spec.format(tmp=tmp_path))
     assert "\n" not in str(error.value)
 
 
 def test_wrong_keys_are_found_before_training_and_the_fields_are_named(tmp_path):
     write_shard(tmp_path / "odd.tar", {str(n): {"input.png": pair(n)["png"], "prompt": b"a ball"} for n in range(3)})
-    stream = open_stream(str(tmp_path / "odd.tar"))
+    stream = open_files(str(tmp_path / "odd.tar"))
     with pytest.raises(ConfigError, match=r"in the first 3 samples \(caption_missing 3\).*fields input.png, prompt") as error:
-        first_pair(stream, PairDecoder(), "odd.tar")
+        Source("odd.tar", stream, PairDecoder()).check()
     assert "--image_key and --caption_key" in str(error.value)
-    first_pair(stream, PairDecoder("input.png", "prompt"), "odd.tar")
+    Source("odd.tar", stream, PairDecoder("input.png", "prompt")).check()
 
 
 def test_caption_keys_reach_into_json_lists_and_fall_back(shards):
-    row = next(iter(open_stream(str(shards))))
+    row = next(iter(open_files(str(shards))))
     drawn = {PairDecoder(caption_key="json.captions")(row, np.random.default_rng(seed))[1] for seed in range(20)}
     assert drawn == {"first of 0", "second of 0"}
     assert PairDecoder(caption_key="json.absent,txt")(row, RNG)[1] == "a red ball on grass number 0"
@@ -346,32 +339,32 @@ def test_a_batch_of_tokens_is_trimmed_to_its_longest_caption_in_steps_of_eight(t
 def test_long_captions_are_cut_with_their_end_token_and_a_text_mask_shortens_all(tmp_path, tokenizer):
     captions = ["a ball " * 500, "a small house on a hill"]
     write_shard(tmp_path / "a.tar", {str(n): pair(n, caption) for n, caption in enumerate(captions)})
-    stream = open_stream(str(tmp_path))
-    ids = next(iter(batches_of(stream, tokenizer, batch_size=2)))["input_ids"]
+    stream = open_files(str(tmp_path))
+    ids = next(iter(batches_of(stream, tokenizer, batch_size=2))).input_ids
     assert ids.shape == (2, CONTEXT_LENGTH) and ids[0, -1] == tokenizer.eos_token_id
-    ids = next(iter(batches_of(stream, tokenizer, batch_size=2, text_mask=TextMask("block", 4))))["input_ids"]
+    ids = next(iter(batches_of(stream, tokenizer, batch_size=2, text_mask=TextMask("block", 4)))).input_ids
     assert ids.shape == (2, 4)
     assert set(ids[:, 0].tolist()) == {tokenizer.bos_token_id} and set(ids[:, -1].tolist()) == {tokenizer.eos_token_id}
 
 
 def test_the_tokenizer_learns_from_captions_alone(shards):
-    captions = list(captions_of(open_stream(str(shards)), PairDecoder(), limit=10))
+    captions = list(open_source(str(shards)).captions(limit=10))
     assert len(captions) == 10 and captions[0] == "a red ball on grass number 0"
 
 
 def test_scenes_give_endless_pairs_that_depend_on_their_number_alone(tokenizer):
-    stream = open_stream("scenes")
+    stream = open_source("scenes").stream
     first = [row["__key__"] for row in stream.take(3)]
     assert first == ["train-00000000", "train-00000001", "train-00000002"]
     stream = shard_stream(stream, process=0, num_processes=2, num_workers=2, seed=0, buffer_size=0)
-    batch = next(iter(batches_of(stream, tokenizer, PairDecoder(image_size=32), batch_size=4)))
-    assert batch["pixel_values"].shape == (4, 3, 32, 32) and batch["pixel_values"].float().std() > 10
+    batch = next(iter(batches_of(stream, tokenizer, SceneDecoder(image_size=32), batch_size=4)))
+    assert batch.pixel_values.shape == (4, 3, 32, 32) and batch.pixel_values.float().std() > 10
 
 
 def test_a_source_without_any_usable_pair_does_not_loop(tokenizer, tmp_path):
     write_shard(tmp_path / "bad.tar", {str(n): {"png": b"", "txt": b"a ball"} for n in range(5)})
-    (batch,) = batches_of(open_stream(str(tmp_path / "bad.tar")), tokenizer)
-    assert batch["stopped"].startswith("1000 of the last 1000 samples gave no image-text pair (image_undecodable 1000), 1000")
+    (batch,) = batches_of(open_files(str(tmp_path / "bad.tar")), tokenizer)
+    assert batch.reason.startswith("1000 of the last 1000 samples gave no image-text pair (image_undecodable 1000), 1000")
 
 
 def test_rows_without_a_key_have_one_by_their_content(tmp_path):
@@ -382,8 +375,8 @@ def test_rows_without_a_key_have_one_by_their_content(tmp_path):
 
 def test_an_empty_shard_does_not_loop(tmp_path, tokenizer):
     write_shard(tmp_path / "empty.tar", {})
-    (batch,) = batches_of(open_stream(str(tmp_path / "empty.tar")), tokenizer)
-    assert "(epoch_empty 1000)" in batch["stopped"]
+    (batch,) = batches_of(open_files(str(tmp_path / "empty.tar")), tokenizer)
+    assert "(epoch_empty 1000)" in batch.reason
 
 
 def test_a_cut_shard_costs_only_its_rest(tmp_path, tokenizer):
@@ -391,7 +384,7 @@ def test_a_cut_shard_costs_only_its_rest(tmp_path, tokenizer):
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 2])
     write_shard(tmp_path / "b.tar", {f"b{n}": pair(n) for n in range(6)})
-    rows = list(open_stream(str(tmp_path)))
+    rows = list(open_files(str(tmp_path)))
     assert Counter(row.get("__error__") for row in rows)["shard_unreadable"] == 1
     keys = [row["__key__"] for row in rows if "__key__" in row]
     assert keys[:2] == ["a0", "a1"] and len([k for k in keys if k[0] == "a"]) < 6
@@ -403,7 +396,7 @@ def test_the_broken_sample_data_is_read_through_and_counted_as_its_manifest_says
     manifest = json.loads((folder / "MANIFEST.json").read_text())["files"]
     bad = {s["key"] for content in manifest.values() for s in content["samples"] if s["status"] == "bad"}
     decoder, skipped, used = PairDecoder(), {}, []
-    for row in open_stream(str(folder)):
+    for row in open_files(str(folder)):
         try:
             picture, caption = decoder(row, RNG)
             train_transform(32, 0.9, 0.5)(picture)

@@ -17,9 +17,9 @@ from transformers import pipeline
 
 from hf_maskclip import export_to_clip
 from hf_maskclip.cli import main
+from hf_maskclip.data.scenes import draw_scene, sample_scene
 from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking import keep_count
-from training.scenes import draw_scene, sample_scene
 
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'hf_maskclip[demo]'")
 from hf_maskclip import demo  # noqa: E402

@@ -10,9 +10,13 @@ from processes import Processes
 
 from hf_maskclip import export_to_clip
 from hf_maskclip.cli import main as cli
+from hf_maskclip.evaluation.datasets import scenes
 from hf_maskclip.evaluation.report import PUBLISHED, read_results
-from training import evaluation_suites
-from training.evaluate import program
+
+
+def program(arguments: list[str]) -> int:
+    return cli(["evaluate", *arguments])
+
 
 CLASSES = ["red fish", "blue bird", "green frog", "small house", "old car", "tall tree", "loud bell"]
 
@@ -85,7 +89,7 @@ def test_two_processes_and_one_write_the_same_results(command, task, tmp_path):
 
 def test_the_suite_of_scenes_has_all_five_families(command, export, tmp_path, monkeypatch, capsys):
     for name in ("SCENES_PER_SET", "PROBE_SCENES", "COMPOSITIONALITY_SCENES"):
-        monkeypatch.setattr(evaluation_suites, name, 40)
+        monkeypatch.setattr(scenes, name, 40)
     output = str(tmp_path / "model" / "eval_scenes.json")
     assert program(["--model", str(export), "--suite", "scenes", "--output", output]) == 0
     results = json.loads(Path(output).read_text())["results"]
@@ -164,7 +168,7 @@ def test_the_published_rows_have_the_averages_that_the_report_computes():
     ("changed", "message"),
     [
         ({"--data": "absent/folder"}, "absent/folder"),
-        ({"--model": "/absent/model"}, "error: model='/absent/model': cannot be loaded"),
+        ({"--model": "/absent/model"}, "error: model='/absent/model': cannot be used"),
         ({"--split": "dev"}, "split='dev'"),
         ({"--batch_size": "0"}, "--batch_size 0: must be at least 1"),
         ({"--suite": "scenes"}, "give either --suite, or --data with its --task"),

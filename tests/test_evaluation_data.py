@@ -11,21 +11,16 @@ import pytest
 from conftest import encode_image, pair, random_picture, write_shard
 from PIL import Image
 
+from hf_maskclip.data.clip_benchmark import ClipBenchmarkFolder
+from hf_maskclip.data.scene_sets import COMPOSITIONALITY_KINDS
+from hf_maskclip.errors import ConfigError
 from hf_maskclip.evaluation import Encoder
-from training import evaluation_data
-from training.data import PairDecoder
-from training.errors import ConfigError
-from training.evaluation_data import evaluations_of_data, evaluations_of_spec
-from training.evaluation_sets import run_evaluations
-from training.evaluation_suites import (
-    LINEAR_PROBE,
-    RETRIEVAL,
-    ROBUSTNESS,
-    SUGAR_CREPE,
-    ZERO_SHOT,
-    PaperSuite,
-    scene_evaluations,
-)
+from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
+from hf_maskclip.evaluation.datasets.pairs import PairKeys
+from hf_maskclip.evaluation.datasets.scenes import scene_evaluations
+from hf_maskclip.evaluation.datasets.sugar_crepe import file_name
+from hf_maskclip.evaluation.suites import LINEAR_PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT, PaperSuite
+from hf_maskclip.evaluation.tasks import run_evaluations
 
 ANIMALS = ["red fish", "blue bird", "green frog"]
 
@@ -72,7 +67,7 @@ def results(make_model, processor):
 
 
 def of_data(data, task="zero_shot_classification", split="test", **kwargs):
-    return evaluations_of_data(str(data), task, split, PairDecoder(), **kwargs)
+    return find_evaluations(str(data), Request(task, split, **kwargs))
 
 
 # ---- What is read ----------------------------------------------------------------------------------------------------------
@@ -80,7 +75,7 @@ def of_data(data, task="zero_shot_classification", split="test", **kwargs):
 
 def test_each_folder_is_an_evaluation_of_its_kind(animals, sights, shards, results):
     spec = f"{{{animals},{sights},{shards}/train-000.tar,{shards}/train-001.tar}}"
-    found = results(evaluations_of_spec(spec, PairDecoder(caption_key="json.captions,txt")))
+    found = results(find_evaluations(spec, Request(keys=PairKeys(caption_key="json.captions,txt"))))
     assert list(found) == ["zero_shot_animals", "retrieval_sights", f"retrieval_{shards.name}"]
     classification, layout, files = found.values()
     assert (classification["n"], classification["num_classes"], classification["split"]) == (6, 3, "test")
@@ -190,7 +185,7 @@ def test_a_hub_data_set_with_labels_is_read_by_its_features(tmp_path, results, m
     rows = {"img": [{"bytes": encode_image(random_picture(n)), "path": None} for n in range(4)], "fine_label": [0, 1, 1, 0]}
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["red_fish", "frog"])})
     stored = datasets.Dataset.from_dict(rows, features=features)
-    monkeypatch.setattr(evaluation_data, "find_clip_benchmark_folder", lambda data: None)
+    monkeypatch.setattr(ClipBenchmarkFolder, "find", lambda data: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: stored.to_iterable_dataset())
     (record,) = results(of_data("org/things")).values()
     assert (record["n"], record["num_classes"]) == (4, 2) and record["column"] == "things"
@@ -209,16 +204,16 @@ def test_pairs_of_any_form_are_a_retrieval_set(shards, results):
 def test_wrong_labels_and_empty_sets_are_found_at_once(animals, sights):
     write_labels(animals, [0, 3])
     with pytest.raises(ConfigError, match="animals: sample 's1' has class index 3, but there are 3 class names"):
-        evaluations_of_spec(str(animals), PairDecoder())
+        find_evaluations(str(animals), Request())
     write_labels(animals, [])
     with pytest.raises(ConfigError, match="animals: the split is empty"):
-        evaluations_of_spec(str(animals), PairDecoder())
+        find_evaluations(str(animals), Request())
     write_shard(animals / "test" / "0.tar", {"s0": pair(0)})
     with pytest.raises(ConfigError, match="sample 's0': has no class index in its field cls"):
-        evaluations_of_spec(str(animals), PairDecoder())
+        find_evaluations(str(animals), Request())
     write_shard(sights / "test" / "0.tar", {"s0": {"png": b"", "txt": b"\n"}})
     with pytest.raises(ConfigError, match="sights: the split is empty"):
-        evaluations_of_spec(str(sights), PairDecoder())
+        find_evaluations(str(sights), Request())
 
 
 def test_unknown_splits_and_missing_and_short_shards_are_named(animals, sights):
@@ -252,14 +247,14 @@ def test_tasks_that_data_cannot_answer_are_refused(animals, sights, tmp_path):
         for parent in ("x", "y"):
             (tmp_path / parent / "a").mkdir(parents=True)
             write_shard(tmp_path / parent / "a" / "0.tar", {"s0": pair(0)})
-        evaluations_of_spec(f"{tmp_path}/{{x,y}}/a/0.tar", PairDecoder())
+        find_evaluations(f"{tmp_path}/{{x,y}}/a/0.tar", Request())
 
 
 def test_a_damaged_picture_is_left_out_with_a_warning_and_counted(sights, results, caplog):
     files = {f"s{n}": {"png": encode_image(random_picture(n)), "txt": f"sight {n}".encode()} for n in range(3)}
     files["s1"]["png"] = files["s1"]["png"][:200]
     write_shard(sights / "test" / "0.tar", files)
-    (record,) = results(evaluations_of_spec(str(sights), PairDecoder())).values()
+    (record,) = results(find_evaluations(str(sights), Request())).values()
     assert (record["n"], record["num_undecodable"]) == (2, 1)
     assert "evaluation leaves out s1 (image_undecodable)" in caplog.text
 
@@ -274,14 +269,14 @@ def sugar_crepe(tmp_path):
     for n in range(3):
         Image.effect_noise((30, 40), 50 + n).convert("RGB").save(folder / "val2017" / f"{n}.jpg")
     rows = {str(n): {"filename": f"{n}.jpg", "caption": f"a ball {n}", "negative_caption": f"a fish {n}"} for n in range(3)}
-    for stem in SUGAR_CREPE.values():
-        (folder / f"{stem}.json").write_text(json.dumps(rows))
+    for kind in COMPOSITIONALITY_KINDS:
+        (folder / file_name(kind)).write_text(json.dumps(rows))
     return folder
 
 
 def test_sugar_crepes_files_are_seven_evaluations(sugar_crepe, results):
     found = results(of_data(sugar_crepe, "compositionality"))
-    assert list(found) == [f"compositionality_{kind}" for kind in SUGAR_CREPE]
+    assert list(found) == [f"compositionality_{kind}" for kind in COMPOSITIONALITY_KINDS]
     assert all(record["n"] == 3 and 0 <= record["accuracy"] <= 1 for record in found.values())
     (sugar_crepe / "val2017" / "1.jpg").unlink()
     with pytest.raises(ConfigError, match="1 of 3 pictures are missing, the first is 1.jpg"):

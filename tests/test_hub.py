@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import encode_image, random_picture, write_shard
+from hf_maskclip.space import PACKAGE, SpaceRepository, requirements
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 
 from hf_maskclip import export_to_clip
 from hf_maskclip.cli import main
+from hf_maskclip.data.scenes import COMPOSITIONALITY_KINDS, STYLES
 from hf_maskclip.hub import PAPERS, ModelRepository, card_of_recipe, check_card
 from hf_maskclip.models.patch_mask_registry import patch_masks
-from hf_maskclip.space import PACKAGE, SpaceRepository, requirements
-from training.scenes import COMPOSITIONALITY_KINDS, STYLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))

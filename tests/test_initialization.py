@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from hf_maskclip import ContrastiveLoss, MaskCLIPModel
-from hf_maskclip.conversion_open_clip import from_open_clip_weights
-from training.benchmarks.study_peer import OpenCLIP
-from training.initialization import initialize_as_clip
-from training.model import preset_config
+from hf_maskclip.conversion.open_clip import from_open_clip_weights
+from training.model.initialization import initialize_as_clip
+from training.model.presets import preset_config
+from training.study.peer import OpenCLIP
 
 
 @pytest.mark.parametrize("preset", ["tiny-96", "small"])

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from hf_maskclip import MaskCLIPModel
 from hf_maskclip.models.patch_masking_attentive import class_attention
 from training.config import TrainingConfig
-from training.masking import AttentionTeacher, PatchSelector, mask_seed
+from training.patch_selection import AttentionTeacher, PatchSelector, mask_seed
 
 
 def selector(model: MaskCLIPModel, num_steps: int = 10, **options) -> PatchSelector:

@@ -14,12 +14,12 @@ import torch
 from conftest import assert_uniform, photo_like, select_patches
 
 from hf_maskclip import build_patch_mask
+from hf_maskclip.data.scene_drawing import draw_scene
+from hf_maskclip.data.scenes import sample_scene
 from hf_maskclip.models.patch_edges import patch_edges, sobel_magnitude
 from hf_maskclip.models.patch_masking import keep_count
 from hf_maskclip.models.patch_masking_pgs import sinkhorn_scaling
 from hf_maskclip.models.patch_similarity import PatchFeatures
-from training.scene_drawing import draw_scene
-from training.scenes import sample_scene
 
 PGS_05 = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
 

@@ -13,7 +13,7 @@ from transformers import AutoModel, pipeline
 
 from hf_maskclip import cli, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser
-from hf_maskclip.conversion_open_clip import MODELS, export_to_open_clip, to_open_clip_weights
+from hf_maskclip.conversion.open_clip import MODELS, export_to_open_clip, to_open_clip_weights
 from training.config import load_config
 from training.evaluate import parse_options
 

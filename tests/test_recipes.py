@@ -16,16 +16,16 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from conftest import losses_of, pair, write_shard
 
 from hf_maskclip import MaskCLIPModel
-from training import sharding, zero
+from hf_maskclip.errors import ConfigError
 from training.config import load_config
 from training.dry_run import dry_run, saved_activations
-from training.errors import ConfigError
-from training.model import preset_config
+from training.model.presets import preset_config
+from training.parallel import deepspeed, fsdp
 from training.train import program
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
-LAUNCH_FILES = sorted((ROOT / "training" / "accelerate").glob("*.yaml"))
+LAUNCH_FILES = sorted((ROOT / "training" / "launch").glob("*.yaml"))
 CC12M_PAIRS, EPOCHS = 10_968_539, 32
 PGS = {"batch_size": 512, "learning_rate": 1e-3, "warmup_steps": 10_000}
 CLUSTER = {"batch_size": 256, "learning_rate": 5e-4, "warmup_steps": 2000}
@@ -105,7 +105,7 @@ def test_a_launch_file_is_one_that_accelerate_takes(file, monkeypatch):
 
 
 def test_the_launch_file_for_the_cpu_starts_two_processes_that_train_together(options, tmp_path):
-    file = ROOT / "training" / "accelerate" / "cpu-2-processes.yaml"
+    file = ROOT / "training" / "launch" / "cpu-2-processes.yaml"
     words = [word for key, value in (options | {"max_steps": 2}).items() for word in (f"--{key}", str(value))]
     command = [
         sys.executable,
@@ -123,7 +123,7 @@ def test_the_launch_file_for_the_cpu_starts_two_processes_that_train_together(op
 def test_there_are_launch_files_for_one_machine_and_several():
     names = ["cpu-2-processes", "ddp", "deepspeed-zero2", "fsdp2", "multi-node", "one-gpu", "zero2"]
     assert [file.stem for file in LAUNCH_FILES] == names
-    script = (ROOT / "training" / "accelerate" / "multi-node.sbatch").read_text()
+    script = (ROOT / "training" / "launch" / "multi-node.sbatch").read_text()
     for word in shlex.split(script, comments=True):
         assert not word.endswith(".yaml") or (ROOT / word).is_file(), word
 
@@ -214,7 +214,7 @@ def test_what_cannot_be_split_over_processes_is_refused(launcher, changed, messa
 def test_deepspeed_is_refused_where_it_is_absent_or_to_do_what_the_options_do_not_say(name, value, message, monkeypatch, run):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv(f"ACCELERATE_{name}", value)
-    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: name != "USE_DEEPSPEED")
+    monkeypatch.setattr(deepspeed, "is_deepspeed_available", lambda: name != "USE_DEEPSPEED")
     with pytest.raises(ConfigError, match=message):
         run()
 
@@ -223,7 +223,7 @@ def test_deepspeed_is_refused_where_it_is_absent_or_to_do_what_the_options_do_no
 def test_weights_stay_whole_until_the_backward_pass_where_the_launch_file_says_so(value, reshards, monkeypatch, make_model):
     calls = []
     monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", value)
-    monkeypatch.setattr(sharding, "fully_shard", lambda module, **kwargs: calls.append(kwargs["reshard_after_forward"]))
-    monkeypatch.setattr(sharding, "init_device_mesh", lambda *args: None)
-    sharding.shard(make_model(), Accelerator(cpu=True))
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, **kwargs: calls.append(kwargs["reshard_after_forward"]))
+    monkeypatch.setattr(fsdp, "init_device_mesh", lambda *args: None)
+    fsdp.shard(make_model(), Accelerator(cpu=True))
     assert calls == [reshards] * 5  # two layers in each tower, and the rest

@@ -10,7 +10,6 @@ import signal
 import time
 from pathlib import Path
 
-import deepspeed
 import pytest
 import torch
 from conftest import encode_image, losses_of, pair, random_picture, write_shard
@@ -19,16 +18,17 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
 from hf_maskclip import ContrastiveLoss, MaskCLIPModel
-from training import optimization
+from hf_maskclip.errors import ConfigError, TrainingStopped
+from training import loop
 from training import run as run_module
-from training import train as training_program
-from training.checkpoint import Progress, latest_checkpoint
-from training.errors import ConfigError, TrainingStopped
-from training.masking import PatchSelector
-from training.skipping import WINDOW
+from training.checkpoint import latest_checkpoint
+from training.data.skipping import WINDOW
+from training.model import optimization
+from training.parallel import choose, fsdp
+from training.parallel.deepspeed import TAG, DeepSpeedParallel
+from training.patch_selection import PatchSelector
 from training.tracking import read_metrics
 from training.train import program
-from training.zero import TAG, ZeroEngine
 
 SAME = ("step", "loss", "learning_rate", "logit_scale", "kept_patches", "samples_seen", "skipped")
 
@@ -70,7 +70,7 @@ def as_killed_at(folder: Path, step: int) -> None:
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(patch_mask, num_workers, run, data, tmp_path, monkeypatch):
     """Keys of the batches in their order, masks, losses, what was skipped, and the weights at the end."""
     keys, masks = [], []
-    use, select = Progress.use, PatchSelector.select
+    use, select = LoaderState.use, PatchSelector.select
 
     def recorded_use(progress, batch, again=False):
         keys.extend([] if again else [batch["keys"]])
@@ -80,7 +80,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(patch_mask, num_
         masks.append(select(*args, **kwargs))
         return masks[-1]
 
-    monkeypatch.setattr(Progress, "use", recorded_use)
+    monkeypatch.setattr(LoaderState, "use", recorded_use)
     monkeypatch.setattr(PatchSelector, "select", recorded_select)
     write_shard(data / "train-4.tar", {"4-x": {"png": b"", "txt": b"a ball"}, **{f"4-{n}": pair(n) for n in range(7)}})
     options = {"max_steps": 13, "num_workers": num_workers, "shuffle_buffer": 5, "patch_mask": patch_mask}
@@ -145,8 +145,8 @@ def test_a_run_that_goes_on_with_a_longer_budget_has_its_learning_rates(run, tmp
 
 def test_a_resampled_stream_goes_on_in_another_order_and_with_other_workers(run, monkeypatch):
     keys = []
-    use = Progress.use
-    monkeypatch.setattr(Progress, "use", lambda *a, **k: keys.append(a[1]["keys"]) or use(*a, **k))
+    use = LoaderState.use
+    monkeypatch.setattr(LoaderState, "use", lambda *a, **k: keys.append(a[1].keys) or use(*a, **k))
     options = {"stream": "resampled", "max_steps": 10, "checkpoint_every": 5, "shuffle_buffer": 0}
     run(**options)
     first, folder = list(keys), run(**options)[2]
@@ -192,7 +192,7 @@ class FailingLoss(ContrastiveLoss):
 @pytest.mark.parametrize("chunk_size", [0, 2])
 def test_a_loss_that_is_not_a_number_ends_the_run_with_the_state_before_it(chunk_size, run, tmp_path, monkeypatch):
     _, expected, whole = run(output_dir=str(tmp_path / "whole"), checkpoint_every=2, chunk_size=chunk_size)
-    monkeypatch.setattr(training_program, "ContrastiveLoss", FailingLoss)
+    monkeypatch.setattr(run_module, "ContrastiveLoss", FailingLoss)
     FailingLoss.fails_at = 3
     with pytest.raises(TrainingStopped) as error:
         run(resume="auto", chunk_size=chunk_size)
@@ -210,18 +210,18 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_the_state_before_it(chunk
 
 
 def test_weights_that_are_not_numbers_are_never_saved(run, monkeypatch):
-    step = training_program.training_step
+    step = loop.training_step
 
     def breaking_step(run, batch, number):
         result = step(run, batch, number)
         if number == 3:
-            run.model.text_projection.weight.data[0, 0] = float("inf")
+            run.learner.model.text_projection.weight.data[0, 0] = float("inf")
         return result
 
-    monkeypatch.setattr(training_program, "training_step", breaking_step)
+    monkeypatch.setattr(loop, "training_step", breaking_step)
     with pytest.raises(TrainingStopped, match="step 3: its gradient was not finite, .* the last checkpoint is .*step-00000002"):
         run(checkpoint_every=1)
-    monkeypatch.setattr(training_program, "training_step", step)
+    monkeypatch.setattr(loop, "training_step", step)
     _, steps, folder = run(checkpoint_every=1, resume="auto")
     assert len(steps) == 4 and latest_checkpoint(folder).name == "step-00000004"
 
@@ -278,7 +278,7 @@ def test_two_processes_evaluate_and_save_between_steps_without_waiting_for_each_
 def train_sharded(arguments: list[str]) -> int:
     """The program as a launch file with `distributed_type: FSDP` starts it."""
     os.environ["ACCELERATE_USE_FSDP"] = "true"
-    shard = run_module.shard
+    shard = fsdp.shard
 
     def reporting_shard(model, accelerator):
         shard(model, accelerator)
@@ -286,33 +286,35 @@ def train_sharded(arguments: list[str]) -> int:
         print(f"whole weights: {whole}")
         return model
 
-    run_module.shard = reporting_shard
+    fsdp.shard = reporting_shard
     return program(arguments)
 
 
 def train_with_deepspeed(arguments: list[str]) -> int:
     """The program as a launch file with `distributed_type: DEEPSPEED` starts it."""
+    import deepspeed
+
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # which it would compile, for CPUs only
 
-    class ReportingEngine(ZeroEngine):
-        def __init__(self, model, *others):
-            super().__init__(model, *others)
-            parts = self.engine.optimizer.single_partition_of_fp32_groups
-            print(f"share of the weights: {sum(map(torch.numel, parts)) / model.num_parameters():.2f}")
+    class ReportingDeepSpeed(DeepSpeedParallel):
+        def wrap(self, config):
+            super().wrap(config)
+            parts = self.wrapped_model.optimizer.single_partition_of_fp32_groups
+            print(f"share of the weights: {sum(map(torch.numel, parts)) / self.model.num_parameters():.2f}")
 
         def step(self):
             super().step()
             logit_scale = deepspeed.utils.safe_get_full_fp32_param(self.model.logit_scale)
             print(f"logit scale of the optimizer: {logit_scale.item():.3f}")
 
-    run_module.ZeroEngine = ReportingEngine
+    choose.DeepSpeedParallel = ReportingDeepSpeed
     return program(arguments)
 
 
 def train_with_deepspeed_until_the_loss_fails(arguments: list[str]) -> int:
     optimization.MAX_LOGIT_SCALE = 2.0  # below where it starts
-    training_program.ContrastiveLoss, FailingLoss.fails_at = FailingLoss, 3
+    run_module.ContrastiveLoss, FailingLoss.fails_at = FailingLoss, 3
     return train_with_deepspeed(arguments)
 
 
@@ -367,9 +369,12 @@ def test_deepspeed_keeps_the_bound_of_the_logit_scale_and_the_state_before_a_los
 def test_a_run_goes_on_with_deepspeed_or_without_as_it_began(run, monkeypatch):
     _, _, folder = run(checkpoint_every=2)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="step-00000004 was saved without DeepSpeed: go on without it"):
+    with pytest.raises(
+        ConfigError, match="step-00000004 was saved by DDP or one process, and this run is one of DeepSpeed: go on as it began"
+    ):
         run(resume="auto")
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
     (latest_checkpoint(folder) / TAG).mkdir()
-    with pytest.raises(ConfigError, match="step-00000004 was saved with DeepSpeed: go on with it"):
+    (latest_checkpoint(folder) / "optimizer.bin").unlink()
+    with pytest.raises(ConfigError, match="step-00000004 was saved by DeepSpeed, and this run is one of DDP or one process"):
         run(resume="auto")

@@ -11,29 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import scenes
-from training.scene_drawing import REACH
-from training.scenes import (
-    BACKGROUNDS,
+from hf_maskclip.data.scene_backgrounds import BACKGROUNDS
+from hf_maskclip.data.scene_drawing import COLOURS, FILLS, REACH, SHAPES, SIZES, STYLES, Scene, SceneObject, draw_scene
+from hf_maskclip.data.scene_sets import (
     CLASSIFICATION_KINDS,
-    COLOURS,
     COMPOSITIONALITY_KINDS,
-    FILLS,
-    SHAPES,
-    SIZES,
-    SPLITS,
-    STYLES,
-    Scene,
-    SceneObject,
-    caption_scene,
+    OPPOSITES,
     classification_set,
     compositionality_set,
-    draw_scene,
-    is_held_out,
-    relations,
     retrieval_set,
-    sample_scene,
 )
+from hf_maskclip.data.scenes import SPLITS, caption_scene, is_held_out, relations, sample_scene
 
 PLURALS = {noun: {"box": "boxes", "fish": "fish"}.get(noun, noun + "s") for noun in (*SHAPES, "object")}
 SINGULARS = {plural: shape for shape, plural in PLURALS.items()}
@@ -308,7 +296,7 @@ def test_relation_words_agree_with_the_coordinates():
         for a, b in combinations(sample_scene(i).objects, 2):
             for word in relations(a, b):
                 assert is_related(a, word, b)
-                assert relations(b, a) == (scenes.OPPOSITES[word],)
+                assert relations(b, a) == (OPPOSITES[word],)
                 seen.add(word)
     assert seen == set(DIRECTIONS)
 

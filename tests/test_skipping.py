@@ -9,10 +9,10 @@ import pytest
 from conftest import pair, write_shard
 from fsspec.implementations.local import LocalFileSystem
 
-from training import sources
-from training.errors import TrainingStopped
-from training.skipping import LOG_EVERY, WINDOW, SkipMonitor
-from training.sources import open_stream
+from hf_maskclip.data import shards
+from hf_maskclip.data.sources import open_files
+from hf_maskclip.errors import TrainingStopped
+from training.data.skipping import LOG_EVERY, WINDOW, SkipMonitor
 
 
 def test_the_first_sample_of_each_cause_and_every_thousandth_is_logged(caplog):
@@ -90,16 +90,16 @@ class _Reader:
 def failing_shard(tmp_path, monkeypatch):
     """A shard of six pairs, and the waits before it is opened again."""
     fsspec.register_implementation("failing", FailingFiles, clobber=True)
-    monkeypatch.setattr(sources, "_lost", sources._Lost())
+    monkeypatch.setattr(shards, "_unreadable", shards.UnreadableShards())
     waits = []
-    monkeypatch.setattr(sources.time, "sleep", waits.append)
+    monkeypatch.setattr(shards.time, "sleep", waits.append)
     write_shard(tmp_path / "a.tar", {f"a{n}": pair(n) for n in range(6)})
     FailingFiles.at_byte = (tmp_path / "a.tar").stat().st_size // 2
     return f"failing://{tmp_path}/a.tar", waits
 
 
 def keys_of(spec: str) -> list[str]:
-    return [row.get("__error__") or row["__key__"] for row in open_stream(spec)]
+    return [row.get("__error__") or row["__key__"] for row in open_files(spec)]
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
@@ -107,7 +107,7 @@ def test_a_source_that_fails_and_then_answers_gives_every_sample_once(failures, 
     spec, waits = failing_shard
     FailingFiles.failures = failures
     assert keys_of(spec) == [f"a{n}" for n in range(6)]
-    assert waits == list(sources.RETRY_SECONDS[:failures]) and FailingFiles.failures == 0
+    assert waits == list(shards.RETRY_SECONDS[:failures]) and FailingFiles.failures == 0
     assert f"{spec}: the network is down; trying again in 1 s" in caplog.messages
 
 
@@ -115,9 +115,9 @@ def test_a_source_that_keeps_failing_is_skipped_and_next_time_tried_without_wait
     spec, waits = failing_shard
     FailingFiles.failures = 1000
     read = keys_of(spec)
-    assert 1 <= len(read) < 6 and read[-1] == "shard_unreadable" and waits == list(sources.RETRY_SECONDS)
+    assert 1 <= len(read) < 6 and read[-1] == "shard_unreadable" and waits == list(shards.RETRY_SECONDS)
     assert f"{spec}: the rest of this shard is unreadable (the network is down)" in caplog.messages
-    assert keys_of(spec) == read and len(waits) == len(sources.RETRY_SECONDS)
+    assert keys_of(spec) == read and len(waits) == len(shards.RETRY_SECONDS)
     FailingFiles.failures = 0
     assert keys_of(spec) == [f"a{n}" for n in range(6)]
 
@@ -128,12 +128,12 @@ def test_a_network_that_is_down_is_waited_for_three_times_and_not_for_every_shar
         write_shard(tmp_path / f"b{number:02d}.tar", {"b": pair(number)})
     FailingFiles.failures, FailingFiles.at_byte = 10_000, 0
     assert keys_of(f"failing://{tmp_path}/b*.tar") == ["shard_unreadable"] * 20
-    assert waits == list(sources.RETRY_SECONDS) * 3
+    assert waits == list(shards.RETRY_SECONDS) * 3
     FailingFiles.failures = 0
     assert keys_of(f"failing://{tmp_path}/b*.tar") == ["b"] * 20
     FailingFiles.failures = 1
     assert keys_of(f"failing://{tmp_path}/a.tar") == [f"a{n}" for n in range(6)]
-    assert waits == [*sources.RETRY_SECONDS * 3, 1]  # it is up again, and patience is back
+    assert waits == [*shards.RETRY_SECONDS * 3, 1]  # it is up again, and patience is back
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
@@ -147,12 +147,12 @@ def test_a_shard_that_vanishes_mid_run_is_waited_for_then_skipped(kind, failing_
             datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
     else:
         write_shard(tmp_path / "b.tar", {f"b{n}": pair(n) for n in range(6)})
-    stream = open_stream(f"{tmp_path}/[ab].{kind}")
+    stream = open_files(f"{tmp_path}/[ab].{kind}")
     assert len(list(stream)) == 12
     (tmp_path / f"a.{kind}").unlink()
     rows = list(stream)
     assert Counter(row.get("__error__") for row in rows) == {"shard_unreadable": 1, None: 6}
-    assert rows[0]["__url__"] == f"{tmp_path}/a.{kind}" and waits == list(sources.RETRY_SECONDS)
+    assert rows[0]["__url__"] == f"{tmp_path}/a.{kind}" and waits == list(shards.RETRY_SECONDS)
 
 
 def test_a_damaged_local_file_is_not_waited_for(failing_shard, tmp_path, caplog):

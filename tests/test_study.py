@@ -13,13 +13,13 @@ import torch
 import yaml
 from transformers import CLIPModel
 
+from hf_maskclip.errors import ConfigError
 from training.benchmarks import study_pages, study_run
-from training.benchmarks.study import locked, main, read_study, runs_of
-from training.benchmarks.study_report import Curve, Report, mean_and_error, read_results, time_to_reach
-from training.benchmarks.study_run import StudyRun, learning_curve, time_ratio, typical_seconds
 from training.config import TrainingConfig, load_config
-from training.errors import ConfigError
 from training.stopping import StopRequest
+from training.study.report import Curve, Report, mean_and_error, read_results, time_to_reach
+from training.study.run import StudyRun, learning_curve, time_ratio, typical_seconds
+from training.study.study import locked, program, read_study, runs_of
 from training.tracking import MetricsLog, read_metrics
 from training.train import finish, start_reports, train
 
@@ -75,7 +75,7 @@ def trainings(monkeypatch) -> list[str]:
 
 def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_path, capsys):
     path, output_dir = write(values | {"methods": {"none": "none"}}), tmp_path / "study"
-    assert main([str(path), "--output_dir", str(output_dir)]) == 0
+    assert program([str(path), "--output_dir", str(output_dir)]) == 0
     (result,) = read_results(output_dir / "results")
     assert (result["method"], result["steps"], result["samples_seen"], result["budget"]) == ("none", 4, 16, "samples")
     assert [point["step"] for point in result["curve"]] == [2, 4] and result["curve"][-1]["metrics"] == result["metrics"]
@@ -87,11 +87,11 @@ def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_pat
     files = sorted((output_dir / "results").rglob("*.json"))
     before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
     capsys.readouterr()
-    assert main([str(path), "--output_dir", str(output_dir)]) == 0
+    assert program([str(path), "--output_dir", str(output_dir)]) == 0
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
     assert capsys.readouterr().out == f"1 of 1 runs are finished: {output_dir}/report.md\n"
     (output_dir / "report.md").unlink()
-    assert main([str(path), "--output_dir", str(output_dir), "--report_only"]) == 0
+    assert program([str(path), "--output_dir", str(output_dir), "--report_only"]) == 0
     assert (output_dir / "report.md").read_text() == report
     assert capsys.readouterr().out == f"1 finished runs: {output_dir}/report.md\n"
 
@@ -108,12 +108,12 @@ def test_an_interrupted_study_goes_on_and_begins_the_interrupted_run_anew(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(study_run, "call", interrupted)
-    assert main(arguments) == 130
+    assert program(arguments) == 130
     assert "the same command goes on" in capsys.readouterr().out
     assert [result["method"] for result in read_results(tmp_path / "study" / "results")] == ["none"]
 
     monkeypatch.setattr(study_run, "call", complete)
-    assert main(arguments) == 0
+    assert program(arguments) == 0
     places = ["samples/none/seed-0", *2 * ["samples/random-0.5/seed-0"], "time/random-0.5/seed-0"]
     places += ["samples/none/seed-1", "samples/random-0.5/seed-1", "time/random-0.5/seed-1"]
     assert trainings == places
@@ -133,7 +133,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(write, values, tmp_path,
         complete(command, log, lock)
 
     monkeypatch.setattr(study_run, "call", failing)
-    assert main([str(write(values)), "--output_dir", str(tmp_path / "study")]) == 1
+    assert program([str(write(values)), "--output_dir", str(tmp_path / "study")]) == 1
     printed = capsys.readouterr().out
     assert "random 0.5, seed 0, equal samples: training/train.py ended with 2, see" in printed
     assert "random 0.5, seed 0, equal time: left out" in printed and "1 of 3 runs are finished" in printed
@@ -260,7 +260,7 @@ def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(repor
 )
 def test_a_study_that_cannot_be_run_is_one_line(write, values, tmp_path, changed, message, capsys):
     changed = {key: value for key, value in (values | changed).items() if value is not None}
-    assert main([str(write(changed)), "--output_dir", str(tmp_path / "study")]) == 2
+    assert program([str(write(changed)), "--output_dir", str(tmp_path / "study")]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "study").exists()
@@ -269,11 +269,11 @@ def test_a_study_that_cannot_be_run_is_one_line(write, values, tmp_path, changed
 def test_two_studies_do_not_work_in_one_folder_nor_one_with_other_options(write, values, tmp_path, trainings, capsys):
     arguments = ["--output_dir", str(tmp_path / "study")]
     with locked(tmp_path / "study"):
-        assert main([str(write(values)), *arguments]) == 2
+        assert program([str(write(values)), *arguments]) == 2
     assert "another study, or a run that it left behind, is at work there" in capsys.readouterr().err
-    assert main([str(write(values | {"methods": {"none": "none"}})), *arguments]) == 0
+    assert program([str(write(values | {"methods": {"none": "none"}})), *arguments]) == 0
     values["base"]["batch_size"] = 2
-    assert main([str(write(values)), *arguments]) == 2
+    assert program([str(write(values)), *arguments]) == 2
     assert "was made with other options than the study has" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         read_study(tmp_path / "absent.yaml")
@@ -281,14 +281,14 @@ def test_two_studies_do_not_work_in_one_folder_nor_one_with_other_options(write,
 
 def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(write, values, tmp_path, trainings, capsys):
     arguments = ["--output_dir", str(tmp_path / "study")]
-    assert main([str(write(values | {"columns": values["columns"] | {"probe": ["linear_probe_x/top1"]}})), *arguments]) == 2
+    assert program([str(write(values | {"columns": values["columns"] | {"probe": ["linear_probe_x/top1"]}})), *arguments]) == 2
     assert "column 'probe': 'linear_probe_x/top1' is no metric of the runs" in capsys.readouterr().err
-    assert main([str(write(values)), *arguments]) == 0 and len(trainings) == 3  # the first run is kept
+    assert program([str(write(values)), *arguments]) == 0 and len(trainings) == 3  # the first run is kept
 
 
 def test_the_studies_that_are_kept_can_be_read():
     folder = study_run.ROOT / "training" / "benchmarks"
-    for name, num_runs in (("study-scenes.yaml", 3 * (10 + 5)), ("study-pairs.yaml", 2 * (8 + 6 + 6))):
+    for name, num_runs in (("scenes.yaml", 3 * (10 + 5)), ("pairs.yaml", 2 * (8 + 6 + 6))):
         study = read_study(folder / name)
         assert len(runs_of(study, folder)) == num_runs
 
@@ -300,7 +300,7 @@ def test_the_pages_say_what_the_results_say():
     for name in study_pages.PAGES:
         page = (study_run.ROOT / name).read_text()
         assert page.count("<!-- table: ") == page.count("<!-- end -->") > 0
-        assert page == study_pages.fill(page, tables), f"{name}: run python training/benchmarks/study_pages.py"
+        assert page == study_pages.fill(page, tables), f"{name}: run python training/study/pages.py"
     assert tables["summary"] in (study_run.ROOT / "README.md").read_text()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.text_masking import TextMask
+from training.data.text_masking import TextMask
 
 CAPTION = [100, *range(20), 101]
 

@@ -12,10 +12,11 @@ from accelerate.utils import LoggerType
 from conftest import losses_of
 from processes import Processes
 
-from training import train as training_program
+from hf_maskclip.errors import ConfigError
 from training.config import TrainingConfig
-from training.errors import ConfigError
+from training.loop import progress_bar
 from training.tracking import MetricsLog, SlowDataWarning, check_tracker, read_metrics, start_tracker
+from training.train import main
 
 NAMES = "loss learning_rate logit_scale kept_patches samples_seen samples_per_second data_seconds step_seconds skipped"
 
@@ -104,7 +105,7 @@ def count_trackers(options: dict) -> int:
     fake = FakeTracker("trackio")
     sys.modules["trackio"] = fake
     accelerate_tracking._available_trackers = [LoggerType("trackio")]
-    training_program.main(TrainingConfig(**options))
+    main(TrainingConfig(**options))
     print(json.dumps({"rank": os.environ["RANK"], "starts": sum(call[0] == "init" for call in fake.calls)}))
     return 0
 
@@ -124,11 +125,11 @@ def test_no_tracker_is_started_unless_asked_for():
 
 
 def test_the_progress_bar_counts_pairs_and_is_off_where_nobody_looks(monkeypatch, capsys):
-    run = SimpleNamespace(num_steps=10, samples_per_step=64, accelerator=SimpleNamespace(is_main_process=True))
-    bar = training_program.progress_bar(run, steps_done=4)
+    run = SimpleNamespace(num_steps=10, steps_done=4, samples_per_step=64, accelerator=SimpleNamespace(is_main_process=True))
+    bar = progress_bar(run)
     assert bar.disable
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    bar = training_program.progress_bar(run, steps_done=4)
+    bar = progress_bar(run)
     assert (bar.total, bar.n, bar.unit, bar.disable) == (640, 256, "pair", False)
     run.accelerator.is_main_process = False
-    assert training_program.progress_bar(run, steps_done=4).disable
+    assert progress_bar(run).disable

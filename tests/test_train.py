@@ -13,13 +13,13 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from hf_maskclip import MaskCLIPModel, PatchMask, PatchSelection, register_patch_mask
+from hf_maskclip.errors import ConfigError
 from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking import keep_count
-from training import train as training_program
+from training import loop
 from training.checkpoint import prepare_output_dir
 from training.config import TrainingConfig, load_config
-from training.errors import ConfigError
-from training.optimization import MAX_LOGIT_SCALE, parameter_groups
+from training.model.optimization import MAX_LOGIT_SCALE, parameter_groups
 from training.tracking import read_metrics
 from training.train import main
 
@@ -133,15 +133,15 @@ def test_compiled_encoders_train_alike_and_export_under_clips_keys(patch_mask, r
 def test_averaged_weights_are_evaluated_exported_and_go_on_after_a_resumption(run, data, tmp_path, monkeypatch):
     """Against a transcription of the average: it starts at the first weights and moves a tenth of the way after each step."""
     weights, initial = [], []
-    original = training_program.training_step
+    original = loop.training_step
 
     def recorded_step(run, batch, step):
-        initial.append({key: value.clone() for key, value in run.model.state_dict().items()})
+        initial.append({key: value.clone() for key, value in run.learner.model.state_dict().items()})
         result = original(run, batch, step)
-        weights.append({key: value.clone() for key, value in run.model.state_dict().items()})
+        weights.append({key: value.clone() for key, value in run.learner.model.state_dict().items()})
         return result
 
-    monkeypatch.setattr(training_program, "training_step", recorded_step)
+    monkeypatch.setattr(loop, "training_step", recorded_step)
     options = {"ema_momentum": 0.9, "eval_data": f"{data}/val-0.tar", "checkpoint_every": 2}
     summary, _, folder = run(**options)
     expected = initial[0]

@@ -1,7 +1,11 @@
-"""The options of a training run: one dataclass, read from YAML (`--config`) and from the command line (`--key value`)."""
+"""The options of a training run: one dataclass, read from YAML (`--config`) and from the command line (`--key value`).
+
+Nothing heavy is imported here, so that --help answers at once.
+"""
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -11,13 +15,42 @@ from typing import Any, Literal
 
 import yaml
 
-from hf_maskclip.models.patch_mask_registry import patch_masks, resolve_patch_mask
-from training.errors import fail
-from training.text_masking import TextMaskName
+from hf_maskclip.choices import built_in_masks
+from hf_maskclip.errors import fail
+from hf_maskclip.imports import import_module_of_user
+from training.data.text_masking import TextMaskName
+
+# About two and a half minutes for the tiny model on two CPU cores.
+QUICKSTART_STEPS = 300
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", dict: "a mapping such as {name: pgs}"}
 
 
-def option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option may be: from `low` to `high`, or strictly between where a bound is open."""
+
+    low: float = 0
+    high: float = math.inf
+    is_low_open: bool = False
+    is_high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        is_above = value > self.low if self.is_low_open else value >= self.low
+        is_below = value < self.high if self.is_high_open or math.isinf(self.high) else value <= self.high
+        return is_above and is_below
+
+    def __str__(self) -> str:
+        low = f"above {self.low}" if self.is_low_open else f"at least {self.low}"
+        high = f"below {self.high}" if self.is_high_open else f"at most {self.high}"
+        return low if math.isinf(self.high) else f"{low} and {high}"
+
+
+NOT_NEGATIVE, SHARE = Range(), Range(0, 1)
+
+
+def option(default: Any, help: str, range: Range = NOT_NEGATIVE) -> Any:
+    """A field with its default, what `--help` says of it, and, where it is a number, which it may be."""
+    return field(default=default, metadata={"help": help, "range": range})
 
 
 @dataclass
@@ -31,12 +64,13 @@ class TrainingConfig:
         "tiny", "tiny, tiny-96, small, vit-s-16, vit-b-32 or vit-b-16 from random weights; or a folder or Hub id"
     )
     tokenizer: str = option("", "folder or Hub id; empty: the model's own, or one trained on the captions for a preset")
-    vocab_size: int = option(8192, "most tokens of a tokenizer that is trained on the captions")
+    vocab_size: int = option(8192, "most tokens of a tokenizer that is trained on the captions", Range(1000))
     patch_mask: str | dict = option(
-        "", f"{', '.join(patch_masks())}, or {{name: pgs, ...}}; empty: the model's own, pgs for a preset"
+        "", f"{', '.join(built_in_masks())}, or {{name: pgs, ...}}; empty: the model's own, pgs for a preset"
     )
-
-    mask_schedule: float = option(0.0, "share of training over which the mask ratios grow linearly from 0; 0 is constant")
+    mask_schedule: float = option(
+        0.0, "share of training over which the mask ratios grow linearly from 0; 0 is constant", SHARE
+    )
     text_mask: TextMaskName = option(
         "none", "which tokens of a caption stay: truncate (the first), random, block (a run); none is off"
     )
@@ -51,16 +85,20 @@ class TrainingConfig:
     caption_key: str = option(
         "", "field of the caption, such as txt or json.captions (of a list, one is drawn); empty: the known ones"
     )
-    crop_scale: float = option(0.9, "least share of a picture's area in the random resized crop; 1 is off")
+    crop_scale: float = option(
+        0.9, "least share of a picture's area in the random resized crop; 1 is off", Range(0, 1, is_low_open=True)
+    )
     flip: float = option(
-        0.5, "probability of a horizontal flip (never for scenes, whose captions say left and right); 0 is off"
+        0.5, "probability of a horizontal flip (never for scenes, whose captions say left and right); 0 is off", SHARE
     )
     shuffle_buffer: int = option(2000, "samples from which a worker draws the next one; 0 is off (shards are still shuffled)")
     stream: Literal["exact", "resampled"] = option(
         "exact",
         "exact: every sample once an epoch, exact resume; resampled: each process reads all shards in its own order",
     )
-    max_skipped_share: float = option(0.5, "share of a worker's last 1,000 samples that may be unusable before the run stops")
+    max_skipped_share: float = option(
+        0.5, "share of a worker's last 1,000 samples that may be unusable before the run stops", SHARE
+    )
     num_workers: int = option(2, "data loading processes per training process; 0 loads in the training process")
 
     # Budget: max_steps or samples_seen
@@ -68,18 +106,20 @@ class TrainingConfig:
     samples_seen: int = option(
         0, "image-text pairs over all processes; 0: derived from max_steps (both 0: the quickstart's budget)"
     )
-    batch_size: int = option(128, "pairs per process and step")
+    batch_size: int = option(128, "pairs per process and step", Range(2))
     chunk_size: int = option(
         0, "pairs encoded at a time: less memory for a third more time, the loss is of the whole batch; 0: all at once"
     )
 
     # Optimisation
     learning_rate: float = option(1e-3, "peak of the cosine schedule")
-    warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run; 0 is off")
+    warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run; 0 is off", Range(-1))
     weight_decay: float = option(0.2, "AdamW's, for matrices only; 0 is off")
     max_grad_norm: float = option(1.0, "gradient clipping by norm; 0 is off")
     ema_momentum: float = option(
-        0.0, "momentum of a moving average of the weights, which is then evaluated and exported, such as 0.999; 0 is off"
+        0.0,
+        "momentum of a moving average of the weights, which is then evaluated and exported, such as 0.999; 0 is off",
+        Range(0, 1, is_high_open=True),
     )
     unmasked_tuning_steps: int = option(0, "last steps that see whole images; 0 is off")
     mixed_precision: Literal["bf16", "no"] = option("bf16", "bf16 autocast over float32 weights, or no")
@@ -95,44 +135,32 @@ class TrainingConfig:
     resume: Literal["none", "auto"] = option("none", "auto: go on from the last checkpoint in output_dir, if there is one")
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = option("none", "tracker besides metrics.jsonl")
 
-    def __post_init__(self):
-        self._check_ranges()
-        if self.max_steps and self.samples_seen:
-            fail(f"max_steps={self.max_steps} and samples_seen={self.samples_seen}: give one of the two budgets")
-        if not self.max_steps and not self.samples_seen:
-            self.max_steps = QUICKSTART_STEPS
-        if not self.eval_data and self.train_data == "scenes":
-            self.eval_data = "scenes"
-        if self.patch_mask:
-            try:
-                self.patch_mask = resolve_patch_mask(self.patch_mask)
-            except ValueError as error:
-                fail(str(error))
+    # The program
+    import_: str = option("", "modules to import first, separated by commas, which make known patch masks of your own")
+    dry_run: bool = option(False, "say what the run would take, and take one small step; nothing is written")
+    debug: bool = option(False, "show the traceback of an error that is otherwise one line")
 
-    def _check_ranges(self) -> None:
-        for name in ("batch_size", "vocab_size"):
-            if getattr(self, name) < 1:
-                fail(f"{name}={getattr(self, name)}: must be at least 1")
+    def __post_init__(self):
+        for module in filter(None, self.import_.split(",")):
+            import_module_of_user(module.strip())
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            lowest = -1 if item.name == "warmup_steps" else 0
-            if item.type in (int, float) and not lowest <= value < float("inf"):
-                fail(f"{item.name}={value}: must be at least {lowest}")
-        if not 0 < self.crop_scale <= 1:
-            fail(f"crop_scale={self.crop_scale}: must be above 0 and at most 1")
-        for name in ("mask_schedule", "flip", "max_skipped_share"):
-            if getattr(self, name) > 1:
-                fail(f"{name}={getattr(self, name)}: must be a share, from 0 to 1")
-        if self.ema_momentum >= 1:
-            fail(f"ema_momentum={self.ema_momentum}: must be below 1")
+            value, allowed = getattr(self, item.name), item.metadata["range"]
+            if item.type in (int, float) and value not in allowed:
+                fail(f"{option_name(item)}={value}: must be {allowed}")
         if (self.text_mask == "none") != (self.text_tokens == 0):
             fail(f"text_mask={self.text_mask!r} and text_tokens={self.text_tokens}: a text mask and its tokens go together")
         if self.text_tokens in (1, 2):
             fail(f"text_tokens={self.text_tokens}: must be at least 3 (start, one token of a word, end), or 0")
-        if self.batch_size == 1:
-            fail("batch_size=1: a contrastive loss needs at least 2 pairs")
-        if self.vocab_size < 1000:
-            fail(f"vocab_size={self.vocab_size}: must be at least 1000 (512 are the bytes)")
+        if self.max_steps and self.samples_seen:
+            fail(f"max_steps={self.max_steps} and samples_seen={self.samples_seen}: give one of the two budgets")
+        if not self.max_steps and not self.samples_seen:
+            self.max_steps = QUICKSTART_STEPS
+        if self.patch_mask:
+            self.patch_mask = _resolved(self.patch_mask)
+
+    def as_options(self) -> dict[str, Any]:
+        """The options by the names that `--config` and the command line have for them."""
+        return {option_name(item): getattr(self, item.name) for item in dataclasses.fields(self)}
 
     def schedule(self, num_processes: int) -> tuple[int, int]:
         """The optimizer steps of the run on that many processes, and how many of them warm up."""
@@ -144,8 +172,18 @@ class TrainingConfig:
         return steps, warmup
 
 
-# About two and a half minutes for the tiny model on two CPU cores.
-QUICKSTART_STEPS = 300
+def option_name(item: dataclasses.Field) -> str:
+    """`import_` is called `import`, which Python keeps for itself."""
+    return item.name.rstrip("_")
+
+
+def _resolved(patch_mask: str | dict) -> dict[str, Any]:
+    from hf_maskclip.models.patch_mask_registry import resolve_patch_mask  # which imports PyTorch
+
+    try:
+        return resolve_patch_mask(patch_mask)
+    except ValueError as error:
+        fail(str(error))
 
 
 def load_config(arguments: list[str] | None = None) -> TrainingConfig:
@@ -159,14 +197,19 @@ def load_config(arguments: list[str] | None = None) -> TrainingConfig:
     if config_file := given.pop("config", None):
         values |= _read_yaml(Path(config_file))
     values |= {key: value if _field(key).type is str else yaml.safe_load(value) for key, value in given.items()}
-    return TrainingConfig(**{key: _typed(key, value) for key, value in values.items()})
+    return TrainingConfig(**{_field(key).name: _typed(key, value) for key, value in values.items()})
 
 
 def describe_options() -> str:
     """One line an option: name, default, help."""
     lines = ["  --config FILE  YAML file with any of the options below"]
-    lines += [f"  --{f.name} {f.default!r}  {f.metadata['help']}" for f in dataclasses.fields(TrainingConfig)]
+    lines += [f"  --{option_name(f)} {f.default!r}  {_help_of(f)}" for f in dataclasses.fields(TrainingConfig)]
     return "\n".join(lines)
+
+
+def _help_of(item: dataclasses.Field) -> str:
+    allowed = item.metadata["range"]
+    return item.metadata["help"] + (f" ({allowed})" if allowed not in (None) else "")
 
 
 def _parse_arguments(arguments: list[str]) -> dict[str, str]:
@@ -181,9 +224,10 @@ def _parse_arguments(arguments: list[str]) -> dict[str, str]:
         if key != "config":
             _field(key)
         if not equals:
-            if not rest:
+            is_switch = key != "config" and _field(key).type is bool and (not rest or rest[0].startswith("--"))
+            if not rest and not is_switch:
                 fail(f"--{key}: needs a value")
-            value = rest.pop(0)
+            value = "true" if is_switch else rest.pop(0)
         given[key] = value
     return given
 
@@ -192,7 +236,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         fail(f"config={str(path)!r}: no such file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         fail(f"config={str(path)!r}: not valid YAML ({' '.join(str(error).split())})")
     if not isinstance(values, dict):
@@ -201,7 +245,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _field(key: str) -> dataclasses.Field:
-    known = {f.name: f for f in dataclasses.fields(TrainingConfig)}
+    known = {option_name(f): f for f in dataclasses.fields(TrainingConfig)}
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
         fail(f"unknown option {key!r}" + (f": did you mean {close[0]!r}?" if close else f": must be one of {', '.join(known)}"))
@@ -232,6 +276,3 @@ def _typed(key: str, value: Any) -> Any:
     if not isinstance(value, types_allowed) or isinstance(value, bool):
         fail(f"{key}={value!r}: must be {' or '.join(TYPE_NAMES[t] for t in types_allowed)}")
     return value
-
-
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", dict: "a mapping such as {name: pgs}"}

@@ -13,9 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.config import TrainingConfig
-from training.data import start_workers
+from training.data.loader import start_workers
+from training.loop import expect_batch, training_step
 from training.run import prepare
-from training.train import training_step
 
 DRY_PAIRS = 4  # of the one step
 
@@ -37,14 +37,15 @@ def dry_run(config: TrainingConfig) -> dict[str, float]:
     run = prepare(replace(config, batch_size=pairs, chunk_size=0, max_steps=1, samples_seen=0, warmup_steps=0, resume="none"))
     processes = run.accelerator.num_processes
     num_steps, warmup_steps = config.schedule(processes)
-    batch = next(start_workers(run.loader))
-    run.trained_model.train()
+    batch = expect_batch(next(start_workers(run.data.loader)), config.train_data)
+    model = run.learner.model
+    run.learner.parallel.wrapped_model.train()
     start = time.perf_counter()
-    with FlopCounterMode(display=False) as counter, saved_activations(run.model) as sizes:
-        loss, kept = training_step(run, batch, step=1)
+    with FlopCounterMode(display=False) as counter, saved_activations(model) as sizes:
+        result = training_step(run, batch, step=1)
     seconds = time.perf_counter() - start
 
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     # In chunks each pair is encoded forwards twice and backwards once, which takes as much as two times forwards.
     flops = counter.get_total_flops() * config.batch_size / pairs * (4 / 3 if config.chunk_size else 1)
     numbers = {
@@ -54,18 +55,18 @@ def dry_run(config: TrainingConfig) -> dict[str, float]:
         "flops": flops * processes * num_steps,
         "state_bytes": 4 * 4 * parameters,  # float32: weights, gradients, two moments
         "activation_bytes": sum(sizes.values()) * (config.chunk_size or config.batch_size) / pairs,
-        "kept_patches": kept(),
-        "loss": loss,
+        "kept_patches": result.kept_patches,
+        "loss": result.loss,
     }
     print(f"""
 model       {config.model}, {parameters / 1e6:.1f} million parameters
-data        {config.train_data}: {run.stream.num_shards} shards, first batch read: {", ".join(batch["keys"][:2])}, ...
+data        {config.train_data}: {run.data.source.stream.num_shards} shards, first batch read: {", ".join(batch.keys[:2])}, ...
 run         {num_steps:,} steps of {config.batch_size} pairs x {processes} processes, {warmup_steps:,} of them warm-up
-patches     {numbers["kept_patches"]:.0f} of {run.model.vision_model.embeddings.num_patches} visible
+patches     {numbers["kept_patches"]:.0f} of {model.vision_model.embeddings.num_patches} visible
 FLOPs       {numbers["flops_per_step"] / 1e12:.3g} TFLOP a step, {numbers["flops"] / 1e18:.3g} EFLOP in all
 memory      {numbers["state_bytes"] / 1e9:.2f} GB for weights, gradients and optimizer on each process,
             {numbers["activation_bytes"] / 1e9:.2f} GB for activations
-one step    of {pairs} pairs: loss {loss:.3f}, {seconds:.1f} s
+one step    of {pairs} pairs: loss {result.loss:.3f}, {seconds:.1f} s
 """)
     return numbers
 

@@ -3,12 +3,15 @@
 All processes come to the same decision at the same step, so that they can save a checkpoint together.
 """
 
+import os
 import signal
+import sys
+import threading
 
 import torch
-import torch.distributed as dist
 
-from hf_maskclip.losses import cpu_group, world_size
+from hf_maskclip.distributed import largest
+from training.data.batches import Batch, Stopped
 
 
 class StopRequest:
@@ -30,29 +33,39 @@ class StopRequest:
     def _note(self, *frame) -> None:
         self._is_terminated = True
 
-    def agreed(self, batch: dict) -> int:
-        """What ends the training of this or another process: `NONE`, `SIGTERM`, or `DATA` where its batch has "stopped"."""
-        reason = torch.tensor(self.DATA if "stopped" in batch else self.SIGTERM if self._is_terminated else self.NONE)
-        if world_size() > 1:
-            dist.all_reduce(reason, dist.ReduceOp.MAX, group=cpu_group())
-        return int(reason)
+    def agreed(self, item: Batch | Stopped) -> int:
+        """What ends the training of this or another process: `NONE`, `SIGTERM`, or `DATA` where one has no more batch."""
+        return largest(self.DATA if isinstance(item, Stopped) else self.SIGTERM if self._is_terminated else self.NONE)
 
 
-class NumberOnHost:
-    """A 0-d tensor on its way to the host. Reading it waits for the tensor, but not for what the device was given after it."""
+class NumbersOnHost:
+    """A tensor (N,) on its way to the host. Reading it waits for the tensor, but not for what the device was given after it."""
 
-    def __init__(self, number: torch.Tensor):
-        self.copy = number.detach().to("cpu", non_blocking=True)
-        self.arrival = torch.cuda.Event() if number.is_cuda else None
+    def __init__(self, numbers: torch.Tensor):
+        self.copy = numbers.detach().to("cpu", non_blocking=True)
+        self.arrival = torch.cuda.Event() if numbers.is_cuda else None
         if self.arrival:
             self.arrival.record()
 
-    def read(self) -> float:
+    def read(self) -> list[float]:
         if self.arrival:
             self.arrival.synchronize()
-        return self.copy.item()
+        return self.copy.tolist()
 
 
 def all_finite(model: torch.nn.Module) -> bool:
     """Whether every weight is a number. This waits for the device."""
     return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
+
+
+def obey_only_the_training_process(worker: int) -> None:
+    """Let a data worker end by the SIGTERM of its training process, and not by one that goes to all processes of a job."""
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_when_the_training_process_says_so, daemon=True).start()
+
+
+def _exit_when_the_training_process_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

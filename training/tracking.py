@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from matplotlib.figure import Figure
 
+from hf_maskclip.errors import ConfigError
 from training.config import TrainingConfig
-from training.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

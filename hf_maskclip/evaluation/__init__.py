@@ -5,7 +5,6 @@ from .encoder import Encoder, ImageSet
 from .linear_probe import evaluate_linear_probe
 from .metrics import Accuracy, HardNegativeAccuracy, MeanAveragePrecision, RecallAtK
 from .retrieval import evaluate_retrieval, recall_at_k
-from .robustness import average_robustness
 from .zero_shot import evaluate_multi_label, evaluate_zero_shot
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "MeanAveragePrecision",
     "RecallAtK",
     "average_by_kind",
-    "average_robustness",
     "evaluate_compositionality",
     "evaluate_linear_probe",
     "evaluate_multi_label",

@@ -5,7 +5,6 @@ Shapes: B pictures of a batch, N pictures, E projection size.
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
+from ..distributed import gather_pieces, is_mine, usable_cpus
 from ..models.modeling_maskclip import MaskCLIPModel
-from .shares import gather_shares, is_mine
 
 TEXTS_PER_BATCH = 256
 PACKAGES = ("hf_maskclip", "transformers", "torch", "torchvision", "pillow")
@@ -133,7 +132,7 @@ class Encoder:
         batches = enumerate(_batches(texts, TEXTS_PER_BATCH))
         with _evaluation_mode(self.model):
             shares = [(number, self._encode_text_batch(batch)) for number, batch in batches if is_mine(number)]
-        return torch.cat([features for _, features in gather_shares(shares)])
+        return torch.cat([features for _, features in gather_pieces(shares)])
 
     def _compute_image_features(self, samples: Iterable[tuple[Picture, Any]]) -> ImageFeatures:
         state = PartialState()
@@ -145,7 +144,7 @@ class Encoder:
                 features = self._encode_pixels(pixel_values, seed=number) if targets else torch.empty(0)
                 shares.append((number, features, targets, num_undecodable))
                 bar.update((len(targets) + num_undecodable) * state.num_processes)
-        shares = gather_shares(shares)
+        shares = gather_pieces(shares)
         targets = [target for share in shares for target in share[2]]
         if not targets:
             raise ValueError("no picture to evaluate on: the evaluation data is empty")
@@ -207,7 +206,7 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """`map` in threads, a few items ahead: Pillow decodes and resizes without the interpreter's lock."""
-    num_threads = min(4, os.cpu_count() or 1)
+    num_threads = min(4, usable_cpus())
     with ThreadPoolExecutor(num_threads) as pool:
         pending: deque = deque()
         for item in items:

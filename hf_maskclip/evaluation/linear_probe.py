@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from ..errors import fail
 from .encoder import Encoder, ImageSet
 from .zero_shot import accuracy_over_processes, class_indices
 
@@ -32,7 +33,7 @@ def evaluate_linear_probe(
     solver: Solver = "gradient_descent",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy and its mean over classes, on `test`, of a classifier that `train` was learnt by.
+    """Top-1 and top-5 accuracy and its mean over classes, on `test`, of a linear classifier trained on `train`.
 
     Args:
         train, test: pictures whose targets are class indices.
@@ -43,13 +44,13 @@ def evaluate_linear_probe(
 
     Raises:
         ValueError: a class index outside the classes, no picture, `logistic_regression` on features that are not numbers.
-        ModuleNotFoundError: `logistic_regression` without scikit-learn.
+        ConfigError: `logistic_regression` without scikit-learn.
     """
     features, labels = _features_and_labels(encoder, train, num_classes)
     test_features, test_labels = _features_and_labels(encoder, test, num_classes)
     if solver == "logistic_regression":  # checked on all processes: an error on one alone would leave the others waiting
         if find_spec("sklearn") is None:
-            raise ModuleNotFoundError('logistic_regression needs scikit-learn: pip install "hf_maskclip[probe]"')
+            fail('solver="logistic_regression": needs scikit-learn: pip install "hf_maskclip[probe]"')
         if not features.isfinite().all():
             raise ValueError("logistic_regression: the features of training pictures are not all finite numbers")
     fitted: list[Any] = [None]
@@ -97,7 +98,7 @@ def fit_by_gradient_descent(
 def fit_logistic_regression(
     features: torch.Tensor, labels: torch.Tensor, num_classes: int, seed: int = 0
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
-    """Scikit-learn's logistic regression, its C the one of nine from 0.01 to 1e6 that is best on a fifth of the pictures.
+    """Scikit-learn's logistic regression. C is chosen among nine values (0.01 to 1e6) on a held-out fifth.
 
     Returns:
         the weights (M, E) and biases (M,) of the classifier, and `{"C": ...}`. A class without a picture is never predicted.

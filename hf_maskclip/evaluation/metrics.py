@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import torch
 
-from .shares import gather_shares, is_mine
+from ..distributed import gather_pieces, is_mine
 
 
 class _Metric(evaluate.Metric):
@@ -74,7 +74,7 @@ def _average_precision(scores: torch.Tensor, relevant: torch.Tensor) -> float:
 
 
 class RecallAtK(_Metric):
-    """The share of queries that find any of what belongs to them among the k nearest, in [0, 1], for k = 1, 5, 10.
+    """Share of queries with at least one correct item among the k nearest, in [0, 1], for k = 1, 5, 10.
 
     Among k targets or fewer any model finds: such a k is left out.
 
@@ -118,6 +118,6 @@ def compute_over_processes(metric: _Metric, chunks: Iterable[Callable[[], dict[s
     Through 🤗 Accelerate: the gathering that 🤗 Evaluate has of its own needs a file system that all processes share.
     """
     shares = [(number, chunk()) for number, chunk in enumerate(chunks) if is_mine(number)]
-    for _, inputs in gather_shares(shares):
+    for _, inputs in gather_pieces(shares):
         metric.add_batch(**inputs)
     return metric.compute()

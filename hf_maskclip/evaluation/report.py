@@ -1,7 +1,7 @@
 """The papers' tables with measured results beside the published rows, in Markdown, and the mean of each family as bars."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -9,32 +9,84 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .compositionality import KINDS, average_by_kind
-from .robustness import average_robustness
+from ..data.scene_sets import COMPOSITIONALITY_KINDS
+from ..data.sources import GENERATED
+from ..errors import fail
+from .compositionality import average_by_kind
 
 Row = dict[str, tuple[float, ...]]  # column: percent; of retrieval, recall at 1, 5 and 10
+PUBLISHED = json.loads(files(__package__).joinpath("paper_results.json").read_text(encoding="utf-8"))
 
-TITLES = {
-    "zero_shot": "Zero-shot classification, top-1 (mean average precision where pictures have several classes)",
-    "retrieval": "Zero-shot retrieval, recall at 1/5/10",
-    "linear_probe": "Linear probe, top-1",
-    "robustness": "Robustness, zero-shot top-1",
-    "compositionality": "Compositionality, accuracy (chance is 50)",
+
+def only_metric(record: dict[str, Any]) -> Row:
+    """The column of a record, in percent."""
+    metric = next(name for name in ("mean_average_precision", "accuracy", "top1") if name in record)
+    return {record["column"]: (100 * record[metric],)}
+
+
+def recalls(record: dict[str, Any]) -> Row:
+    """The two columns of a record of retrieval, in percent: the papers name what is retrieved."""
+    ways = {"text": "image_to_text", "image": "text_to_image"}
+    found = {way: [record.get(f"{name}_recall@{k}") for k in (1, 5, 10)] for way, name in ways.items()}
+    return {f"{way} {record['column']}": tuple(100 * v for v in values if v is not None) for way, values in found.items()}
+
+
+def no_average(values: dict[str, float]) -> dict[str, float]:
+    return {}
+
+
+def mean_of_all(values: dict[str, float]) -> dict[str, float]:
+    return {"Average": sum(values.values()) / len(values)}
+
+
+def mean_of_robustness(values: dict[str, float]) -> dict[str, float]:
+    """The means over all data sets, and over the variants of the one that they vary: ImageNet-1K, or plain scenes."""
+    origins = [name for name in values if name in ("ImageNet-1K", "plain")]
+    variants = [value for name, value in values.items() if name not in origins]
+    if not origins or not variants:
+        return {}
+    return {"ID avg": sum(values.values()) / len(values), "OOD avg": sum(variants) / len(variants)}
+
+
+def means_of_kinds(values: dict[str, float]) -> dict[str, float]:
+    """The means over what false captions are wrong about, where all kinds were measured."""
+    if set(values) != set(COMPOSITIONALITY_KINDS):
+        return {}
+    return {f"avg {name}": value for name, value in average_by_kind(values).items() if name != "mean"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of the papers' tables: its title, the columns that a record fills, and the averages over columns."""
+
+    title: str
+    cells: Callable[[dict[str, Any]], Row] = only_metric
+    averages: Callable[[dict[str, float]], dict[str, float]] = no_average
+
+
+FAMILIES = {
+    "zero_shot": Family(
+        "Zero-shot classification, top-1 (mean average precision where pictures have several classes)", averages=mean_of_all
+    ),
+    "retrieval": Family("Zero-shot retrieval, recall at 1/5/10", cells=recalls),
+    "linear_probe": Family("Linear probe, top-1"),
+    "robustness": Family("Robustness, zero-shot top-1", averages=mean_of_robustness),
+    "compositionality": Family("Compositionality, accuracy (chance is 50)", averages=means_of_kinds),
 }
-PUBLISHED = json.loads(files(__package__).joinpath("paper_results.json").read_text())
+AVERAGE_COLUMNS = ("Average", "ID avg", "OOD avg", "avg object", "avg attribute", "avg relation")
 
 
 @dataclass
 class Table:
-    """A family's results on the scenes, or on everything else: rows by the name of the model."""
+    """A family's results on a generated source, or on everything else: rows by the name of the model."""
 
     family: str
-    on_scenes: bool
+    source: str  # the generated source; empty for everything else
     rows: dict[str, Row] = field(default_factory=dict)
 
     def published_rows(self) -> dict[str, Row]:
         """Those of the paper, where any of its columns was measured."""
-        rows = {} if self.on_scenes else PUBLISHED[self.family]
+        rows = {} if self.source else PUBLISHED[self.family]
         measured = {column for row in self.rows.values() for column in row}
         as_tuples = {method: {c: _as_tuple(value) for c, value in row.items()} for method, row in rows.items()}
         return {method: row for method, row in as_tuples.items() if not measured.isdisjoint(row)}
@@ -49,7 +101,7 @@ class Table:
         for name, row in [(f"{method} (published)", row) for method, row in published.items()] + list(measured.items()):
             cells = ["/".join(f"{value:.1f}" for value in row[column]) if column in row else "–" for column in columns]
             lines.append(f"| {' | '.join([name, *cells])} |")
-        title = TITLES[self.family] + (", scenes" if self.on_scenes else "")
+        title = FAMILIES[self.family].title + (f", {self.source}" if self.source else "")
         return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
     def means(self) -> dict[str, float]:
@@ -59,72 +111,57 @@ class Table:
         return {method: sum(row[c][0] for c in common) / len(common) for method, row in rows.items()} if common else {}
 
 
-AVERAGE_COLUMNS = ("Average", "ID avg", "OOD avg", "avg object", "avg attribute", "avg relation")
-
-
-def read_results(paths: Iterable[Path]) -> list[Table]:
-    """The tables of files of `training/evaluate.py` and of runs' `eval.json`; a model is named after the folder of its file.
-
-    Raises:
-        ValueError: a file is none of these, or two say different things of one model and column.
-    """
-    tables = {(family, scenes): Table(family, scenes) for family in TITLES for scenes in (False, True)}
-    for path in paths:
-        try:
-            records = json.loads(path.read_text())["results"].values()
-            cells = [(record["family"], record["data"] == "scenes", _cells(record)) for record in records]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path}: is no file of results (of training/evaluate.py, or eval.json of a run)") from None
-        method = path.resolve().parent.name
-        for family, on_scenes, values in cells:
-            row = tables[family, on_scenes].rows.setdefault(method, {})
-            for column, value in values.items():
-                if row.setdefault(column, value) != value:
-                    raise ValueError(f"{path}: another file has another result for {family} {column} of {method}")
-    return [table for table in tables.values() if table.rows]
-
-
-def _cells(record: dict[str, Any]) -> Row:
-    """The columns that a record fills, in percent."""
-    column = record["column"]
-    if record["family"] == "retrieval":
-        ways = {"text": "image_to_text", "image": "text_to_image"}  # the papers name what is retrieved
-        recalls = {way: [record.get(f"{name}_recall@{k}") for k in (1, 5, 10)] for way, name in ways.items()}
-        return {f"{way} {column}": tuple(100 * v for v in values if v is not None) for way, values in recalls.items()}
-    metric = next(name for name in ("mean_average_precision", "accuracy", "top1") if name in record)
-    return {column: (100 * record[metric],)}
-
-
 def averages(family: str, row: Row, columns: set[str]) -> Row:
     """The averages that the papers' tables have, over the columns; none where the row lacks one of these."""
     if not columns <= set(row):
         return {}
     values = {column: row[column][0] for column in row if column in columns}
-    found: dict[str, float] = {}
-    if family == "zero_shot":
-        found = {"Average": sum(values.values()) / len(values)}
-    elif family == "robustness" and (origin := {"ImageNet-1K", "plain"} & set(values)) and len(values) > 1:
-        by_name = average_robustness(values, origin.pop())
-        found = {"ID avg": by_name["id_average"], "OOD avg": by_name["ood_average"]}
-    elif family == "compositionality" and set(values) == {kind for kinds in KINDS.values() for kind in kinds}:
-        found = {f"avg {name}": value for name, value in average_by_kind(values).items() if name != "mean"}
-    return {name: (value,) for name, value in found.items()}
+    return {name: (value,) for name, value in FAMILIES[family].averages(values).items()}
+
+
+def read_results(paths: Iterable[Path]) -> list[Table]:
+    """The tables of files of `hf-maskclip evaluate` and of runs' `eval.json`; a model is named after the folder of its file.
+
+    Raises:
+        ConfigError: a file is none of these, or two say different things of one model and column.
+    """
+    tables = {(family, source): Table(family, source) for family in FAMILIES for source in ("", *GENERATED)}
+    for path in paths:
+        method = path.resolve().parent.name
+        for family, source, values in _cells_of_file(path):
+            row = tables[family, source].rows.setdefault(method, {})
+            for column, value in values.items():
+                if row.setdefault(column, value) != value:
+                    fail(f"{path}: another file has another result for {family} {column} of {method}")
+    return [table for table in tables.values() if table.rows]
+
+
+def _cells_of_file(path: Path) -> list[tuple[str, str, Row]]:
+    """Family, generated source and columns of each record of a file."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))["results"].values()
+        sources = [record["data"] if record["data"] in GENERATED else "" for record in records]
+        return [(r["family"], s, FAMILIES[r["family"]].cells(r)) for r, s in zip(records, sources, strict=True)]
+    except OSError as error:
+        fail(f"{path}: cannot be read ({error})")
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        fail(f"{path}: is no file of results (of hf-maskclip evaluate, or eval.json of a run)")
 
 
 def draw_report(tables: list[Table]) -> Figure:
     """The mean of each family, a group of bars for each family and a bar for each method."""
-    means = {(table.family, table.on_scenes): table.means() for table in tables}
-    means = {place: values for place, values in means.items() if values}
+    means = {(table.family, table.source): table.means() for table in tables}
+    means = {key: values for key, values in means.items() if values}
     methods = list(dict.fromkeys(method for values in means.values() for method in values))
     figure = Figure(figsize=(1.5 + 2.2 * len(means), 4), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / max(1, len(methods))
     for number, method in enumerate(methods):
         heights = [values.get(method, float("nan")) for values in means.values()]
-        places = [group + (number - (len(methods) - 1) / 2) * width for group in range(len(means))]
-        bars = axes.bar(places, heights, width, label=method)
+        positions = [group + (number - (len(methods) - 1) / 2) * width for group in range(len(means))]
+        bars = axes.bar(positions, heights, width, label=method)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    labels = [family.replace("_", " ").capitalize() + ("\nscenes" if on_scenes else "") for family, on_scenes in means]
+    labels = [family.replace("_", " ").capitalize() + (f"\n{source}" if source else "") for family, source in means]
     axes.set_xticks(range(len(means)), labels)
     axes.set_ylabel("mean over the data sets, %")
     axes.spines[["top", "right"]].set_visible(False)

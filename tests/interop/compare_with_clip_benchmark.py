@@ -22,11 +22,10 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hf_maskclip import MaskCLIPModel
-from hf_maskclip.conversion_open_clip import export_to_open_clip
+from hf_maskclip.conversion.open_clip import export_to_open_clip
 from hf_maskclip.evaluation import Encoder
-from training.data import PairDecoder
-from training.evaluation_data import evaluations_of_data
-from training.evaluation_sets import run_evaluations
+from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
+from hf_maskclip.evaluation.tasks import run_evaluations
 
 try:
     import open_clip
@@ -61,7 +60,7 @@ def main() -> int:
     theirs.eval()
 
     def ours(data: str, task: str) -> dict:
-        return next(record for _, record in run_evaluations(encoder, evaluations_of_data(data, task, "test", PairDecoder())))
+        return next(record for _, record in run_evaluations(encoder, find_evaluations(data, Request(task))))
 
     def loader(data: str, task: str, split: str = "test") -> DataLoader:
         name = "wds/" + Path(data).name.removeprefix("wds_")
@@ -95,7 +94,7 @@ def main() -> int:
     torch.Tensor.cuda = lambda tensor: tensor
     train, test = (features_of(theirs, loader(options.classification, "linear_probe", split)) for split in ("train", "test"))
     theirs_by_seed, ours_by_seed = [], []
-    (probe,) = evaluations_of_data(options.classification, "linear_probe", "test", PairDecoder())
+    (probe,) = find_evaluations(options.classification, Request("linear_probe"))
     for seed in SEEDS:
         batches = DataLoader(TensorDataset(*train), batch_size=512, shuffle=True)
         fitted = linear_probe.train(batches, train[0].shape[1], len(classes), 0, 0.1, 10, False, "cpu", seed)

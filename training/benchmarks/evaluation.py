@@ -21,11 +21,10 @@ from measure import arguments, print_table, ratio, side_by_side
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPProcessor
 
 from hf_maskclip import MaskCLIPModel
-from hf_maskclip.conversion_open_clip import export_to_open_clip
+from hf_maskclip.conversion.open_clip import export_to_open_clip
 from hf_maskclip.evaluation import Encoder
-from training.data import PairDecoder
-from training.evaluation_data import evaluations_of_data
-from training.evaluation_sets import run_evaluations
+from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
+from hf_maskclip.evaluation.tasks import run_evaluations
 
 parser = arguments("Zero-shot classification of a folder, beside clip_benchmark with the same weights.", model="")
 parser.add_argument("--data", required=True, help="classification folder in clip-benchmark's layout")
@@ -41,7 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def ours(precision: str) -> int:
     """Returns the number of pictures."""
     encoder = Encoder(models[precision], processor)
-    evaluations = evaluations_of_data(options.data, "zero_shot_classification", "test", PairDecoder())
+    evaluations = find_evaluations(options.data, Request("zero_shot_classification"))
     ((_, record),) = run_evaluations(encoder, evaluations)
     return record["n"]
 

@@ -21,10 +21,14 @@ import torch
 from measure import arguments, print_table, ratio, side_by_side
 from PIL import Image
 
-from training.data import PairBatches, PairDecoder, build_loader, shard_stream, train_transform
-from training.sources import expand_braces, open_stream
-from training.text_masking import TextMask
-from training.tokenizer import train_tokenizer
+from hf_maskclip.data.decoding import PairDecoder
+from hf_maskclip.data.sources import open_files
+from hf_maskclip.data.specs import expand_braces
+from training.data.batches import PairBatches, train_transform
+from training.data.loader import build_loader
+from training.data.shuffling import shard_stream
+from training.data.text_masking import TextMask
+from training.model.tokenizer import train_tokenizer
 
 IMAGE_SIZE, CROP_SCALE, CONTEXT_LENGTH = 224, 0.9, 77
 
@@ -60,7 +64,7 @@ def write_shards(folder: Path, count: int, samples: int) -> str:
 
 def our_loader(shards: str, tokenizer):
     one_reader = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0, "buffer_size": 500}
-    open_epoch = partial(shard_stream, open_stream(shards), **one_reader)
+    open_epoch = partial(shard_stream, open_files(shards), **one_reader)
     decoder = PairDecoder(image_size=IMAGE_SIZE, crop_scale=CROP_SCALE)
     transform = train_transform(IMAGE_SIZE, CROP_SCALE, flip=0.0)
     mask = TextMask("none", CONTEXT_LENGTH)

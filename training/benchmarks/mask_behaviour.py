@@ -9,21 +9,18 @@ Shapes: B images, L patches.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import torch
+from measure import ROOT  # noqa: F401 (puts the clone on the path)
 from torchvision.transforms import v2
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from hf_maskclip import MaskCLIPModel, MaskCLIPVisionModel, PatchSelection, build_patch_mask
+from hf_maskclip.data.scene_drawing import draw_scene
+from hf_maskclip.data.scenes import sample_scene
 from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking_attentive import class_attention
-from training.model import preset_config
-from training.scene_drawing import draw_scene
-from training.scenes import sample_scene
+from training.model.presets import preset_config
 
 PGS_05 = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
 IMAGE_SIZE, PATCH_SIZE = 224, 16
@@ -51,7 +48,7 @@ def object_share(model: str | None, count: int) -> None:
         teacher = MaskCLIPVisionModel.from_pretrained(model, attn_implementation="eager").eval()
         image_size, patch_size = teacher.config.image_size, teacher.config.patch_size
     pixel_values, is_object = scenes(count, image_size, patch_size)
-    masks = {name: name for name in patch_masks() if name != "attentive" or teacher}
+    masks = {name: name for name, mask in patch_masks().items() if not mask.needs_patch_scores or teacher}
     masks |= {"pgs 0.5": PGS_05, "pgs 0.5, no edges": PGS_05 | {"edges": "none"}}
     parts = {"edges only": {"transport": False}, "transport only": {"edges": "none"}}
     parts["neither"] = parts["edges only"] | parts["transport only"]
@@ -59,7 +56,7 @@ def object_share(model: str | None, count: int) -> None:
     print(f"{count} scenes of {image_size} pixels, patches of {patch_size}: {is_object.float().mean():.1%} of them are object")
     print("| mask | visible | of object patches | of background patches |\n|---|---|---|---|")
     for name, spec in masks.items():
-        scores = {"patch_scores": class_attention(teacher, pixel_values)} if name == "attentive" else {}
+        scores = {"patch_scores": class_attention(teacher, pixel_values)} if build_patch_mask(spec).needs_patch_scores else {}
         visible = select(spec, pixel_values, patch_size=patch_size, **scores).visible(is_object.shape[1])
         shares = [visible.float().mean(), visible[is_object].float().mean(), visible[~is_object].float().mean()]
         print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")

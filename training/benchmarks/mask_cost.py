@@ -16,7 +16,7 @@ from measure import arguments, build_model, print_table, random_batch, side_by_s
 from hf_maskclip import PatchSelection, build_patch_mask
 from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking_attentive import AttentivePatchMask
-from training.masking import AttentionTeacher
+from training.patch_selection import AttentionTeacher
 
 options = arguments("The cost of making each mask, as a share of the training step that uses it.", rounds=3).parse_args()
 if options.quick:
@@ -31,7 +31,7 @@ step = training_step(
     options.device,
 )
 
-masks = {name: {"name": name} for name in patch_masks() if name != "none"}
+masks = {name: {"name": name} for name, mask in patch_masks().items() if not mask.keeps_all}
 masks["attentive"]["teacher_image_size"] = vision.image_size // 2
 masks["pgs 0.5"] = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
 

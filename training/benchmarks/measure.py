@@ -16,17 +16,20 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the benchmarks run as scripts from anywhere
+# The benchmarks, which all import this file, run as scripts from anywhere.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hf_maskclip import MaskCLIPModel, build_patch_mask
-from training.model import preset_config
-from training.optimization import parameter_groups
+from training.model.optimization import parameter_groups
+from training.model.presets import preset_config
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments(description: str, *, model: str = "vit-b-16", batch_size: int = 64, rounds: int = 5) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--model", default=model, help="a preset of training/model.py")
+    parser.add_argument("--model", default=model, help="a preset of training/model/presets.py")
     parser.add_argument("--batch_size", type=int, default=batch_size, help="pairs a step")
     parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each thing; the median counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")

@@ -19,8 +19,8 @@ import torch
 from measure import arguments, print_table, random_batch, set_patch_mask, side_by_side, training_step
 
 from hf_maskclip import MaskCLIPModel
-from training.cpus import usable_cpus
-from training.model import preset_config
+from hf_maskclip.distributed import usable_cpus
+from training.model.presets import preset_config
 
 CAPTION_TOKENS = 24
 PGS_05 = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}

@@ -18,11 +18,9 @@ import time
 from pathlib import Path
 
 import psutil
+from measure import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from training.tracking import read_metrics  # noqa: E402
+from training.tracking import read_metrics
 
 SAME = ("step", "loss", "learning_rate", "logit_scale", "kept_patches", "samples_seen", "skipped")
 KILLS = {"SIGKILL to all": 0.7, "SIGKILL to one": 0.15, "SIGTERM to all": 0.15}

@@ -39,7 +39,8 @@ except ImportError:
     open_clip = None
 
 CAPTION_TOKENS = 24
-MASKS = {name: {"name": name} for name in patch_masks() if name != "attentive"}  # whose teacher mask_cost.py measures
+# A teacher is measured by mask_cost.py.
+MASKS = {name: {"name": name} for name, mask in patch_masks().items() if not mask.needs_patch_scores}
 MASKS |= {"pgs 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}}
 OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-b-32": "ViT-B-32"}
 

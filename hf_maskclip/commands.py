@@ -1,0 +1,220 @@
+"""What the commands of `hf-maskclip` do, each with the options that `cli.py` has parsed.
+
+Each imports what it needs by itself, so that none waits for the packages of another.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .choices import QUICKSTART_MODEL
+from .errors import as_config_error, fail
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+
+def draw_masks(options: argparse.Namespace) -> None:
+    """Draw what each mask leaves of pictures, or the stages of PGS."""
+    from .models.modeling_maskclip_vision import MaskCLIPVisionModel
+    from .visualization import draw_patch_masks, draw_pgs_steps
+
+    masks = _masks_to_draw(options)
+    images = [_open_picture(path) for path in options.images]
+    teacher, image_size, patch_size = None, 224, 16
+    if options.model:
+        with as_config_error("--model", options.model):
+            teacher = MaskCLIPVisionModel.from_pretrained(options.model, attn_implementation="eager").eval()
+        image_size, patch_size = teacher.config.image_size, teacher.config.patch_size
+        if options.patch_size not in (None, patch_size):
+            fail(f"--patch_size {options.patch_size}: the patches of {options.model} have {patch_size} pixels")
+    sizes = {"image_size": image_size if options.image_size is None else options.image_size}
+    sizes["patch_size"] = patch_size if options.patch_size is None else options.patch_size
+    with as_config_error("--image_size", sizes["image_size"]):
+        if options.steps:
+            figure = draw_pgs_steps(images, **sizes, seed=options.seed)
+        else:
+            figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes, seed=options.seed)
+    _save_figure(figure, options.output)
+
+
+def _masks_to_draw(options: argparse.Namespace) -> list[str]:
+    """The names of the masks that the options ask for, without those that need a model where there is none."""
+    from .models.patch_mask_registry import find_patch_mask, patch_masks
+
+    for name in options.mask or ():
+        with as_config_error("--mask", name):
+            find_patch_mask(name)
+    if options.steps and options.mask != ["pgs"]:
+        fail("--steps draws the stages of pgs: give --mask pgs")
+    known = patch_masks()
+    masks = options.mask or [name for name, mask in known.items() if not mask.keeps_all]
+    need_teacher = [name for name in masks if known[name].needs_patch_scores]
+    if options.model and not need_teacher:
+        fail(f"--model {options.model}: none of the masks goes by a model's attention")
+    if options.model or not need_teacher:
+        return masks
+    if options.mask:
+        fail(f"--mask {need_teacher[0]} goes by a model's attention: give --model")
+    print(f"{', '.join(need_teacher)} is left out: it goes by a model's attention, see --model")
+    return [name for name in masks if name not in need_teacher]
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """Show the demo in the browser, until Ctrl-C."""
+    try:
+        from .demo import build_demo
+    except ImportError as error:  # Gradio is an extra
+        fail(str(error))
+    if options.model == QUICKSTART_MODEL and not Path(QUICKSTART_MODEL).is_dir():
+        make = "`accelerate launch training/train.py` makes it"
+        fail(f"{QUICKSTART_MODEL}: no such folder; {make}, or give --model")
+    with as_config_error("--model", options.model):
+        page = build_demo(options.model)
+    where = {"server_name": options.host, "server_port": options.port, "share": False}
+    try:
+        page.launch(**where, quiet=True, prevent_thread_lock=True)
+    except OSError:
+        fail(f"--host {options.host} --port {options.port}: cannot be used; is it in use already?")
+    print(f"{page.local_url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Convert a checkpoint of open_clip to a folder of Transformers, or back."""
+    import torch
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    from .conversion.open_clip import MODELS, convert_open_clip_checkpoint, export_to_open_clip
+
+    if options.to == "open_clip":
+        with as_config_error("source", options.source):
+            model = CLIPModel.from_pretrained(options.source, dtype=torch.float32)
+            processor = CLIPProcessor.from_pretrained(options.source)
+        with as_config_error("output", options.output):
+            export_to_open_clip(model, options.output, processor)
+        print(f'written to {options.output}: open_clip.create_model_and_transforms("local-dir:{options.output}")')
+        return
+    if not options.open_clip_model:
+        fail(f"--open_clip_model: say what {options.source} is of, one of {', '.join(MODELS)}")
+    with as_config_error("--tokenizer", options.tokenizer):
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    token_ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    with as_config_error("source", options.source):
+        converted = convert_open_clip_checkpoint(options.source, options.open_clip_model, token_ids)
+    size = converted.model.config.vision_config.image_size
+    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    with as_config_error("output", options.output):
+        converted.model.save_pretrained(options.output)
+        CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(options.output)
+    if converted.extra:
+        print(f"left out, for a CLIP has no such weights: {', '.join(converted.extra)}")
+    print(f'written to {options.output}: AutoModel.from_pretrained("{options.output}")')
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a run, a checkpoint or a model as a plain CLIP, or with its code."""
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    from .conversion.clip import export_to_clip, load_maskclip
+    from .models.modeling_maskclip import MaskCLIPModel
+
+    source = _model_of(options.source)
+    with as_config_error("source", source):
+        model = load_maskclip(source)
+        processor_class = CLIPProcessor if isinstance(model, MaskCLIPModel) else CLIPImageProcessor
+        processor = processor_class.from_pretrained(source)
+    with as_config_error("output", options.output):
+        export_to_clip(model, options.output, processor, options.remote_code)
+    trust = ", trust_remote_code=True" if options.remote_code else ""
+    print(f'{source} written to {options.output}: AutoModel.from_pretrained("{options.output}"{trust})')
+
+
+def _model_of(source: str) -> str:
+    """The folder of the model that a run's folder holds: its export, or its last checkpoint where it has not ended."""
+    folder = Path(source)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return source
+    models = [*sorted(folder.glob("checkpoints/step-*[0-9]/config.json")), *folder.glob("export/config.json")]
+    if not models:
+        fail(f"{source}: holds no model, it has neither config.json nor export/ nor checkpoints/")
+    return str(models[-1].parent)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Evaluate a model on a data set or a suite."""
+    from .evaluation.command import evaluate
+
+    evaluate(options)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Print or write the tables of evaluation results, and draw their figure."""
+    from .evaluation.report import draw_report, read_results
+
+    tables = read_results(options.results)
+    text = "\n".join(table.markdown() for table in tables)
+    if options.output:
+        _write(text, options.output)
+    else:
+        print(text)
+    if options.figure:
+        _save_figure(draw_report(tables), options.figure)
+
+
+def write_card(options: argparse.Namespace) -> None:
+    """Write the model card of a run or of a recipe."""
+    from .hub.card import card_of_recipe, check_card
+    from .hub.repository import ModelRepository
+
+    if options.source.is_dir():
+        card = ModelRepository(options.source, options.repo_id or f"org/{options.source.resolve().name}").card()
+    else:
+        card = card_of_recipe(options.source)
+    _write(f"{check_card(card)}\n", options.output)
+
+
+def push(options: argparse.Namespace) -> None:
+    """Push a run to the Hub, or show what would go there."""
+    from .hub.repository import ModelRepository
+    from .hub.space import SpaceRepository
+
+    repositories = [ModelRepository(options.run_dir, options.repo_id, options.license)]
+    if options.space:
+        repositories.append(SpaceRepository(options.repo_id))
+    contents = [repository.content() for repository in repositories]  # what is wrong, before anything is sent
+    if not options.dry_run:
+        for repository in repositories:
+            with as_config_error("repository", options.repo_id):
+                print(f"pushed to {repository.push(private=not options.public)}")
+        return
+    for repository, content in zip(repositories, contents, strict=True):
+        print(content["README.md"].decode())
+        target = f"{'the Space ' if repository.repo_type == 'space' else ''}{options.repo_id}"
+        print(f"\nwould go to {target} ({'public' if options.public else 'private'}), with the card above:")
+        for name, source in content.items():
+            print(f"  {name}  {len(source) if isinstance(source, bytes) else source.stat().st_size:,} bytes")
+
+
+def _open_picture(path: Path) -> "Image.Image":
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert("RGB")
+    except FileNotFoundError:
+        fail(f"{path}: no such file")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged and huge files
+        fail(f"{path}: is no picture that can be read ({error})")
+
+
+def _write(text: str, output: Path) -> None:
+    with as_config_error("--output", output):
+        output.write_text(text, encoding="utf-8")
+    print(f"written to {output}")
+
+
+def _save_figure(figure: "Figure", output: Path) -> None:
+    with as_config_error("--output", output):
+        figure.savefig(output, dpi=150)
+    print(f"written to {output}")

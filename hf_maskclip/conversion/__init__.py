@@ -1,0 +1,1 @@
+"""From MaskCLIP to plain CLIP and to open_clip, and back."""

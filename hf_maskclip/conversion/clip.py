@@ -1,0 +1,125 @@
+"""From MaskCLIP to folders that need no package: plain CLIP, or the masked model with its code."""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from transformers import (
+    AutoConfig,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..errors import ConfigError
+from ..models.configuration_maskclip import MaskCLIPVisionConfig
+from ..models.modeling_maskclip import (
+    MaskCLIPForImageClassification,
+    MaskCLIPModel,
+    MaskCLIPVisionModel,
+    MaskCLIPVisionModelWithProjection,
+)
+from ..models.patch_mask_registry import BUILT_IN
+
+if TYPE_CHECKING:  # they import torchvision, which takes seconds
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+
+class Twin(NamedTuple):
+    """The class of Transformers that a MaskCLIP class becomes, and the Auto classes that load the latter by its code."""
+
+    plain: type[PreTrainedModel]
+    auto_classes: tuple[str, ...]
+
+
+TWINS: dict[type[PreTrainedModel], Twin] = {
+    MaskCLIPModel: Twin(CLIPModel, ("AutoModel", "AutoModelForZeroShotImageClassification")),
+    MaskCLIPForImageClassification: Twin(CLIPForImageClassification, ("AutoModel", "AutoModelForImageClassification")),
+    MaskCLIPVisionModel: Twin(CLIPVisionModel, ("AutoModel",)),
+    MaskCLIPVisionModelWithProjection: Twin(CLIPVisionModelWithProjection, ("AutoModel",)),
+}
+
+
+def load_maskclip(source: str | Path) -> PreTrainedModel:
+    """The MaskCLIP model of a MaskCLIP or CLIP folder, or Hub id, in the class that its configuration names.
+
+    Raises:
+        ConfigError: the folder holds a model of another kind.
+    """
+    by_name = {kind.__name__: masked for masked, twin in TWINS.items() for kind in (masked, twin.plain)}
+    (architecture,) = AutoConfig.from_pretrained(source).architectures or [None]
+    if architecture not in by_name:
+        raise ConfigError(f"{source}: architecture {architecture!r} must be one of {', '.join(by_name)}")
+    return by_name[architecture].from_pretrained(source)
+
+
+def export_to_clip(
+    model: PreTrainedModel,
+    output_dir: str | Path,
+    processor: "CLIPProcessor | CLIPImageProcessor",
+    remote_code: bool = False,
+) -> None:
+    """Write a trained model as `model_type: clip`, with its processor and tokenizer, for `AutoModel` and `pipeline`.
+
+    The patch mask stays in the configuration (`vision_config.patch_mask`), which Transformers keeps and ignores, so that
+    `MaskCLIPModel.from_pretrained(output_dir)` trains on with it.
+
+    Args:
+        model: the trained model, of any MaskCLIP class; the export is of its twin in Transformers.
+        output_dir: a folder, made if it does not exist.
+        processor: the `CLIPProcessor` (tokenizer and image processor) that the model was trained with; an image processor is
+            enough where the model has no text.
+        remote_code: write the masked model instead, and the code of its classes beside it:
+            `AutoModel.from_pretrained(output_dir, trust_remote_code=True)` trains on with the patch mask, without this package.
+
+    Raises:
+        ConfigError: the model is no MaskCLIP, or its patch mask is one of your own, whose code is not in this package.
+    """
+    if type(model) not in TWINS:
+        allowed = ", ".join(kind.__name__ for kind in TWINS)
+        raise ConfigError(f"export of a {type(model).__name__}: must be one of {allowed}")
+    if remote_code:
+        _save_with_code(model, output_dir)
+    else:
+        # The weights are handed over, not copied: the shell has none of its own to initialise.
+        plain = TWINS[type(model)].plain
+        clip = plain.from_pretrained(None, config=_plain_config(model.config), state_dict=model.state_dict())
+        clip.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+
+
+def _plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    if isinstance(config, MaskCLIPVisionConfig):
+        return CLIPVisionConfig.from_dict(_without_classes(config))
+    parts = {"text_config": config.text_config, "vision_config": config.vision_config}
+    plain = {key: _without_classes(part) for key, part in parts.items()}
+    return CLIPConfig.from_dict(_without_classes(config) | plain)
+
+
+def _without_classes(config: PreTrainedConfig) -> dict:
+    return {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures", "auto_map")}
+
+
+def _save_with_code(model: PreTrainedModel, output_dir: str | Path) -> None:
+    vision_config = model.config if isinstance(model.config, MaskCLIPVisionConfig) else model.config.vision_config
+    name = vision_config.patch_mask["name"]
+    if name not in BUILT_IN:
+        allowed = ", ".join(BUILT_IN)
+        raise ConfigError(f"patch mask {name!r} is your own, remote code cannot carry it: must be one of {allowed}")
+    model.save_pretrained(output_dir)
+    # Not by `register_for_auto_class`: a class so marked writes its code whenever it is saved, and has one Auto class only.
+    config = copy.deepcopy(model.config)
+    config.auto_map = {auto_class: _code_reference(type(model)) for auto_class in TWINS[type(model)].auto_classes}
+    config.auto_map["AutoConfig"] = _code_reference(type(config))
+    config.save_pretrained(output_dir)
+    custom_object_save(model, output_dir)  # the modeling file, and what it imports
+
+
+def _code_reference(kind: type) -> str:
+    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"

@@ -1,0 +1,118 @@
+"""Shards of image-text pairs, row by row: tar and parquet files, on a disk or anywhere that fsspec reads.
+
+A row is a dict of undecoded fields, with its `"__key__"` and, as `"__url__"`, its shard. What cannot be read of a shard is one
+row with the cause as `"__error__"`.
+"""
+
+import logging
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import fsspec
+import pyarrow.parquet
+
+from .specs import PARQUET_SUFFIXES, TAR_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+# Seconds to wait before a shard that could not be read is opened again.
+RETRY_SECONDS = (1, 5, 25)
+
+Row = dict[str, Any]
+
+
+class UnreadableShards:
+    """The shards that this process could not read.
+
+    None of them is waited for again; nor is any other after three in a row, for then it is not the shard.
+    """
+
+    def __init__(self):
+        self.shards: set[str] = set()
+        self.in_a_row = 0
+
+    def patience(self, path: str) -> tuple[int, ...]:
+        return () if path in self.shards or self.in_a_row >= 3 else RETRY_SECONDS
+
+    def add(self, path: str) -> None:
+        self.shards.add(path)
+        self.in_a_row += 1
+
+
+_unreadable = UnreadableShards()
+
+
+def read_shards(paths: list[str], read: Callable[[str], Iterator[Row]]) -> Iterator[Row]:
+    """The rows of shards, one after the other.
+
+    After a failure that may pass, of a network or a disk, a shard is opened again, after growing waits, and read on from where
+    it was. What stays unreadable of a shard is one row with an `__error__`.
+    """
+    for path in paths:
+        patience = _unreadable.patience(path)
+        num_rows, waits = 0, patience
+        while True:
+            try:
+                for row in islice(read(path), num_rows, None):
+                    yield row
+                    num_rows, waits, _unreadable.in_a_row = num_rows + 1, patience, 0
+                break
+            except Exception as error:  # fsspec passes on what the clients of its file systems raise
+                may_pass = isinstance(error, OSError) or "://" in path
+                if not (waits and may_pass):
+                    logger.warning("%s: the rest of this shard is unreadable (%s)", path, error)
+                    _unreadable.add(path)
+                    yield {"__error__": "shard_unreadable", "__url__": path}
+                    break
+                logger.warning("%s: %s; trying again in %d s", path, error, waits[0])
+                time.sleep(waits[0])
+                waits = waits[1:]
+
+
+def read_tar(path: str) -> Iterator[Row]:
+    """Samples of a webdataset shard: files that share a key, the base name up to its first dot. Extensions are lower-cased."""
+    sample: Row = {}
+    with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if not member.isfile() or not stem:
+                continue
+            if sample and sample["__key__"] != key:
+                yield sample
+                sample = {}
+            content = tar.extractfile(member).read()
+            if len(content) < member.size:
+                raise tarfile.ReadError("unexpected end of data")
+            sample |= {"__key__": key, "__url__": path, extension.lower(): content}
+    if sample:
+        yield sample
+
+
+def read_parquet(path: str) -> Iterator[Row]:
+    number = 0
+    with fsspec.open(path, "rb") as file:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                yield {"__key__": f"{path}#{number}", "__url__": path} | row
+                number += 1
+
+
+@dataclass(frozen=True)
+class ShardKind:
+    """A kind of shard: what messages call it, how its files end, and the rows of one of them."""
+
+    title: str
+    suffixes: tuple[str, ...]
+    read: Callable[[str], Iterator[Row]]
+
+
+SHARD_KINDS = (
+    ShardKind("tar files", TAR_SUFFIXES, read_tar),
+    ShardKind("parquet files", PARQUET_SUFFIXES, read_parquet),
+)

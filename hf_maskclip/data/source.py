@@ -1,0 +1,79 @@
+"""What a data source is: a stream of undecoded rows, and how training and evaluation treat it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..errors import fail
+from .decoding import Decoder, SkippedSample
+
+# So many samples without one usable pair mean wrong keys, not bad luck.
+PATIENCE = 1000
+
+
+@dataclass
+class Source:
+    """A data source: its stream, and how training and evaluation treat it.
+
+    Args:
+        spec: what names it in options and messages.
+        stream: undecoded rows, in the order of their shards.
+        decoder: from a row to a picture and its caption.
+        may_flip: whether captions stay true where a picture is mirrored.
+        needs_shuffling: whether neighbours in a shard may be alike, so that rows are shuffled, too.
+        eval_data: what a run that trains on it is evaluated on by default; empty: nothing.
+    """
+
+    spec: str
+    stream: datasets.IterableDataset
+    decoder: Decoder
+    may_flip: bool = True
+    needs_shuffling: bool = True
+    eval_data: str = ""
+
+    def check(self) -> None:
+        """Read up to the first usable pair, so that wrong keys are found before anything expensive starts.
+
+        Raises:
+            ConfigError: none in the first samples; the message has the causes and the fields that the last sample has.
+        """
+        causes: Counter[str] = Counter()
+        fields: list[str] = []
+        for row in self.stream.take(PATIENCE):
+            try:
+                self.decoder(row, np.random.default_rng(0))
+                return
+            except SkippedSample as skipped:
+                causes[str(skipped)] += 1
+                fields = [key for key in row if not key.startswith("__")] or fields
+        found = ", ".join(f"{cause} {count}" for cause, count in causes.items()) or "it is empty"
+        fail(
+            f"{self.spec!r}: no usable image-text pair in the first {sum(causes.values())} samples ({found}); "
+            f"the samples have the fields {', '.join(fields) or 'none'}: name them by --image_key and --caption_key"
+        )
+
+    def captions(self, limit: int) -> Iterator[str]:
+        """The captions of the first `limit` samples, pictures untouched."""
+        rng = np.random.default_rng(0)
+        for row in self.stream.take(limit):
+            if "__error__" not in row:
+                try:
+                    yield from self.decoder.captions(row, rng)
+                except SkippedSample:
+                    continue
+
+    def pictures(self, count: int) -> list[Image.Image]:
+        """The first `count` pictures that can be decoded and have a caption."""
+        pictures: list[Image.Image] = []
+        for row in self.stream:
+            try:
+                pictures.append(self.decoder(row, np.random.default_rng(0))[0])
+            except SkippedSample:
+                continue
+            if len(pictures) == count:
+                break
+        return pictures

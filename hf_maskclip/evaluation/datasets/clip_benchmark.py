@@ -1,0 +1,66 @@
+"""Evaluations of folders in clip-benchmark's layout."""
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from ...data.clip_benchmark import ClipBenchmarkFolder
+from ...data.decoding import PairDecoder
+from ...data.sources import open_files
+from ...errors import ConfigError, fail
+from ..encoder import ImageSet
+from ..tasks import ClassificationData, Evaluation, Rows, check_targets, choose_templates, lines_of_file, retrieval, split_lines
+
+
+def classification(folder: ClipBenchmarkFolder, class_names_file: str = "", templates_file: str = "") -> ClassificationData:
+    """A folder's pictures with classes. Raises ConfigError where it has no `classnames.txt` and none is given."""
+    own_names = folder.text("classnames.txt")
+    if own_names is None and not class_names_file:
+        fail(f"{folder.root}: has no classnames.txt")
+    class_names = lines_of_file(class_names_file) if class_names_file else split_lines(own_names)
+    templates, source = choose_templates(templates_file, folder.text("zeroshot_classification_templates.txt"))
+    is_multi_label = folder.kind == "multilabel"
+    target = multi_hot if is_multi_label else class_index
+
+    def images(split: str) -> ImageSet:
+        return _images(folder, split, target, len(class_names))
+
+    return ClassificationData(folder.name, folder.root, images, class_names, templates, source, is_multi_label)
+
+
+def captioned(folder: ClipBenchmarkFolder, split: str = "test") -> Evaluation:
+    """Retrieval in a folder whose pictures have captions."""
+    return retrieval(folder.name, folder.root, _images(folder, split, captions_by_line), split)
+
+
+def _images(
+    folder: ClipBenchmarkFolder, split: str, target: Callable[[dict[str, Any]], Any], num_classes: int | None = None
+) -> ImageSet:
+    """The pictures of a split, their targets checked: `target` is that of [`Rows`], `num_classes` of [`check_targets`]."""
+    rows = Rows([open_files(shard) for shard in folder.shards(split)], target, PairDecoder(), folder.root)
+    check_targets(rows, num_classes)
+    return ImageSet(rows, folder.fingerprint(split))
+
+
+def class_index(row: dict[str, Any]) -> int:
+    try:
+        return int(row["cls"])
+    except (KeyError, ValueError):
+        raise ConfigError(f"sample {row.get('__key__')!r}: has no class index in its field cls") from None
+
+
+def multi_hot(row: dict[str, Any]) -> list[int]:
+    try:
+        return [int(value) for value in np.load(BytesIO(row["npy"]), allow_pickle=False)]
+    except (KeyError, ValueError):
+        raise ConfigError(f"sample {row.get('__key__')!r}: has no array of classes in its field npy") from None
+
+
+def captions_by_line(row: dict[str, Any]) -> list[str] | None:
+    """The lines of a sample's text; None where it has none, or none that is UTF-8."""
+    try:
+        return split_lines(row["txt"].decode()) or None
+    except (KeyError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,202 @@
+"""An evaluation: pictures, what is asked of them, and what the record of its result says besides the metrics."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from ..data.decoding import Decoder, SkippedSample
+from ..errors import ConfigError, as_config_error, fail
+from .compositionality import evaluate_compositionality
+from .encoder import Encoder, ImageSet
+from .linear_probe import Solver, evaluate_linear_probe
+from .retrieval import evaluate_retrieval
+from .zero_shot import evaluate_multi_label, evaluate_zero_shot
+
+logger = logging.getLogger(__name__)
+
+SINGLE_TEMPLATE = ["a photo of a {c}"]
+
+
+@dataclass
+class Evaluation:
+    """One evaluation: `run(encoder)` gives its metrics.
+
+    Args:
+        family: of the papers' tables: zero_shot, retrieval, linear_probe, robustness or compositionality.
+        column: of the table.
+        about: what else belongs into the record of its result.
+    """
+
+    family: str
+    column: str
+    run: Callable[[Encoder], dict[str, Any]]
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}_{self.column}".lower().replace(" ", "_")
+
+
+def run_evaluations(encoder: Encoder, evaluations: Iterable[Evaluation]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the record of each result, as soon as it is there."""
+    for evaluation in evaluations:
+        table = {"family": evaluation.family, "column": evaluation.column}
+        yield evaluation.name, table | evaluation.run(encoder) | evaluation.about | encoder.describe()
+
+
+@dataclass
+class Rows:
+    """The samples of an [`ImageSet`]: rows of streams, of which pictures are decoded when they are asked for.
+
+    Args:
+        streams: of `hf_maskclip.data.sources.open_stream`, one after the other.
+        target: from a row to what is known of its picture; None leaves the row out.
+        decoder: from a row to its picture.
+        source: named in messages.
+    """
+
+    streams: list[datasets.IterableDataset]
+    target: Callable[[dict[str, Any]], Any]
+    decoder: Decoder
+    source: str
+
+    def __iter__(self) -> Iterator[tuple[Callable[[], Image.Image | None], Any]]:
+        for row, target in self.targets():
+            yield partial(self._picture, row), target
+
+    def targets(self) -> Iterator[tuple[dict[str, Any], Any]]:
+        """The rows and their targets, without decoding a picture.
+
+        Raises:
+            ConfigError: a shard cannot be read to its end; a row has no target.
+        """
+        for row in chain(*self.streams):
+            if "__error__" in row:
+                raise ConfigError(f"{self.source}: {row['__url__']} cannot be read to its end ({row['__error__']})")
+            target = self.target(row)
+            if target is not None:
+                yield row, target
+
+    def _picture(self, row: dict[str, Any]) -> Image.Image | None:
+        try:
+            return self.decoder.picture(row)
+        except SkippedSample as cause:
+            logger.warning("%s: evaluation leaves out %s (%s)", self.source, row.get("__key__"), cause)
+            return None
+
+
+@dataclass
+class ClassificationData:
+    """A data set of pictures with class indices or, where `is_multi_label`, with a 0 or 1 for each class.
+
+    Args:
+        name: of the data set, for the column of a table.
+        data: where it is.
+        images: from a split to its pictures.
+        class_names: M names.
+        templates, templates_source: prompts with `{c}`, and where they came from.
+    """
+
+    name: str
+    data: str
+    images: Callable[[str], ImageSet]
+    class_names: list[str]
+    templates: list[str]
+    templates_source: str
+    is_multi_label: bool = False
+
+    def zero_shot(self, split: str = "test", *, family: str = "zero_shot", only_occurring: bool = False) -> Evaluation:
+        images = self.images(split)
+        about = {"data": self.data, "split": split, "templates": self.templates, "templates_source": self.templates_source}
+        if self.is_multi_label:
+            run = partial(evaluate_multi_label, images=images, class_names=self.class_names, templates=self.templates)
+        else:
+            run = partial(
+                evaluate_zero_shot,
+                images=images,
+                class_names=self.class_names,
+                templates=self.templates,
+                only_occurring=only_occurring,
+            )
+        return Evaluation(family, self.name, run, {"task": "zero_shot_classification"} | about)
+
+    def linear_probe(self, split: str = "test", solver: Solver = "gradient_descent") -> Evaluation:
+        if self.is_multi_label:
+            fail(f"{self.name}: a linear probe needs one class a picture")
+        train, test = self.images("train"), self.images(split)
+        about = {"task": "linear_probe", "data": self.data, "split": split, "train_split": "train"}
+        run = partial(evaluate_linear_probe, train=train, test=test, num_classes=len(self.class_names), solver=solver)
+        return Evaluation("linear_probe", self.name, run, about)
+
+
+def retrieval(name: str, data: str, images: ImageSet, split: str = "test") -> Evaluation:
+    about = {"task": "zero_shot_retrieval", "data": data, "split": split}
+    return Evaluation("retrieval", name, partial(evaluate_retrieval, images=images), about)
+
+
+def compositionality(kind: str, data: str, images: ImageSet) -> Evaluation:
+    about = {"task": "compositionality", "data": data, "split": "test"}
+    return Evaluation("compositionality", kind, partial(evaluate_compositionality, images=images), about)
+
+
+def check_targets(rows: Rows, num_classes: int | None = None) -> None:
+    """Look at all targets without decoding a picture: a wrong one would end an evaluation of hours at its end.
+
+    What is not on a disk is not looked at, for it would be downloaded twice.
+
+    Args:
+        num_classes: of class indices, or of arrays of 0 and 1; None where the targets are captions.
+
+    Raises:
+        ConfigError: there is none, one is outside the classes, or a shard cannot be read.
+    """
+    if "://" in rows.source:
+        return
+    is_empty = True
+    for row, target in rows.targets():
+        is_empty = False
+        if num_classes is None:
+            continue
+        sample = f"{rows.source}: sample {row['__key__']!r}"
+        if isinstance(target, list) and len(target) != num_classes:
+            fail(f"{sample} has {len(target)} classes, but there are {num_classes} class names")
+        if isinstance(target, int) and not 0 <= target < num_classes:
+            fail(f"{sample} has class index {target}, but there are {num_classes} class names")
+    if is_empty:
+        fail(f"{rows.source}: the split is empty")
+
+
+def choose_templates(file: str, own: str | None) -> tuple[list[str], str]:
+    """The templates of a file of the user's, else of the data set's, else the single one; and which of these they are.
+
+    Raises:
+        ConfigError: no template, or one without `{c}`.
+    """
+    if file:
+        templates, source = lines_of_file(file), file
+    elif own is not None:
+        templates, source = split_lines(own), "data set"
+    else:
+        templates, source = SINGLE_TEMPLATE, "default"
+    if not templates:
+        fail(f"prompt templates ({source}): there is none")
+    for template in templates:
+        if "{c}" not in template:
+            fail(f"prompt template {template!r} ({source}): has no {{c}} for the class name")
+    return templates, source
+
+
+def lines_of_file(path: str) -> list[str]:
+    with as_config_error("file", path):
+        return split_lines(Path(path).read_text(encoding="utf-8"))
+
+
+def split_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,0 +1,72 @@
+"""A run as a model repository: its files, and the push to the Hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import as_config_error, fail
+from .card import PICTURES, card_of_run, check_card
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass
+class ModelRepository:
+    """The files of a run as they lie in its model repository: the export, its card, results and pictures.
+
+    Args:
+        run_dir: a run's folder, with `config.yaml`, `export/`, `eval.json`, and further `eval*.json`.
+        repo_id: `org/name`.
+        license: of the weights, as the Hub names it.
+
+    Raises:
+        ConfigError: the folder lacks a part of a run, or the name is none of the Hub's.
+    """
+
+    run_dir: Path
+    repo_id: str
+    license: str = "apache-2.0"
+    repo_type = "model"
+
+    def __post_init__(self):
+        if self.repo_id.count("/") != 1:
+            fail(f"repository {self.repo_id!r}: must be in the form org/name")
+        with as_config_error("repository", self.repo_id):
+            validate_repo_id(self.repo_id)
+        needed = ("config.yaml", "eval.json", f"export/{WEIGHTS}")
+        if absent := [name for name in needed if not (self.run_dir / name).is_file()]:
+            fail(f"{self.run_dir}: is no finished run, it has no {', '.join(absent)}")
+
+    def files(self) -> dict[str, Path]:
+        """The files but the card: path in the repository, path here."""
+        export = {path.name: path for path in sorted((self.run_dir / "export").iterdir()) if path.is_file()}
+        others = [*sorted(self.run_dir.glob("eval*.json")), *(self.run_dir / name for name in PICTURES)]
+        return export | {path.name: path for path in others if path.is_file()}
+
+    def card(self) -> ModelCard:
+        return card_of_run(self.run_dir, self.repo_id, self.license)
+
+    def content(self) -> dict[str, bytes | Path]:
+        """All files, the checked card first: path in the repository, and the file's bytes or its path here."""
+        return {"README.md": str(check_card(self.card())).encode()} | self.files()
+
+    def push(self, private: bool = True) -> str:
+        """Create the repository where it is not there, and upload everything in one commit. Returns its address."""
+        return upload(self.repo_id, self.content(), private=private, repo_type=self.repo_type)
+
+
+def upload(
+    repo_id: str, content: dict[str, bytes | Path], *, private: bool, repo_type: str, space_sdk: str | None = None
+) -> str:
+    """Create a repository where it is not there, and send it files in one commit. Returns its address."""
+    api = HfApi()
+    repo = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk)
+    api.create_commit(
+        repo_id,
+        operations=[CommitOperationAdd(name, source) for name, source in content.items()],
+        commit_message="Upload from hf_maskclip",
+        repo_type=repo_type,
+    )
+    return str(repo)

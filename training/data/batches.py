@@ -1,0 +1,158 @@
+"""Batches of image-text pairs from a stream: decoded, cropped, tokenised in worker processes; bad samples skipped and counted.
+
+Shapes: B pairs, S caption tokens.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from transformers import PreTrainedTokenizerBase
+
+from hf_maskclip.data.decoding import Decoder, SkippedSample, sample_key
+from hf_maskclip.errors import TrainingStopped
+from training.data.skipping import SkipMonitor
+from training.data.text_masking import TextMask
+
+Position = tuple[int, int]  # an epoch, and how many of its rows a worker has read
+Sample = tuple[torch.Tensor, list[int], str]  # pixels, token ids, key
+
+
+@dataclass
+class Batch:
+    """A batch of pairs for one process.
+
+    Attributes:
+        pixel_values: uint8 (B, 3, H, W).
+        input_ids: (B, S).
+        keys: of the B samples.
+        skipped: by cause, the samples passed over since this worker's last batch.
+        worker: the number of the data worker that made it.
+        start, end: where that worker was before and after it.
+    """
+
+    pixel_values: torch.Tensor
+    input_ids: torch.Tensor
+    keys: list[str]
+    skipped: Counter[str]
+    worker: int
+    start: Position
+    end: Position
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What comes in place of a batch where no more can come."""
+
+    reason: str
+
+
+def train_transform(image_size: int, crop_scale: float, flip: float) -> Callable[[Image.Image], torch.Tensor]:
+    """Random resized crop and flip, to a uint8 tensor (3, image_size, image_size)."""
+    crop = v2.RandomResizedCrop(image_size, scale=(crop_scale, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
+
+
+def pad_tokens(tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], max_length: int) -> torch.LongTensor:
+    """Token ids (B, S), S the longest caption rounded up to a multiple of 8, at most `max_length`.
+
+    That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
+    """
+    length = min(max_length, -(-max(map(len, token_ids)) // 8) * 8)
+    return tokenizer.pad({"input_ids": token_ids}, padding="max_length", max_length=length, return_tensors="pt")["input_ids"]
+
+
+class PairBatches(torch.utils.data.IterableDataset):
+    """Endless training batches of the shards that fall to this process and worker.
+
+    An epoch is one pass over all samples. Where no more batch can come, the last item is a [`Stopped`].
+
+    Args:
+        open_epoch: the stream of an epoch, by its number. (`IterableDataset.set_epoch` will not do: it sets the epoch of all
+            workers of a process, which need not be in the same one.)
+        text_mask: also cuts captions that are longer than the context.
+        max_skipped_share: of a worker's last 1,000 samples, how many may give no pair.
+        positions: where each worker begins, by its number; those left out begin at the beginning. What lies before is read
+            again, which keeps the shuffle buffer's contents exact, but not decoded.
+    """
+
+    def __init__(
+        self,
+        open_epoch: Callable[[int], datasets.IterableDataset],
+        decoder: Decoder,
+        transform: Callable[[Image.Image], torch.Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+        text_mask: TextMask,
+        batch_size: int,
+        seed: int,
+        max_skipped_share: float = 0.5,
+        positions: dict[int, Position] | None = None,
+    ):
+        self.open_epoch, self.decoder, self.transform = open_epoch, decoder, transform
+        self.tokenizer, self.text_mask = tokenizer, text_mask
+        self.batch_size, self.seed, self.max_skipped_share = batch_size, seed, max_skipped_share
+        self.positions: dict[int, Position] = positions or {}
+
+    def __iter__(self) -> Iterator[Batch | Stopped]:
+        info = torch.utils.data.get_worker_info()
+        worker = 0 if info is None else info.id
+        start = self.positions.get(worker, (0, 0))
+        pairs: list[Sample] = []
+        skipped: Counter[str] = Counter()
+        try:
+            for sample, position in self.samples(start):
+                if isinstance(sample, SkippedSample):
+                    skipped[str(sample)] += 1
+                    continue
+                pairs.append(sample)
+                if len(pairs) == self.batch_size:
+                    yield self._collate(pairs, skipped, worker, start, position)
+                    pairs, skipped, start = [], Counter(), position
+        except TrainingStopped as stopped:  # raised here, it would reach the training process as a traceback
+            yield Stopped(str(stopped))
+
+    def samples(self, start: Position) -> Iterator[tuple[Sample | SkippedSample, Position]]:
+        """Pixels, token ids and key of each sample, epoch after epoch, or the SkippedSample in place of one that gives no pair;
+        and the position after it.
+
+        Raises:
+            TrainingStopped: too many samples give no pair.
+        """
+        monitor = SkipMonitor(self.max_skipped_share)
+        epoch, first_row = start
+        while True:
+            num_rows = first_row
+            for num_rows, row in enumerate(islice(self.open_epoch(epoch), first_row, None), start=first_row + 1):
+                try:
+                    sample = self._decode(row, epoch)
+                    monitor.count_used()
+                except SkippedSample as skipped:
+                    sample = skipped
+                    monitor.count_skipped(str(skipped), sample_key(row), str(row.get("__url__", "the stream")))
+                yield sample, (epoch, num_rows)
+            if num_rows == 0:
+                monitor.count_skipped("epoch_empty", "", "the stream")
+            epoch, first_row = epoch + 1, 0
+
+    def _decode(self, row: dict[str, Any], epoch: int) -> Sample:
+        key = sample_key(row)
+        rng = np.random.default_rng([self.seed, epoch, zlib.crc32(key.encode())])
+        picture, caption = self.decoder(row, rng)
+        token_ids = self.text_mask(self.tokenizer(caption, verbose=False)["input_ids"], rng)
+        # The transforms draw from PyTorch's global generator; seeded by the sample they do not depend on order or worker.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
+            return self.transform(picture), token_ids, key
+
+    def _collate(self, samples: list[Sample], skipped: Counter[str], worker: int, start: Position, end: Position) -> Batch:
+        pixels, token_ids, keys = zip(*samples, strict=True)
+        input_ids = pad_tokens(self.tokenizer, list(token_ids), self.text_mask.num_tokens)
+        return Batch(torch.stack(pixels), input_ids, list(keys), skipped, worker, start, end)

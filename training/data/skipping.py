@@ -1,0 +1,54 @@
+"""What becomes of samples that give no image-text pair: skipped, counted by cause, logged now and then, and not for ever."""
+
+import logging
+from collections import Counter
+
+from hf_maskclip.errors import TrainingStopped
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 1000  # of each cause the first sample is logged, and every so many
+WINDOW = 1000  # samples over which the share of skipped ones is taken
+
+
+class SkipMonitor:
+    """Watches the samples that a data worker passes over.
+
+    Args:
+        max_share: of the last `WINDOW` samples, how many may be skipped, from 0 to 1.
+    """
+
+    def __init__(self, max_share: float):
+        self.max_share = max_share
+        self.causes: Counter[str] = Counter()
+        self._num_recent = 0
+        self._recent_causes: Counter[str] = Counter()
+        self._recent_shards: Counter[str] = Counter()
+
+    def count_used(self) -> None:
+        self._advance()
+
+    def count_skipped(self, cause: str, key: str, shard: str) -> None:
+        """Raises TrainingStopped where too many are skipped, with their causes and the shard that has the most of them."""
+        self.causes[cause] += 1
+        self._recent_causes[cause] += 1
+        self._recent_shards[shard] += 1
+        if self.causes[cause] == 1 or self.causes[cause] % LOG_EVERY == 0:
+            logger.warning("skipped: %s (number %d) in %s, key %s", cause, self.causes[cause], shard, key)
+        self._advance()
+
+    def _advance(self) -> None:
+        self._num_recent += 1
+        if self._num_recent < WINDOW:
+            return
+        num_skipped = self._recent_causes.total()
+        if num_skipped > self.max_share * WINDOW or num_skipped == WINDOW:
+            causes = ", ".join(f"{cause} {count}" for cause, count in self._recent_causes.most_common())
+            (shard, count), *_ = self._recent_shards.most_common(1)
+            raise TrainingStopped(
+                f"{num_skipped} of the last {WINDOW} samples gave no image-text pair ({causes}), {count} of them in {shard}; "
+                f"max_skipped_share={self.max_share} are allowed"
+            )
+        self._num_recent = 0
+        self._recent_causes.clear()
+        self._recent_shards.clear()

@@ -1,0 +1,190 @@
+"""The training loop: steps, with reports, evaluations and checkpoints between them, and how it ends before its budget.
+
+Shapes: B pairs of this process, N chunks of them, L patches.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn
+
+import torch
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from hf_maskclip import cached_contrastive_backward
+from hf_maskclip.distributed import sum_counts
+from hf_maskclip.errors import TrainingStopped
+from training.data.batches import Batch, Stopped
+from training.data.loader import start_workers
+from training.patch_selection import Chunk, kept_shares
+from training.run import Run
+from training.stopping import NumbersOnHost, StopRequest
+from training.summary import evaluate, report_evaluation
+from training.tracking import MetricsLog, SlowDataWarning
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a step is not a number. Nothing has changed in that step."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives.
+
+    Attributes:
+        loss: the mean over all processes.
+        kept_patches: the visible patches of an image of this process, in the mean.
+    """
+
+    loss: float
+    kept_patches: float
+
+
+def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
+    """The steps that are left of a run. False where SIGTERM has ended it early.
+
+    Raises:
+        TrainingStopped: training cannot go on; what it had learnt is in a checkpoint.
+    """
+    config, state = run.config, run.data.state
+    bar = progress_bar(run)
+    slow_data = SlowDataWarning()
+    run.learner.parallel.wrapped_model.train()
+    batches = start_workers(run.data.loader)
+    step_end = time.perf_counter()
+    for _ in range(run.data.num_batches_used):
+        state.use_again(expect_batch(next(batches), config.train_data))
+    for step in range(run.steps_done + 1, run.num_steps + 1):
+        batch = next(batches)
+        data_seconds = time.perf_counter() - step_end
+        if reason := stop.agreed(batch):
+            bar.close()
+            end_early(run, step - 1, reason, batch)
+            return False
+        learning_rate = run.learner.schedule.get_last_lr()[0]
+        try:
+            result = training_step(run, batch, step)
+        except NonFiniteLossError as error:
+            stop_at_nonfinite_loss(run, step, str(error), batch.keys)
+        state.use(batch)
+        step_seconds = time.perf_counter() - step_end
+        state.train_seconds += step_seconds
+        slow_data.watch(data_seconds, step_seconds)
+
+        if config.log_every and step % config.log_every == 0:
+            write_step(run, log, step, result, learning_rate, data_seconds, step_seconds)
+            bar.set_postfix_str(f"loss {result.loss:.3f}, {result.kept_patches:.0f} patches")
+        bar.update(run.samples_per_step)
+        if config.checkpoint_every and step % config.checkpoint_every == 0:
+            run.save(step)
+        if config.eval_every and step % config.eval_every == 0 and step < run.num_steps:
+            report_evaluation(log, step, evaluate(run, run.learner.result()))
+        step_end = time.perf_counter()
+    bar.close()
+    return True
+
+
+def training_step(run: Run, batch: Batch, step: int) -> StepResult:
+    """Learn from a batch.
+
+    Raises:
+        NonFiniteLossError: the loss, on any process, is not a number.
+    """
+    learner, batch_size = run.learner, run.config.batch_size
+    chunk_size = run.config.chunk_size or batch_size
+    chunks = [
+        Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(learner.patches.select, step=step, chunk=number))
+        for number, start in enumerate(range(0, batch_size, chunk_size))
+    ]
+    model, logit_scale = learner.parallel.wrapped_model, learner.model.logit_scale
+    if len(chunks) == 1:
+        outputs = model(**chunks[0].encode_inputs())
+        loss = learner.loss(outputs.image_embeds, outputs.text_embeds, logit_scale.exp())
+        numbers = numbers_of(run, loss.detach(), chunks)
+        run.accelerator.backward(loss)
+    else:
+        loss = cached_contrastive_backward(model, logit_scale, [chunk.encode_inputs for chunk in chunks], learner.loss)
+        numbers = numbers_of(run, loss, chunks)
+    mean_loss, *shares = numbers.read()
+    if not math.isfinite(mean_loss):
+        learner.parallel.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteLossError(mean_loss)
+
+    learner.update()
+    learner.patches.after_step(step)
+    sizes = [len(chunk.pixels) for chunk in chunks]
+    kept = learner.model.vision_model.embeddings.num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
+    return StepResult(mean_loss, kept)
+
+
+def numbers_of(run: Run, loss: torch.Tensor, chunks: list[Chunk]) -> NumbersOnHost:
+    """The mean loss over processes, and the share of patches that each chunk shows: (1 + N,), on their way to the host."""
+    mean_loss = run.accelerator.reduce(loss, reduction="mean").float()
+    shares = kept_shares(chunks, run.learner.model.vision_model.embeddings.num_patches, loss.device)
+    return NumbersOnHost(torch.cat([mean_loss[None], shares]))
+
+
+def write_step(
+    run: Run, log: MetricsLog, step: int, result: StepResult, learning_rate: float, data_seconds: float, step_seconds: float
+) -> None:
+    """The line of a step in `metrics.jsonl`."""
+    log.write(
+        step,
+        loss=result.loss,
+        learning_rate=learning_rate,
+        logit_scale=run.learner.model.logit_scale.exp().item(),
+        kept_patches=result.kept_patches,
+        samples_seen=step * run.samples_per_step,
+        samples_per_second=run.samples_per_step / step_seconds,
+        data_seconds=data_seconds,
+        step_seconds=step_seconds,
+        skipped=sum_counts(run.data.state.skipped),
+    )
+
+
+def progress_bar(run: Run) -> tqdm:
+    """In pairs; off where the output is no terminal."""
+    total, initial = (steps * run.samples_per_step for steps in (run.num_steps, run.steps_done))
+    shows = run.accelerator.is_main_process and sys.stderr.isatty()
+    return tqdm(total=total, initial=initial, unit="pair", unit_scale=True, disable=not shows)
+
+
+def expect_batch(item: Batch | Stopped, train_data: str) -> Batch:
+    """Raises TrainingStopped where the data has given out."""
+    if isinstance(item, Stopped):
+        raise TrainingStopped(f"train_data={train_data!r}: {item.reason}")
+    return item
+
+
+def end_early(run: Run, last_step: int, reason: int, item: Batch | Stopped) -> None:
+    """Save what was learnt up to a step, and say why the run ends.
+
+    Raises:
+        TrainingStopped: the data of this process gave out.
+    """
+    where = f"saved {run.save(last_step)}" if last_step else "nothing was learnt yet"
+    if isinstance(item, Stopped):
+        raise TrainingStopped(f"train_data={run.config.train_data!r}: {item.reason}; {where}")
+    if reason == StopRequest.DATA:
+        raise TrainingStopped(f"another process ran out of data after step {last_step}; {where}")
+    if run.accelerator.is_main_process:
+        print(f"SIGTERM after step {last_step}; {where}; the same command with --resume auto goes on from there")
+
+
+def stop_at_nonfinite_loss(run: Run, step: int, loss: str, keys: list[str]) -> NoReturn:
+    """Save the state before a step, and the keys of its batches, to look at.
+
+    Raises:
+        TrainingStopped: always.
+    """
+    keys_of_processes = gather_object([keys])
+    file = run.output_dir / f"nonfinite_step_{step}.json"
+    if run.accelerator.is_main_process:
+        text = json.dumps({"step": step, "loss": loss, "keys": keys_of_processes}, indent=2)
+        file.write_text(f"{text}\n", encoding="utf-8")
+    where = f"the state before it is {run.save(step - 1)}" if step > 1 else "it is the first step"
+    raise TrainingStopped(f"step {step}: the loss is {loss}; {where}, the keys of its batch are in {file}")

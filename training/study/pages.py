@@ -1,0 +1,144 @@
+"""What the pages say of the studies, written from the JSONs of their runs: the tables of README.md and docs/study.md, a figure.
+
+    python -m training.study.pages
+
+The results lie in docs/study/<name>/results, copies of what `study.py` leaves in its output folder. A page has a place for each
+table, between two comments with its name. Only these and docs/study.png are written.
+"""
+
+import re
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from training.study.report import BASELINE, BUDGETS, Report, cell, markdown_table, name_lines, read_results
+from training.study.run import ROOT
+from training.study.study import read_study
+
+RESULTS = ROOT / "docs" / "study"
+PAGES = ("README.md", "docs/study.md")
+# The README's columns of each study: what they are called there, and in the study. Then comes the time to reach.
+SCORES = {
+    "scenes": {
+        "colour": "zero-shot colour",
+        "unseen pair": "zero-shot pair",
+        "R@10": "retrieval R@10",
+        "probe": "linear probe",
+    },
+    "pairs": {"category": "emoji categories", "R@10": "R@10 of all"},
+}
+# What is added to CLIP-PGS: the method with it, and the one without.
+ADDITIONS = {
+    "edges, to transport": ("pgs 0.3", "pgs 0.3 transport only"),
+    "edges alone": ("pgs 0.3 edges only", "pgs 0.3 neither"),
+    "transport, to edges": ("pgs 0.3", "pgs 0.3 edges only"),
+    "transport alone": ("pgs 0.3 transport only", "pgs 0.3 neither"),
+}
+TITLES = {"scenes": "drawn scenes", "pairs": "clip art and emoji"}
+
+
+def read_report(name: str, results: Path = RESULTS) -> Report:
+    """The finished runs of a study, by its YAML beside this file."""
+    study = read_study(Path(__file__).with_name(f"{name}.yaml"))
+    return Report(read_results(results / name / "results"), list(study.masks), study.columns, study.headline)
+
+
+def summary_table(scenes: Report, pairs: Report) -> str:
+    """The methods of the pairs (those of the scenes without the ablation): a few columns of each study at equal samples, the
+    headline at equal time, and the time of a step, which is the mean of both."""
+    reports = {"scenes": scenes, "pairs": pairs}
+    header = ["method", "time"]
+    for name, columns in SCORES.items():
+        header += [f"{TITLES[name]}: {next(iter(columns))}", *list(columns)[1:], "R@10, equal time", "reached at"]
+    rows = []
+    for method in pairs.methods:
+        cells = [f"`{method}`", cell(scenes.relative_times(method) + pairs.relative_times(method), 2)]
+        for name, columns in SCORES.items():
+            report = reports[name]
+            scores = [report.values(report.of(method, "samples"), column) for column in columns.values()]
+            scores.append(report.values(report.of(method, "time"), report.headline))
+            cells += [cell([100 * value for value in values], 1) for values in scores]
+            reached = report.earliest_reach(method)
+            cells.append("–" if reached is None else f"{reached:.2f}")
+        rows.append(cells)
+    return markdown_table(header, rows)
+
+
+def ablation(scenes: Report) -> Report:
+    """CLIP-PGS with and without edges and transport, by the seeds that all of these have."""
+    methods = [BASELINE, *(method for method in scenes.methods if method.startswith("pgs 0.3"))]
+    seeds = set.intersection(*({result["seed"] for result in scenes.of(method, "samples")} for method in methods))
+    results = [result for result in scenes.results if result["seed"] in seeds]
+    return Report(results, methods, scenes.columns, scenes.headline)
+
+
+def additions_table(ablation: Report) -> str:
+    """What edges and transport add, in points: means and standard errors of the differences seed by seed, at equal samples."""
+    columns, rows = SCORES["scenes"], []
+    for name, methods in ADDITIONS.items():
+        rows.append([name])
+        for column in columns.values():
+            with_it, without = (ablation.values(ablation.of(method, "samples"), column) for method in methods)
+            rows[-1].append(cell([100 * (a - b) for a, b in zip(with_it, without, strict=True)], 1))
+    return markdown_table(["added", *columns], rows)
+
+
+def initialization_table() -> str:
+    """Two runs that differ in their initial weights, evaluated while they trained; the columns are those of the scenes."""
+    columns = read_study(Path(__file__).with_name("scenes.yaml")).columns
+    names = ("zero-shot colour", "zero-shot pair", "retrieval R@10")
+    rows = []
+    for result in read_results(RESULTS / "initialization"):
+        for point in result["curve"]:
+            scores = [f"{100 * statistics.mean(point['metrics'][key] for key in columns[name]):.1f}" for name in names]
+            rows.append([result["initial_weights"], f"{point['samples_seen']:,}", *scores])
+    return markdown_table(["initial weights", "pairs seen", *names], rows)
+
+
+def tables(scenes: Report, pairs: Report) -> dict[str, str]:
+    """The tables of all pages by their names."""
+    parts = ablation(scenes)
+    found = {"summary": summary_table(scenes, pairs), "initial weights": initialization_table()}
+    found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
+    for name, report in (("scenes", scenes), ("pairs", pairs)):
+        found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
+        found[f"{name}, circumstances"] = report.circumstances()
+    return found
+
+
+def fill(page: str, tables: dict[str, str]) -> str:
+    """A page with the tables in their places. Raises KeyError for a place whose table there is none of."""
+    return re.sub(
+        r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)",
+        lambda place: f"{place[1]}{tables[place[2]]}{place[3]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def figure(scenes: Report, pairs: Report) -> Figure:
+    """The headline over seconds of training, at equal samples, a panel for each study; without the ablation."""
+    drawn = Figure(figsize=(11.5, 4.2), layout="constrained")
+    panels = drawn.subplots(1, 2)
+    for axes, (name, report) in zip(panels, {"scenes": scenes, "pairs": pairs}.items(), strict=True):
+        Report(report.results, pairs.methods, report.columns, report.headline).draw(axes, "samples")
+        axes.set(title=TITLES[name], ylabel=f"{report.headline}, %")
+    name_lines(drawn, pairs.methods)
+    return drawn
+
+
+def main() -> None:
+    scenes, pairs = read_report("scenes"), read_report("pairs")
+    found = tables(scenes, pairs)
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(fill(page.read_text(), found))
+    figure(scenes, pairs).savefig(ROOT / "docs" / "study.png", dpi=130)
+    for name, report in (("scenes", scenes), ("pairs", pairs)):
+        seconds = statistics.mean(result["train_seconds"] for result in report.results)
+        print(f"{name}: {len(report.results)} runs of {seconds:.0f} s in the mean")
+
+
+if __name__ == "__main__":
+    main()

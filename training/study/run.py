@@ -1,0 +1,221 @@
+"""One run of a study: its options, its training and evaluation in processes of their own, and what it leaves behind."""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_maskclip.distributed import usable_cpus
+from training.study.report import BASELINE
+from training.tracking import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALED_OPTIONS = ("max_steps", "warmup_steps", "eval_every", "unmasked_tuning_steps")
+PACKAGES = ("hf_maskclip", "torch", "transformers", "accelerate")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's YAML says.
+
+    Args:
+        base: options of `training/train.py` that all runs share.
+        methods: name -> patch mask; `none` is what the others are compared with.
+        peers: name -> a random patch mask, whose ratio is the patch dropout of open_clip's model (`peer.py`).
+        columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
+        headline: the column that is drawn over time; its metrics are of the run's own evaluations.
+        samples_only: the methods and peers that get no run of `time` and `half time`.
+        budgets: keys of [`BUDGETS`].
+        suite: of `hf-maskclip evaluate`, on the final model; empty: the run's own evaluations only.
+    """
+
+    base: dict[str, Any]
+    methods: dict[str, Any]
+    seeds: list[int]
+    columns: dict[str, list[str]]
+    headline: str
+    peers: dict[str, Any] = field(default_factory=dict)
+    samples_only: list[str] = field(default_factory=list)
+    suite: str = ""
+    budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
+
+    @property
+    def masks(self) -> dict[str, Any]:
+        return self.methods | self.peers
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One training of a study, and its files in the study's folder."""
+
+    study: Study
+    output_dir: Path
+    seed: int
+    budget: str
+    method: str
+
+    @property
+    def name(self) -> Path:
+        """Where it lies below the folders of runs and of results."""
+        return Path(self.budget.replace(" ", "-"), self.method.replace(" ", "-"), f"seed-{self.seed}")
+
+    @property
+    def folder(self) -> Path:
+        return self.output_dir / "runs" / self.name
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    @property
+    def result(self) -> Path:
+        return (self.output_dir / "results" / self.name).with_suffix(".json")
+
+    def options(self, time_ratio: float = 1.0) -> dict[str, Any]:
+        """Those of `training/train.py`, the steps scaled by a ratio."""
+        scaled = {name: self.study.base[name] for name in SCALED_OPTIONS if self.study.base.get(name, 0) > 0}
+        scaled = {name: max(1, round(time_ratio * count)) for name, count in scaled.items()}
+        own = {"output_dir": str(self.folder), "patch_mask": self.study.masks[self.method], "seed": self.seed}
+        return self.study.base | scaled | own
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
+
+
+def typical_seconds(records: list[dict[str, Any]], tuning_steps: int) -> list[float]:
+    """The seconds of each step of a run: the lower quartile of its masked steps, and that of its last steps, on whole images.
+    So the steps that something else on the machine held up do not count, be they most of them.
+
+    Args:
+        records: of all steps, in order.
+    """
+    seconds = [record["step_seconds"] for record in records]
+    first, last = seconds[: len(seconds) - tuning_steps], seconds[len(seconds) - tuning_steps :]
+    return [float(np.quantile(part, 0.25)) for part in (first, last) for _ in part]
+
+
+def learning_curve(records: list[dict[str, Any]], seconds: list[float], batch_size: int) -> list[dict[str, Any]]:
+    """The evaluations of a `metrics.jsonl`, each with the seconds of training before it, of those of each step; evaluating does
+    not count."""
+    points = []
+    for record in records:
+        if metrics := {key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")}:
+            step = record["step"]
+            when = {"step": step, "seconds": round(sum(seconds[:step]), 2), "samples_seen": step * batch_size}
+            points.append(when | {"metrics": only_scores(metrics)})
+    return points
+
+
+def only_scores(metrics: dict[str, Any]) -> dict[str, float]:
+    return {key: round(value, 6) for key, value in metrics.items() if isinstance(value, float)}
+
+
+def time_ratio(run: StudyRun) -> float | None:
+    """What a run's steps are scaled by; None where the runs that say so are not finished."""
+    if run.budget == "samples":
+        return 1.0
+    finished = [StudyRun(run.study, run.output_dir, run.seed, "samples", method).result for method in (BASELINE, run.method)]
+    if not all(path.exists() for path in finished):
+        return None
+    baseline, own = (json.loads(path.read_text())["seconds_per_step"] for path in finished)
+    return baseline / own / (2 if run.budget == "half time" else 1)
+
+
+def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:
+    """Train and evaluate in processes of their own, which leave no state and no memory behind; write and return the result.
+
+    Raises:
+        subprocess.CalledProcessError: one of these failed.
+    """
+    start = time.perf_counter()
+    shutil.rmtree(run.folder, ignore_errors=True)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    run.log.unlink(missing_ok=True)
+    options = run.options(ratio)
+    program = "training.study.peer" if run.method in run.study.peers else "training.train"
+    call([program, *as_arguments(options)], run.log, lock)
+    if run.study.suite:
+        files = ["--model", str(run.folder / "export"), "--output", str(run.folder / f"eval_{run.study.suite}.json")]
+        call(["hf_maskclip", "evaluate", "--suite", run.study.suite, *files], run.log, lock)
+    result = result_of(run, options) | {"wall_seconds": round(time.perf_counter() - start, 1)}
+    if run.seed != run.study.seeds[0]:
+        shutil.rmtree(run.folder / "export")
+    run.result.parent.mkdir(parents=True, exist_ok=True)
+    aside = run.result.with_suffix(".part")
+    aside.write_text(json.dumps(result, indent=1) + "\n")
+    aside.rename(run.result)
+    return result
+
+
+def call(command: list[str], log: Path, lock: Any) -> None:
+    """Run a module of the project as a program. It holds the study's lock too, should it outlive the study."""
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that it ends with its data workers, and Ctrl-C reaches the study alone
+            pass_fds=[lock.fileno()],
+        )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+def result_of(run: StudyRun, options: dict[str, Any]) -> dict[str, Any]:
+    """All that the report needs to know of a run, and under what it was made."""
+    records = read_metrics(run.folder / "metrics.jsonl")
+    summary = json.loads((run.folder / "eval.json").read_text())
+    evaluations = summary["results"]
+    if run.study.suite:
+        evaluations |= json.loads((run.folder / f"eval_{run.study.suite}.json").read_text())["results"]
+    metrics = {f"{name}/{key}": value for name, record in evaluations.items() for key, value in record.items()}
+    steps = [record for record in records if "loss" in record]
+    seconds = typical_seconds(steps, options.get("unmasked_tuning_steps", 0))
+    return {
+        "method": run.method,
+        "patch_mask": run.study.masks[run.method],
+        "seed": run.seed,
+        "budget": run.budget,
+        "base": run.study.base,
+        "steps": summary["steps"],
+        "samples_seen": summary["samples_seen"],
+        "train_seconds": round(sum(seconds), 1),
+        "seconds_per_step": statistics.mean(seconds),
+        "curve": learning_curve(records, seconds, summary["samples_seen"] // summary["steps"]),
+        "metrics": only_scores(metrics),
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": {"processor": processor_name(), "cpus": usable_cpus()},
+        "commit": commit(),
+    }
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")  # Linux, where `platform` knows the architecture only
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def commit() -> str | None:
+    """That of the checkout; None where there is none."""
+    if not (ROOT / ".git").exists():
+        return None
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip() or None

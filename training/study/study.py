@@ -1,0 +1,179 @@
+"""Compare patch masks that are trained alike: methods x seeds x budgets, each run a call of `training/train.py`, one at a time.
+
+    python -m training.study training/study/scenes.yaml --output_dir runs/study-scenes
+    python -m training.study training/study/scenes.yaml --output_dir runs/study-scenes --report_only
+
+The budget `samples` gives each method the steps of `base`. The budget `time` gives it as many as take the time that the method
+`none` took: the steps of `base` times the seconds a step of `none`, over those of the method, of the same seed; `half time`
+half of these. Warm-up, evaluations and the last steps on whole images keep their share of the run. Runs go seed by seed, so
+that what is finished can be compared. A finished run is a JSON in `results/` and is never run again; a run that was interrupted
+begins anew, so that its time is that of one piece. SIGTERM and Ctrl-C end the study, and the same command goes on. The report
+is written after each run.
+"""
+
+import argparse
+import fcntl
+import json
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_maskclip.errors import ConfigError, fail
+from training.config import load_config
+from training.study.report import BASELINE, BUDGETS, Report, read_results
+from training.study.run import Study, StudyRun, as_arguments, carry_out, time_ratio
+
+OWN_OPTIONS = ("output_dir", "patch_mask", "seed", "samples_seen", "log_every", "checkpoint_every", "resume")
+
+
+def read_study(path: Path) -> Study:
+    """Raises ConfigError where the file is no study, or a run of it could not start for its options."""
+    if not path.is_file():
+        fail(f"study {str(path)!r}: no such file")
+    values = yaml.safe_load(path.read_text())
+    known = [item.name for item in fields(Study)]
+    needed = known[: known.index("peers")]
+    if not isinstance(values, dict) or not set(needed) <= set(values) <= set(known):
+        fail(f"study {str(path)!r}: must have {', '.join(needed)}, and may have {', '.join(known[len(needed) :])}")
+    study = Study(**values)
+    kinds = {name: dict for name in ("base", "methods", "columns", "peers")}
+    kinds |= {"seeds": list, "samples_only": list, "budgets": list}
+    for name, kind in kinds.items():
+        if not isinstance(value := getattr(study, name), kind):
+            fail(f"{path}: {name} {value!r}: must be a {'mapping' if kind is dict else 'list'}")
+    if taken := set(OWN_OPTIONS) & set(study.base):
+        fail(f"{path}: base has {', '.join(sorted(taken))}, which the study sets by itself")
+    if not study.base.get("max_steps"):
+        fail(f"{path}: base has no max_steps, the budget of a run")
+    if BASELINE not in study.methods:
+        fail(f"{path}: methods has no {BASELINE!r}, with which the others are compared")
+    if wrong := [name for name in study.masks if "/" in name]:
+        fail(f"{path}: method {wrong[0]!r}: a name must have no slash")
+    if wrong := [name for name in study.samples_only if name not in study.masks]:
+        fail(f"{path}: samples_only {wrong[0]!r}: must be among the methods and peers")
+    if wrong := [budget for budget in study.budgets if budget not in BUDGETS]:
+        fail(f"{path}: budget {wrong[0]!r}: must be one of {', '.join(BUDGETS)}")
+    if study.headline not in study.columns:
+        fail(f"{path}: headline {study.headline!r}: must be one of the columns {', '.join(study.columns)}")
+    for run in runs_of(study, Path("runs")):
+        load_config(as_arguments(run.options()))
+    return study
+
+
+def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
+    """All runs in their order: seed by seed, equal samples before the equal times that these give."""
+    return [
+        StudyRun(study, output_dir, seed, budget, method)
+        for seed in study.seeds
+        for budget in BUDGETS
+        if budget in study.budgets
+        for method in study.masks
+        if budget == "samples" or method not in (BASELINE, *study.samples_only)  # the baseline's equal time is its own
+    ]
+
+
+@contextmanager
+def locked(output_dir: Path) -> Iterator[Any]:
+    """Hold a study's folder. Raises ConfigError where another study does, or a run that it left behind."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (output_dir / "study.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"output_dir={str(output_dir)!r}: another study, or a run that it left behind, is at work there")
+        yield lock
+
+
+def check_finished(runs: list[StudyRun]) -> None:
+    """Raise ConfigError where a finished run is one of other options than the study has now, or the columns are not its."""
+    for run in runs:
+        if run.result.exists():
+            result = json.loads(run.result.read_text())
+            if (result["base"], result["patch_mask"]) != (run.study.base, run.study.masks[run.method]):
+                fail(f"{run.result}: was made with other options than the study has; give another --output_dir, or remove it")
+            check_columns(run.study, result)
+
+
+def check_columns(study: Study, result: dict[str, Any]) -> None:
+    """Raise ConfigError for a metric that runs do not have; the headline's are needed while they train."""
+    for column, keys in study.columns.items():
+        known = result["curve"][-1]["metrics"] if column == study.headline and result["curve"] else result["metrics"]
+        if absent := [key for key in keys if key not in known]:
+            fail(f"column {column!r}: {absent[0]!r} is no metric of the runs, which are {', '.join(sorted(known))}")
+
+
+def write_report(study: Study, output_dir: Path) -> list[dict[str, Any]]:
+    """Write `report.md` and `accuracy_over_time.png` from whatever is finished, which is returned."""
+    results = read_results(output_dir / "results")
+    if results:
+        report = Report(results, list(study.masks), study.columns, study.headline)
+        (output_dir / "report.md").write_text(report.markdown())
+        report.figure().savefig(output_dir / "accuracy_over_time.png", dpi=150)
+    return results
+
+
+def run_all(runs: list[StudyRun], lock: Any) -> int:
+    """Carry out what is not finished. Returns how many runs failed or had to be left out; the others go on without them."""
+    num_failed = 0
+    for number, run in enumerate(runs, start=1):
+        if run.result.exists():
+            continue
+        name = f"[{number}/{len(runs)}] {run.method}, seed {run.seed}, {BUDGETS[run.budget].lower()}"
+        ratio = time_ratio(run)
+        if ratio is None:
+            print(f"{name}: left out, the run with equal samples of it or of {BASELINE} failed", flush=True)
+            num_failed += 1
+            continue
+        try:
+            result = carry_out(run, ratio, lock)
+            check_columns(run.study, result)
+        except subprocess.CalledProcessError as error:
+            print(f"{name}: {error.cmd[0]} ended with {error.returncode}, see {run.log}", flush=True)
+            num_failed += 1
+            continue
+        results = write_report(run.study, run.output_dir)
+        left = sum(not other.result.exists() for other in runs[number:])
+        hours = left * statistics.mean(other["wall_seconds"] for other in results) / 3600
+        value = statistics.mean(result["metrics"][key] for key in run.study.columns[run.study.headline])
+        took = f"{result['steps']} steps in {result['train_seconds']:.0f} s, {result['wall_seconds']:.0f} s with evaluation"
+        print(f"{name}: {took}; {run.study.headline} {value:.1%}; {left} runs, about {hours:.1f} h left", flush=True)
+    return num_failed
+
+
+def program(arguments: list[str]) -> int:
+    """The command line; returns the exit code: 0, 1 where runs failed, 2 after a line that says what cannot be used, or 130."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="YAML file, such as training/study/scenes.yaml")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where runs, results and the report go")
+    parser.add_argument("--report_only", action="store_true", help="write the report of what is finished, and run nothing")
+    options = parser.parse_args(arguments)
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        study = read_study(options.study)
+        if options.report_only:
+            num_finished = len(write_report(study, options.output_dir))
+            print(f"{num_finished} finished runs" + (f": {options.output_dir}/report.md" if num_finished else ", no report"))
+            return 0
+        runs = runs_of(study, options.output_dir)
+        with locked(options.output_dir) as lock:
+            check_finished(runs)
+            num_failed = run_all(runs, lock)
+            write_report(study, options.output_dir)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ended before its end; the same command goes on from the last finished run", flush=True)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    print(f"{len(runs) - num_failed} of {len(runs)} runs are finished: {options.output_dir}/report.md")
+    return 1 if num_failed else 0

@@ -1,0 +1,106 @@
+"""What a run says at its start and at its end: its folder, its evaluation, its pictures, and how to load the model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import CLIPImageProcessorPil, CLIPProcessor
+
+from hf_maskclip import MaskCLIPModel, export_to_clip
+from hf_maskclip.distributed import sum_counts
+from hf_maskclip.evaluation import Encoder
+from hf_maskclip.evaluation.tasks import run_evaluations
+from hf_maskclip.visualization import draw_patch_masks
+from training.checkpoint import prepare_output_dir
+from training.run import Run
+from training.tracking import MetricsLog, draw_curves, start_tracker
+
+# The masks of `masks.png`.
+SHOWN_MASKS: dict[str, Any] = {
+    "random": "random",
+    "cluster": "cluster",
+    "PGS 0.3": "pgs",
+    "PGS 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5},
+}
+
+
+def start_reports(run: Run) -> MetricsLog:
+    """The run's folder, its configuration and its log, from which the records of steps that come again are gone."""
+    if run.accelerator.is_main_process:
+        if run.checkpoint:
+            print(f"going on from {run.checkpoint}")
+        elif moved := prepare_output_dir(run.output_dir):
+            print(f"{run.output_dir} held an earlier run: moved to {moved}")
+        options = yaml.safe_dump(run.config.as_options(), sort_keys=False, allow_unicode=True)
+        (run.output_dir / "config.yaml").write_text(options, encoding="utf-8")
+    run.accelerator.wait_for_everyone()
+    start_tracker(run.accelerator, run.config)
+    log = MetricsLog(run.accelerator, run.output_dir)
+    log.forget_after(run.steps_done)
+    return log
+
+
+def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
+    """Export and evaluate the model; write the results and pictures, and say how to load it."""
+    model = run.learner.result()
+    if run.accelerator.is_main_process:
+        export_to_clip(model, run.output_dir / "export", run.learner.processor)  # before anything else can fail
+    results = evaluate(run, model)
+    report_evaluation(log, run.num_steps, results)
+    summary = {
+        "model": run.config.model,
+        "patch_mask": run.learner.model.config.vision_config.patch_mask,
+        "eval_data": run.eval_data,
+        "ema_momentum": run.config.ema_momentum,
+        "steps": run.num_steps,
+        "samples_seen": run.num_steps * run.samples_per_step,
+        "train_seconds": round(run.data.state.train_seconds, 1),
+        "skipped": sum_counts(run.data.state.skipped),
+        "results": results,
+    }
+    if run.accelerator.is_main_process:
+        (run.output_dir / "eval.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        draw_pictures(run)
+        print_summary(run.output_dir, summary)
+    return summary
+
+
+def evaluate(run: Run, model: MaskCLIPModel) -> dict[str, dict[str, Any]]:
+    """The records of the run's evaluations by their names, as `hf-maskclip evaluate` gives them for the export."""
+    processor = run.learner.processor
+    image_processor = CLIPImageProcessorPil(**processor.image_processor.to_dict())
+    encoder = Encoder(model, CLIPProcessor(image_processor=image_processor, tokenizer=processor.tokenizer))
+    return dict(run_evaluations(encoder, run.data.evaluations))
+
+
+def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, Any]]) -> None:
+    numbers = {f"eval/{name}/{key}": value for name, metrics in results.items() for key, value in metrics.items()}
+    if numbers:
+        log.write(step, **{key: value for key, value in numbers.items() if isinstance(value, (int, float))})
+
+
+def draw_pictures(run: Run) -> None:
+    """Write `masks.png` (eight training pictures) and `curves.png`."""
+    vision = run.learner.model.config.vision_config
+    sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    figure = draw_patch_masks(run.data.source.pictures(count=8), SHOWN_MASKS, **sizes)
+    figure.savefig(run.output_dir / "masks.png", dpi=150)
+    if (run.output_dir / "metrics.jsonl").exists():
+        draw_curves(run.output_dir / "metrics.jsonl").savefig(run.output_dir / "curves.png", dpi=150)
+
+
+def print_summary(output_dir: Path, summary: dict[str, Any]) -> None:
+    print(f"\n{summary['samples_seen']} pairs in {summary['steps']} steps, {summary['train_seconds']:.0f} s")
+    if summary["skipped"]:
+        print("skipped samples: " + ", ".join(f"{cause} {count}" for cause, count in summary["skipped"].items()))
+    for name, metrics in summary["results"].items():
+        shown = {k: v for k, v in metrics.items() if k in ("top1", "mean_per_class") or k.endswith("recall@10")}
+        print(f"{name}: " + ", ".join(f"{key} {value:.1%}" for key, value in shown.items()))
+    print(f"""
+Written to {output_dir}: export/, eval.json, metrics.jsonl, masks.png, curves.png. To load the model:
+
+    from transformers import AutoModel, pipeline
+    model = AutoModel.from_pretrained("{output_dir}/export")
+    classify = pipeline("zero-shot-image-classification", model="{output_dir}/export")
+""")
