@@ -1,15 +1,15 @@
 """The page of `hf-maskclip demo`: what the masks leave of a picture, and what that does to a CLIP's zero-shot scores.
 
-The functions that draw and score come first and know nothing of the page; `build_demo` puts them on it. The example pictures in
-`demo_examples/` are scenes of the embedded data set, shipped with the package so that the page needs neither a run's folder nor
-the network.
+The functions that draw and score come first and know nothing of the page; `build_demo` puts them on it. The example pictures
+are scenes of the embedded data set, so that the page needs neither a run's folder nor the network.
 
 Shapes: L patches, E projection size, M labels, R shares of hidden patches.
 """
 
 import io
+import tempfile
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 
 import torch
@@ -19,6 +19,8 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPProcessor
 
+from .data.scene_drawing import draw_scene
+from .data.scenes import sample_scene
 from .models.modeling_maskclip import MaskCLIPModel
 from .models.patch_mask_registry import build_patch_mask, patch_masks, resolve_patch_mask
 from .models.patch_masking import PatchMask
@@ -30,14 +32,14 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError('hf-maskclip demo: needs Gradio: pip install "hf_maskclip[demo]"') from error
 
-EXAMPLE_DIR = Path(__file__).with_name("demo_examples")
-# Example pictures and the labels that they are scored for.
+# Example pictures, scenes of the test split by their numbers, and the labels that they are scored for.
 EXAMPLES = {
-    "purple_star_on_grass.png": "a purple star, a red star, a purple car, a green box",
-    "orange_flower_in_leaves.png": "an orange flower, a blue flower, an orange cup, a black heart",
-    "yellow_trees_at_night.png": "three yellow trees, three green trees, one yellow fish, a white moon",
-    "red_arrow_at_sea.png": "a red arrow, a yellow arrow, a red cup, a pink key",
+    "purple star on grass": (21, "a purple star, a red star, a purple car, a green box"),
+    "orange flower in leaves": (28, "an orange flower, a blue flower, an orange cup, a black heart"),
+    "yellow trees at night": (22, "three yellow trees, three green trees, one yellow fish, a white moon"),
+    "red arrow at sea": (1, "a red arrow, a yellow arrow, a red cup, a pink key"),
 }
+EXAMPLE_SIZE = 160  # in pixels
 TEMPLATE = "a photo of {}"
 SHARES = tuple(tenths / 10 for tenths in range(10))  # of hidden patches, at which labels are scored; 0 is the whole picture
 HALF = SHARES.index(0.5)
@@ -85,9 +87,9 @@ def draw_masks(
     masks = {name: mask_at_ratio(name, mask_ratio) for name in _mask_names()} | {"pgs": {"name": "pgs"} | pgs}
     vision = model.config.vision_config
     image_size = max(vision.image_size, MIN_PATCHES_PER_SIDE * vision.patch_size)
-    how = {"image_size": image_size, "patch_size": vision.patch_size, "seed": int(seed)}
-    every = draw_patch_masks([image], masks, **how, teacher=model.vision_model, panels_per_row=5)
-    stages = draw_pgs_steps([image], masks["pgs"], **how, panels_per_row=4)
+    sizes = {"image_size": image_size, "patch_size": vision.patch_size, "seed": int(seed)}
+    every = draw_patch_masks([image], masks, **sizes, teacher=model.vision_model, panels_per_row=5)
+    stages = draw_pgs_steps([image], masks["pgs"], **sizes, panels_per_row=4)
     return every, stages
 
 
@@ -129,8 +131,8 @@ def score_labels(
     attention = class_attention(vision_model, pixel_values) if patch_masks()[mask].needs_patch_scores else None  # (1, L)
 
     def score(patch_mask: PatchMask | None, generator: torch.Generator | None = None) -> torch.Tensor:  # (M,)
-        how = {"generator": generator, "patch_mask": patch_mask, "patch_scores": attention}
-        selection = vision_model.select_patches(pixel_values, **how) if patch_mask else None
+        options = {"generator": generator, "patch_mask": patch_mask, "patch_scores": attention}
+        selection = vision_model.select_patches(pixel_values, **options) if patch_mask else None
         image_embeds = model.get_image_features(pixel_values, patch_selection=selection).pooler_output  # (1, E)
         logits = model.logit_scale.exp() * F.normalize(image_embeds, dim=-1) @ text_embeds.T
         return logits.softmax(dim=1)[0]
@@ -193,7 +195,9 @@ def build_demo(model_dir: str | Path) -> gr.Blocks:
         with gr.Tab("Masks"):
             _add_tab(demo, show_masks, *_masks_tab())
         with gr.Tab("Zero-shot"):
-            own_mask = model.config.vision_config.patch_mask["name"]
+            vision_model = model.vision_model
+            hides_none = vision_model.patch_mask.keeps_all
+            own_mask = "pgs" if hides_none else vision_model.config.patch_mask["name"]
             _add_tab(demo, show_scores, *_zero_shot_tab(own_mask))
     return demo
 
@@ -219,15 +223,14 @@ def _masks_tab() -> tuple[list, list]:
 
 def _zero_shot_tab(own_mask: str) -> tuple[list, list]:
     """The inputs and the outputs of the second tab."""
-    examples = [[path, labels] for path, labels in zip(_example_paths(), EXAMPLES.values(), strict=True)]
+    examples = [[path, labels] for path, (_, labels) in zip(_example_paths(), EXAMPLES.values(), strict=True)]
     with gr.Row():
         with gr.Column(scale=1, min_width=370):
             image = _picture_input()
             labels = gr.Textbox(examples[0][1], label="Labels", info="separated by commas", elem_id="labels", submit_btn=True)
             template = gr.Textbox(TEMPLATE, label="Template", info="{} stands for the label", submit_btn=True)
-            mask = gr.Dropdown(_mask_names(), value="pgs" if own_mask == "none" else own_mask, label="Mask that hides patches")
-            names = [Path(name).stem.replace("_", " ") for name in EXAMPLES]
-            gr.Examples(examples, [image, labels], example_labels=names)
+            mask = gr.Dropdown(_mask_names(), value=own_mask, label="Mask that hides patches")
+            gr.Examples(examples, [image, labels], example_labels=list(EXAMPLES))
         with gr.Column(scale=3, min_width=600):
             with gr.Row():
                 whole = gr.Label(label="The whole picture", elem_id="whole", show_heading=False)
@@ -241,8 +244,8 @@ def _add_tab(demo: gr.Blocks, show: Callable, inputs: list, outputs: list) -> No
     """Call `show` when the page opens, and whenever an input is changed; texts when they are submitted."""
     triggers = [item.submit if isinstance(item, gr.Textbox) else item.change for item in inputs]
     # One call at a time over both tabs: class_attention looks into the one model as it runs.
-    how = {"show_progress": "minimal", "concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "always_last"}
-    gr.on([demo.load, *triggers], _as_messages(show), inputs, outputs, **how)
+    options = {"show_progress": "minimal", "concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "always_last"}
+    gr.on([demo.load, *triggers], _as_messages(show), inputs, outputs, **options)
 
 
 def _as_messages(show: Callable) -> Callable:
@@ -274,11 +277,22 @@ def _check_picture(image: Image.Image | None) -> None:
 
 
 def _mask_names() -> list[str]:
-    return [name for name in patch_masks() if name != "none"]
+    return [name for name, mask in patch_masks().items() if not mask.keeps_all]
 
 
+def draw_example(name: str) -> Image.Image:
+    """The picture of an example, one of `EXAMPLES`."""
+    return draw_scene(sample_scene(EXAMPLES[name][0], split="test"), EXAMPLE_SIZE)[0]
+
+
+@cache
 def _example_paths() -> list[str]:
-    return [str(EXAMPLE_DIR / name) for name in EXAMPLES]
+    """The example pictures as files, which the page wants: in a temporary folder of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="hf_maskclip_demo_"))
+    paths = [folder / f"{name.replace(' ', '_')}.png" for name in EXAMPLES]
+    for path, name in zip(paths, EXAMPLES, strict=True):
+        draw_example(name).save(path)
+    return [str(path) for path in paths]
 
 
 def _as_picture(figure: Figure) -> Image.Image:

@@ -30,11 +30,14 @@ def rank() -> int:
 
 def cpu_group() -> "dist.ProcessGroup":
     """A group of all processes that talks over the CPU, so that comparing numbers never waits for a GPU."""
-    default = dist.group.WORLD
-    if dist.get_backend() == "gloo":
+    backend, default = dist.get_backend(), dist.group.WORLD
+    assert default is not None  # or its backend could not be asked for
+    if backend == "gloo":
         return default
     if default not in _cpu_groups:
-        _cpu_groups[default] = dist.new_group(backend="gloo")
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup)  # of all processes, and so of this one
+        _cpu_groups[default] = group
     return _cpu_groups[default]
 
 

@@ -143,6 +143,7 @@ def cached_contrastive_backward(
     scale = logit_scale.detach().clone().requires_grad_()
     value = loss(images, texts, scale.exp())
     value.backward()
+    assert images.grad is not None and texts.grad is not None and scale.grad is not None  # the loss depends on all three
 
     splits = [len(image_embeds) for image_embeds, _ in embeds]
     gradients = list(zip(images.grad.split(splits), texts.grad.split(splits), strict=True))

@@ -37,7 +37,7 @@ def keys_of_epochs(spec, *, num_processes, num_workers, epochs, seed=0) -> list[
     for process in range(num_processes):
         split = {"process": process, "num_processes": num_processes, "num_workers": num_workers}
         for epoch in range(epochs):
-            stream = shard_stream(open_files(spec), epoch, seed=seed, buffer_size=8, **split)
+            stream = shard_stream(open_source(spec).stream, epoch, seed=seed, buffer_size=8, **split)
             loader = torch.utils.data.DataLoader(
                 stream, batch_size=None, collate_fn=itemgetter("__key__"), num_workers=num_workers
             )

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
+from hf_maskclip.errors import ConfigError
 from hf_maskclip.evaluation import (
     Accuracy,
     Encoder,
@@ -17,7 +18,6 @@ from hf_maskclip.evaluation import (
     ImageSet,
     MeanAveragePrecision,
     average_by_kind,
-    average_robustness,
     evaluate_compositionality,
     evaluate_linear_probe,
     evaluate_multi_label,
@@ -29,6 +29,7 @@ from hf_maskclip.evaluation import (
 from hf_maskclip.evaluation.encoder import ImageFeatures
 from hf_maskclip.evaluation.linear_probe import fit_by_gradient_descent, fit_logistic_regression
 from hf_maskclip.evaluation.metrics import rank_of_nearest
+from hf_maskclip.evaluation.report import mean_of_robustness
 from hf_maskclip.evaluation.zero_shot import class_features
 
 NAN = float("nan")
@@ -98,7 +99,7 @@ def test_hard_negatives_and_averages_by_hand():
     kinds = ("replace_object", "swap_object", "add_object", "replace_attribute", "swap_attribute", "add_attribute")
     averages = average_by_kind({kind: value for value, kind in enumerate(kinds)} | {"replace_relation": 13})
     assert averages == {"object": 1, "attribute": 4, "relation": 13, "mean": 4}
-    assert average_robustness({"plain": 1.0, "noise": 0.5, "blur": 0.0}, "plain") == {"id_average": 0.5, "ood_average": 0.25}
+    assert mean_of_robustness({"plain": 1.0, "noise": 0.5, "blur": 0.0}) == {"ID avg": 0.5, "OOD avg": 0.25}
 
 
 # ---- No model profits from what it does not know ---------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def test_logistic_regression_says_what_it_needs(monkeypatch):
     with pytest.raises(ValueError, match="logistic_regression: the features of training pictures are not all finite numbers"):
         evaluate_linear_probe(FeaturesWithoutAModel("nan"), LABELS, LABELS, 20, solver="logistic_regression")
     monkeypatch.setattr(linear_probe, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn: pip install .hf_maskclip\[probe\]"):
+    with pytest.raises(ConfigError, match=r"needs scikit-learn: pip install .hf_maskclip\[probe\]"):
         evaluate_linear_probe(FeaturesWithoutAModel("random"), LABELS, LABELS, 20, solver="logistic_regression")
 
 

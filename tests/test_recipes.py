@@ -184,7 +184,7 @@ def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
     [
         ("FSDP", {"ema_momentum": 0.9}, "ema_momentum: needs whole weights on every process, which FSDP splits; use DDP"),
         ("FSDP", {"patch_mask": "attentive"}, "patch_mask attentive: needs whole weights"),
-        ("FSDP", {"patch_mask": {"name": "pgs", "embedding_weight": 0.5}}, "embedding_weight: needs whole weights"),
+        ("FSDP", {"patch_mask": {"name": "pgs", "embedding_weight": 0.5}}, "patch_mask pgs: needs whole weights"),
         ("FSDP", {"compile": True}, "compile: needs whole weights"),
     ],
 )

@@ -22,6 +22,7 @@ from hf_maskclip.errors import ConfigError, TrainingStopped
 from training import loop
 from training import run as run_module
 from training.checkpoint import latest_checkpoint
+from training.data.position import LoaderState
 from training.data.skipping import WINDOW
 from training.model import optimization
 from training.parallel import choose, fsdp
@@ -72,9 +73,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(patch_mask, num_
     keys, masks = [], []
     use, select = LoaderState.use, PatchSelector.select
 
-    def recorded_use(progress, batch, again=False):
-        keys.extend([] if again else [batch["keys"]])
-        use(progress, batch, again)
+    def recorded_use(state, batch):
+        keys.append(batch.keys)
+        use(state, batch)
 
     def recorded_select(*args, **kwargs):
         masks.append(select(*args, **kwargs))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_maskclip.data import scene_sets
 from hf_maskclip.data.scene_backgrounds import BACKGROUNDS
 from hf_maskclip.data.scene_drawing import COLOURS, FILLS, REACH, SHAPES, SIZES, STYLES, Scene, SceneObject, draw_scene
 from hf_maskclip.data.scene_sets import (
@@ -105,7 +106,7 @@ def drawn(monkeypatch):
         record.append(scene)
         return draw_scene(scene, *args)
 
-    monkeypatch.setattr(scenes, "draw_scene", recording)
+    monkeypatch.setattr(scene_sets, "draw_scene", recording)
     return record
 
 

@@ -14,14 +14,17 @@ import yaml
 from transformers import CLIPModel
 
 from hf_maskclip.errors import ConfigError
-from training.benchmarks import study_pages, study_run
 from training.config import TrainingConfig, load_config
+from training.loop import train
+from training.run import prepare
 from training.stopping import StopRequest
-from training.study.report import Curve, Report, mean_and_error, read_results, time_to_reach
+from training.study import pages
+from training.study import run as study_run
+from training.study.report import Curve, Report, mean_and_error, read_results, time_to_reach, write_results
 from training.study.run import StudyRun, learning_curve, time_ratio, typical_seconds
 from training.study.study import locked, program, read_study, runs_of
+from training.summary import finish, start_reports
 from training.tracking import MetricsLog, read_metrics
-from training.train import finish, start_reports, train
 
 PAIR = "zero_shot_pair/top1"
 
@@ -82,6 +85,7 @@ def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_pat
     assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"] and result["seconds_per_step"] > 0
     assert result["machine"]["cpus"] and result["versions"]["torch"]
     report = (output_dir / "report.md").read_text()
+    assert read_results(output_dir / "results.jsonl") == [result]
     assert "| none | 1 |" in report and (output_dir / "accuracy_over_time.png").stat().st_size > 10_000
 
     files = sorted((output_dir / "results").rglob("*.json"))
@@ -96,9 +100,7 @@ def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_pat
     assert capsys.readouterr().out == f"1 finished runs: {output_dir}/report.md\n"
 
 
-def test_an_interrupted_study_goes_on_and_begins_the_interrupted_run_anew(
-    write, values, tmp_path, trainings, monkeypatch, capsys
-):
+def test_an_interrupted_study_goes_on_and_begins_that_run_anew(write, values, tmp_path, trainings, monkeypatch, capsys):
     arguments = [str(write(values | {"seeds": [0, 1]})), "--output_dir", str(tmp_path / "study")]
     complete = study_run.call
 
@@ -110,18 +112,20 @@ def test_an_interrupted_study_goes_on_and_begins_the_interrupted_run_anew(
     monkeypatch.setattr(study_run, "call", interrupted)
     assert program(arguments) == 130
     assert "the same command goes on" in capsys.readouterr().out
-    assert [result["method"] for result in read_results(tmp_path / "study" / "results")] == ["none"]
+    for source in ("results", "results.jsonl"):
+        assert [result["method"] for result in read_results(tmp_path / "study" / source)] == ["none"]
 
     monkeypatch.setattr(study_run, "call", complete)
     assert program(arguments) == 0
-    places = ["samples/none/seed-0", *2 * ["samples/random-0.5/seed-0"], "time/random-0.5/seed-0"]
-    places += ["samples/none/seed-1", "samples/random-0.5/seed-1", "time/random-0.5/seed-1"]
-    assert trainings == places
+    folders = ["samples/none/seed-0", *2 * ["samples/random-0.5/seed-0"], "time/random-0.5/seed-0"]
+    folders += ["samples/none/seed-1", "samples/random-0.5/seed-1", "time/random-0.5/seed-1"]
+    assert trainings == folders
+    gathered = read_results(tmp_path / "study" / "results.jsonl")
+    assert len(gathered) == 6 and gathered == read_results(tmp_path / "study" / "results")
     printed = capsys.readouterr().out
     assert "[2/6] random 0.5, seed 0, equal samples: 4 steps in 2 s" in printed
     assert "[3/6] random 0.5, seed 0, equal time: 8 steps in 4 s" in printed and "50.0%; 3 runs, about" in printed
-    exports = (tmp_path / "study" / "runs").rglob("export")
-    assert {folder.parent.name for folder in exports} == {"seed-0"}  # those of the other seeds are not kept
+    assert {export.parent.name for export in (tmp_path / "study" / "runs").rglob("export")} == {"seed-0"}  # no other is kept
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(write, values, tmp_path, trainings, monkeypatch, capsys):
@@ -135,7 +139,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(write, values, tmp_path,
     monkeypatch.setattr(study_run, "call", failing)
     assert program([str(write(values)), "--output_dir", str(tmp_path / "study")]) == 1
     printed = capsys.readouterr().out
-    assert "random 0.5, seed 0, equal samples: training/train.py ended with 2, see" in printed
+    assert "random 0.5, seed 0, equal samples: training.train ended with 2, see" in printed
     assert "random 0.5, seed 0, equal time: left out" in printed and "1 of 3 runs are finished" in printed
 
 
@@ -176,10 +180,10 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
 
 def made_up(method: str, seed: int, budget: str, step_seconds: float, scores: list[float], steps: int = 100) -> dict:
     """The result of a run that was evaluated at equal distances, the last time at its end."""
-    places = [steps * number // len(scores) for number in range(1, len(scores) + 1)]
+    evaluated = [steps * number // len(scores) for number in range(1, len(scores) + 1)]
     curve = [
         {"step": step, "seconds": step * step_seconds, "samples_seen": 8 * step, "metrics": {PAIR: score}}
-        for step, score in zip(places, scores, strict=True)
+        for step, score in zip(evaluated, scores, strict=True)
     ]
     run = {"method": method, "seed": seed, "budget": budget, "steps": steps, "samples_seen": 8 * steps, "base": {}}
     run |= {"seconds_per_step": step_seconds, "train_seconds": steps * step_seconds, "curve": curve, "commit": None}
@@ -241,10 +245,7 @@ def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(repor
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (
-            {"seeds": None},
-            "must have base, methods, seeds, columns, headline, and may have peers, samples_only, suite, budgets",
-        ),
+        ({"base": None}, "must have base, methods, seeds, columns, headline, and may have peers, samples_only, suite, budgets"),
         ({"seeds": 3}, "seeds 3: must be a list"),
         ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
         ({"methods": {"pgs": "pgs"}}, "methods has no 'none'"),
@@ -287,58 +288,63 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
 
 
 def test_the_studies_that_are_kept_can_be_read():
-    folder = study_run.ROOT / "training" / "benchmarks"
+    folder = study_run.ROOT / "training" / "study"
     for name, num_runs in (("scenes.yaml", 3 * (10 + 5)), ("pairs.yaml", 2 * (8 + 6 + 6))):
         study = read_study(folder / name)
         assert len(runs_of(study, folder)) == num_runs
 
 
+def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path):
+    for name, num_runs, num_initial in (("scenes", 42, 2), ("pairs", 30, 0)):
+        file, copy = pages.RESULTS / f"{name}.jsonl", tmp_path / f"{name}.jsonl"
+        write_results(results := read_results(file), copy)
+        assert copy.read_bytes() == file.read_bytes() and len(results) == num_runs + num_initial
+        assert len(pages.read_report(name).results) == num_runs
+
+
 def test_the_pages_say_what_the_results_say():
-    scenes, pairs = (study_pages.read_report(name) for name in ("scenes", "pairs"))
-    assert scenes.results and pairs.results
-    tables = study_pages.tables(scenes, pairs)
-    for name in study_pages.PAGES:
+    scenes, pairs = (pages.read_report(name) for name in ("scenes", "pairs"))
+    tables = pages.tables(scenes, pairs)
+    for name in pages.PAGES:
         page = (study_run.ROOT / name).read_text()
         assert page.count("<!-- table: ") == page.count("<!-- end -->") > 0
-        assert page == study_pages.fill(page, tables), f"{name}: run python training/study/pages.py"
+        assert page == pages.fill(page, tables), f"{name}: run python -m training.study.pages"
     assert tables["summary"] in (study_run.ROOT / "README.md").read_text()
 
 
-def test_a_table_goes_into_its_place_and_nowhere_else():
+def test_a_table_goes_between_its_comments_and_nowhere_else():
     page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb\n<!-- table: y -->\n<!-- end -->\n"
-    filled = study_pages.fill(page, {"x": "| 1 |\n", "y": "| 2 |\n"})
+    filled = pages.fill(page, {"x": "| 1 |\n", "y": "| 2 |\n"})
     assert filled == "a\n<!-- table: x -->\n| 1 |\n<!-- end -->\nb\n<!-- table: y -->\n| 2 |\n<!-- end -->\n"
     with pytest.raises(KeyError, match="y"):
-        study_pages.fill(page, {"x": ""})
+        pages.fill(page, {"x": ""})
 
 
 def test_the_peer_trains_open_clips_model_and_leaves_it_as_a_clip(options, tmp_path):
     """Patch dropout is on in the masked steps only, and what is evaluated and exported computes as open_clip's model does."""
     pytest.importorskip("open_clip")
-    from training.benchmarks import study_peer
+    from training.study import peer
 
     mask = {"name": "random", "mask_ratio": 0.5}
     config = TrainingConfig(**(options | {"model": "tiny", "patch_mask": mask, "unmasked_tuning_steps": 1}))
-    run, tokens = study_peer.prepare_peer(config), []
-    run.peer.clip.visual.transformer.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[1]))
-    before = run.peer.clip.logit_scale.item()
+    run, tokens = prepare(config, peer.PeerParallel), []
+    theirs = run.learner.parallel.peer
+    theirs.clip.visual.transformer.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[1]))
+    before = theirs.clip.logit_scale.item()
     with StopRequest() as stop:
         assert train(run, start_reports(run), stop)
-    assert tokens == [33, 33, 33, 65] and run.peer.clip.logit_scale.item() != before  # half of 64 patches, and the class token
+    assert tokens == [33, 33, 33, 65] and theirs.clip.logit_scale.item() != before  # half of 64 patches, and the class token
     assert [record["kept_patches"] for record in read_metrics(run.output_dir / "metrics.jsonl")] == [32, 32, 32, 64]
-
     finish(run, MetricsLog(run.accelerator, run.output_dir))
     exported = CLIPModel.from_pretrained(run.output_dir / "export").eval()
-    text = exported.config.text_config
-    input_ids = torch.tensor(
-        [[text.bos_token_id, 300, 400, text.eos_token_id], [text.bos_token_id, 500, *2 * [text.eos_token_id]]]
-    )
+    bos, eos = exported.config.text_config.bos_token_id, exported.config.text_config.eos_token_id
+    input_ids = torch.tensor([[bos, 300, 400, eos], [bos, 500, eos, eos]])
     pixels = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        theirs = run.peer.eval()(input_ids, pixels, apply_patch_mask=False)
+        expected = theirs.eval()(input_ids, pixels, apply_patch_mask=False)
         ours = exported(input_ids=input_ids, pixel_values=pixels)
-    torch.testing.assert_close(ours.image_embeds, theirs.image_embeds, atol=1e-5, rtol=0)
-    torch.testing.assert_close(ours.text_embeds, theirs.text_embeds, atol=1e-5, rtol=0)
+    for name in ("image_embeds", "text_embeds"):
+        torch.testing.assert_close(ours[name], expected[name], atol=1e-5, rtol=0)
 
     with pytest.raises(ConfigError, match="patch_mask='pgs': must be random"):
-        study_peer.prepare_peer(TrainingConfig(**(options | {"model": "tiny", "patch_mask": "pgs"})))
+        prepare(TrainingConfig(**(options | {"model": "tiny", "patch_mask": "pgs"})), peer.PeerParallel)

@@ -209,7 +209,7 @@ def describe_options() -> str:
 
 def _help_of(item: dataclasses.Field) -> str:
     allowed = item.metadata["range"]
-    return item.metadata["help"] + (f" ({allowed})" if allowed not in (None) else "")
+    return item.metadata["help"] + (f" ({allowed})" if allowed != NOT_NEGATIVE else "")
 
 
 def _parse_arguments(arguments: list[str]) -> dict[str, str]:

@@ -137,7 +137,7 @@ def _paint_bricks(rng: np.random.Generator, side: int) -> np.ndarray:
     tones = rng.uniform(-0.2, 0.2, (12, 8)).astype(np.float32)[rows.astype(int), columns.astype(int)]
     picture = mix((0.46, 0.25, 0.20), (0.76, 0.50, 0.41), 0.5 + tones + 0.12 * _noise(rng, side, "rough"))
     mortar = (rows % 1 < 0.14) | (columns % 1 < 0.07)
-    return np.where(mortar[..., None], np.float32((0.74, 0.70, 0.66)), picture)
+    return np.where(mortar[..., None], np.asarray((0.74, 0.70, 0.66), np.float32), picture)
 
 
 def _paint_stone(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -149,7 +149,7 @@ def _paint_sunset(rng: np.random.Generator, side: int) -> np.ndarray:
     height = unit_grid(side)[1] + 0.05 * _noise(rng, side, "layers")
     upper = mix((0.36, 0.30, 0.52), (0.92, 0.56, 0.46), height * 1.6)
     glow = np.clip(height * 1.7 - 0.75, 0, 1)[..., None]
-    return upper + (np.float32((0.98, 0.80, 0.52)) - upper) * glow
+    return upper + (np.asarray((0.98, 0.80, 0.52), np.float32) - upper) * glow
 
 
 def _paint_leaves(rng: np.random.Generator, side: int) -> np.ndarray:

@@ -157,12 +157,12 @@ def _accent(colour: np.ndarray) -> np.ndarray:
 
     Cream on black would leave open which of the two is the object's colour.
     """
-    brightness = colour @ np.float32((0.3, 0.6, 0.1))
+    brightness = colour @ np.asarray((0.3, 0.6, 0.1), np.float32)
     if brightness < 0.2:
-        return np.float32((0.50, 0.50, 0.53))
+        return np.asarray((0.50, 0.50, 0.53), np.float32)
     if brightness > 0.9:
-        return np.float32((0.62, 0.63, 0.67))
-    return colour * np.float32(0.45) if brightness > 0.68 else np.float32((0.97, 0.95, 0.88))
+        return np.asarray((0.62, 0.63, 0.67), np.float32)
+    return colour * np.float32(0.45) if brightness > 0.68 else np.asarray((0.97, 0.95, 0.88), np.float32)
 
 
 def _lit_colours(item: SceneObject, sprite: _Sprite, diameter: int, towards_light: tuple[float, float]) -> np.ndarray:
@@ -182,10 +182,10 @@ def _lit_colours(item: SceneObject, sprite: _Sprite, diameter: int, towards_ligh
 
 def _surface(item: SceneObject, sprite: _Sprite, diameter: int, rim_strength: float) -> np.ndarray:
     """The object's (side, side, 3) colours without light: fill pattern, inner details and rim."""
-    colour = np.float32(COLOURS[item.colour])
+    colour = np.asarray(COLOURS[item.colour], np.float32)
     surface = mix(colour, _accent(colour), _fill_pattern(item.fill, diameter, len(sprite.body)))
-    detail = np.float32((0.55, 0.55, 0.58)) if item.colour == "black" else colour * np.float32(0.38)
-    surface += (np.float32((0.96, 0.95, 0.90)) - surface) * (sprite.pale[..., None] * np.float32(1 / 255))
+    detail = np.asarray((0.55, 0.55, 0.58), np.float32) if item.colour == "black" else colour * np.float32(0.38)
+    surface += (np.asarray((0.96, 0.95, 0.90), np.float32) - surface) * (sprite.pale[..., None] * np.float32(1 / 255))
     surface += (detail - surface) * (sprite.dark[..., None] * np.float32(1 / 255))
     surface *= 1 - sprite.rim[..., None] * np.float32(rim_strength / 255)
     return surface
@@ -228,8 +228,8 @@ def _recolour(picture: np.ndarray, scene: Scene) -> np.ndarray:
     """Permute the background's colour channels, so that it stands out best from all the objects."""
     # The tints change even grey backgrounds, which a permutation would leave as they were.
     palettes = (((1, 2, 0), (1.12, 0.95, 0.82)), ((2, 0, 1), (0.84, 0.98, 1.14)), ((2, 1, 0), (1.06, 0.86, 1.08)))
-    candidates = [picture[..., order] * np.float32(tint) for order, tint in palettes]
-    colours = np.float32([COLOURS[item.colour] for item in scene.objects]).reshape(-1, 3)
+    candidates = [picture[..., order] * np.asarray(tint, np.float32) for order, tint in palettes]
+    colours = np.asarray([COLOURS[item.colour] for item in scene.objects], np.float32).reshape(-1, 3)
     gaps = [np.linalg.norm(colours - candidate.mean(axis=(0, 1)), axis=1).min(initial=2.0) for candidate in candidates]
     return candidates[int(np.argmax(gaps))]
 

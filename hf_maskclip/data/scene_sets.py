@@ -6,6 +6,7 @@ Every set is a pure function of its arguments. Pictures are of the "test" split,
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -91,9 +92,9 @@ def retrieval_set(
         raise ValueError(f"captions_per_image is {captions_per_image}: it must be 1 to 5")
     samples: list[tuple[Image.Image, list[str]]] = []
     used: set[str] = set()
-    for index in count():
-        if len(samples) == n:
-            return samples
+    indices = count()
+    while len(samples) < n:
+        index = next(indices)
         scene = sample_scene(index, seed=seed, split="test")
         rng = np.random.default_rng((seed, SPLITS.index("test"), index, _CAPTION_STREAM))
         tries = (full_caption(scene, rng, 1.0, details=(1.0, 0.8, 0.5), says_background=0.9) for _ in range(20))
@@ -101,6 +102,7 @@ def retrieval_set(
         if len(captions) == captions_per_image and used.isdisjoint(captions):
             used.update(captions)
             samples.append((draw_scene(scene, image_size)[0], captions))
+    return samples
 
 
 def _contrast_scenes(seed: int, stream: int) -> Iterator[tuple[Scene, np.random.Generator]]:
@@ -122,7 +124,8 @@ def _replace_attribute(mention: Mention, item: SceneObject, present: set, rng: n
     """Give ``mention`` another size, or a colour or fill that no object has."""
     name = pick(rng, ("colour", "size", "fill") if mention.fill else ("colour", "size"))
     options = {"colour": tuple(COLOURS), "size": tuple(SIZES), "fill": FILLS}[name]
-    return replace(mention, **{name: _other(rng, options, present | {getattr(item, name)})})
+    other: dict[str, Any] = {name: _other(rng, options, present | {getattr(item, name)})}
+    return replace(mention, **other)
 
 
 def _statements(kind: str, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:

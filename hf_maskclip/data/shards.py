@@ -86,7 +86,9 @@ def read_tar(path: str) -> Iterator[Row]:
             if sample and sample["__key__"] != key:
                 yield sample
                 sample = {}
-            content = tar.extractfile(member).read()
+            stored = tar.extractfile(member)
+            assert stored is not None  # for the member is a file
+            content = stored.read()
             if len(content) < member.size:
                 raise tarfile.ReadError("unexpected end of data")
             sample |= {"__key__": key, "__url__": path, extension.lower(): content}

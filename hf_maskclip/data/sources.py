@@ -116,7 +116,7 @@ def _image_folders(paths: list[str]) -> datasets.IterableDataset:
 def _read_pictures(shards: list[list[str]]) -> Iterator[dict[str, Any]]:
     for picture in (Path(p) for shard in shards for p in shard):
         caption = picture.with_suffix(".txt")
-        sample = {"__key__": str(picture), "__url__": str(picture.parent)}
+        sample: dict[str, Any] = {"__key__": str(picture), "__url__": str(picture.parent)}
         try:
             sample |= {picture.suffix.lower()[1:]: picture.read_bytes()}
             yield sample | ({"txt": caption.read_bytes()} if caption.is_file() else {})

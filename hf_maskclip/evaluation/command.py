@@ -72,8 +72,9 @@ def load_encoder(options: argparse.Namespace, device: torch.device) -> Encoder:
     with as_config_error("model", options.model):
         config = MaskCLIPConfig.from_pretrained(options.model)
     if options.patch_mask:
+        vision_config: Any = config.vision_config
         with as_config_error("patch_mask", options.patch_mask):
-            config.vision_config.patch_mask = resolve_patch_mask(yaml.safe_load(options.patch_mask))
+            vision_config.patch_mask = resolve_patch_mask(yaml.safe_load(options.patch_mask))
     with as_config_error("model", options.model):
         model = MaskCLIPModel.from_pretrained(options.model, config=config, dtype=getattr(torch, options.precision))
         image_processor = AutoImageProcessor.from_pretrained(options.model, backend=options.image_backend)
@@ -89,7 +90,8 @@ def load_encoder(options: argparse.Namespace, device: torch.device) -> Encoder:
 
 
 def evaluations_of(options: argparse.Namespace, encoder: Encoder) -> Iterable[Evaluation]:
-    image_size = encoder.model.config.vision_config.image_size
+    vision_config: Any = encoder.model.config.vision_config
+    image_size = vision_config.image_size
     if options.suite:
         return open_suite(options.suite, image_size, options.data_root)
     request = Request(

@@ -98,13 +98,14 @@ class Encoder:
         """What results depend on besides the data, for the record."""
         image_processor = self.processor.image_processor
         settings = image_processor.to_dict()
+        vision_config: Any = self.model.config.vision_config
         return {
             "model_hash": self.model_hash,
             "precision": str(self.model.dtype).removeprefix("torch."),
             "image_backend": image_processor.backend,
             "resize": settings["size"] if image_processor.do_resize else None,
             "crop": settings["crop_size"] if image_processor.do_center_crop else None,
-            "patch_mask": self.model.config.vision_config.patch_mask if self.apply_patch_mask else None,
+            "patch_mask": vision_config.patch_mask if self.apply_patch_mask else None,
             "versions": {name: version(name) for name in PACKAGES},
         }
 
@@ -136,6 +137,7 @@ class Encoder:
 
     def _compute_image_features(self, samples: Iterable[tuple[Picture, Any]]) -> ImageFeatures:
         state = PartialState()
+        assert self.batch_size is not None  # since __post_init__
         batches = (batch for batch in enumerate(_batches(samples, self.batch_size)) if is_mine(batch[0]))
         shares = []
         bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
@@ -173,7 +175,8 @@ class Encoder:
         return F.normalize(encoded.pooler_output.float(), dim=-1).cpu()
 
     def _encode_text_batch(self, texts: list[str]) -> torch.Tensor:
-        length = self.model.config.text_config.max_position_embeddings
+        text_config: Any = self.model.config.text_config
+        length = text_config.max_position_embeddings
         tokens = self.processor.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
         encoded = self.model.get_text_features(input_ids=tokens["input_ids"].to(self.model.device))
         return F.normalize(encoded.pooler_output.float(), dim=-1).cpu()

@@ -73,7 +73,7 @@ class PaperSuite:
 
     def missing(self) -> list[str]:
         """One line for each data set that is not there: which, and where to get it."""
-        wanted = {name: ("test",) for table in (ZERO_SHOT, RETRIEVAL, ROBUSTNESS) for name in table.values()}
+        wanted: dict[str, tuple[str, ...]] = {name: ("test",) for table in (ZERO_SHOT, RETRIEVAL, ROBUSTNESS) for name in table.values()}
         wanted |= {name: ("train", "test") for name in LINEAR_PROBE.values()}
         lines = []
         for name, splits in wanted.items():

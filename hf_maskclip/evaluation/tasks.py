@@ -56,7 +56,7 @@ class Rows:
     """The samples of an [`ImageSet`]: rows of streams, of which pictures are decoded when they are asked for.
 
     Args:
-        streams: of `hf_maskclip.data.sources.open_stream`, one after the other.
+        streams: of `hf_maskclip.data.sources.open_files`, one after the other.
         target: from a row to what is known of its picture; None leaves the row out.
         decoder: from a row to its picture.
         source: named in messages.

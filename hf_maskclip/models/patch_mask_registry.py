@@ -63,6 +63,12 @@ def _load(name: str) -> type[PatchMask]:
     return mask_class
 
 
+def forget_installed_packages() -> None:
+    """Look for entry points anew, after packages were installed in a running process."""
+    _of_installed_packages.cache_clear()
+    _load.cache_clear()
+
+
 def find_patch_mask(name: str) -> type[PatchMask]:
     """The class of a mask. Raises ValueError for a name that no mask has; the message has the known ones."""
     for masks in (BUILT_IN, _registered):
@@ -109,9 +115,9 @@ def resolve_patch_mask(spec: str | Mapping[str, Any], **overrides: Any) -> dict[
     Raises:
         ValueError: unknown name, unknown option, or a value out of range; the message says what is allowed.
     """
-    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     given |= overrides
-    name = given.pop("name", None)
+    name: Any = given.pop("name", None)
     mask_class = find_patch_mask(name)
     defaults = _option_defaults(mask_class)
     for key in given:

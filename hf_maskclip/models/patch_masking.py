@@ -22,17 +22,17 @@ class PatchSelection(NamedTuple):
         lengths: LongTensor (B,), the number of visible patches of each image, or None where it is K for all of them.
     """
 
-    indices: torch.LongTensor
-    lengths: torch.LongTensor | None = None
+    indices: torch.Tensor
+    lengths: torch.Tensor | None = None
 
-    def valid(self) -> torch.BoolTensor:
+    def valid(self) -> torch.Tensor:
         """BoolTensor (B, K): True for the entries of `indices` that are not padding."""
         if self.lengths is None:
             return torch.ones_like(self.indices, dtype=torch.bool)
         positions = torch.arange(self.indices.shape[1], device=self.indices.device)
         return positions < self.lengths[:, None]  # (B, K)
 
-    def visible(self, num_patches: int) -> torch.BoolTensor:
+    def visible(self, num_patches: int) -> torch.Tensor:
         """BoolTensor (B, L): True for the patches that are encoded."""
         # Padding goes to an extra column L, which is cut off again.
         columns = self.indices.masked_fill(~self.valid(), num_patches)
@@ -183,21 +183,21 @@ def sort_with_random_ties(priority: torch.Tensor, noise: torch.Tensor) -> torch.
     return shuffled.gather(1, priority.gather(1, shuffled).argsort(dim=1, stable=True))
 
 
-def check_ratio(name: str, value: float) -> float:
+def check_ratio(name: str, value: Any) -> float:
     """Return a mask ratio that lies in [0, 1); raise a ValueError that names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ValueError(f"{name}={value!r}: must be a number in [0, 1), the fraction of patches that is removed")
     return value
 
 
-def check_range(name: str, value: float, low: float, high: float) -> float:
+def check_range(name: str, value: Any, low: float, high: float) -> float:
     """Return a number that lies in [low, high]; raise a ValueError that names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name}={value!r}: must be a number from {low:g} to {high:g}")
     return value
 
 
-def check_integer(name: str, value: int, low: int, high: int) -> int:
+def check_integer(name: str, value: Any, low: int, high: int) -> int:
     """Return a whole number that lies in [low, high]; raise a ValueError that names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name}={value!r}: must be a whole number from {low} to {high}")

@@ -1,5 +1,7 @@
 """A-CLIP's mask: what a teacher's class token attends to stays (Yang et al. 2023, arXiv 2212.08653)."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
@@ -99,7 +101,7 @@ def class_attention(vision_model: CLIPVisionModel, pixel_values: torch.Tensor, i
     Returns:
         (B, L) in float32.
     """
-    patch_size = vision_model.config.patch_size
+    patch_size: Any = vision_model.config.patch_size  # Transformers types it as what other towers may have
     grid = patch_grid(pixel_values, patch_size)
     if image_size:
         pixel_values = F.interpolate(pixel_values, (image_size, image_size), mode="bicubic", antialias=True)
@@ -113,7 +115,7 @@ def class_attention(vision_model: CLIPVisionModel, pixel_values: torch.Tensor, i
             raise ValueError("the vision model keeps no attention weights: set_attn_implementation('eager') lets it")
         scores.append(outputs[1][:, :, 0, 1:].float().mean(dim=1))
 
-    attentions = [layer.self_attn for layer in vision_model.encoder.layers]
+    attentions = [layer.get_submodule("self_attn") for layer in vision_model.encoder.layers]
     hooks = [attention.register_forward_hook(take_class_row) for attention in attentions]
     try:
         vision_model(pixel_values, interpolate_pos_encoding=True)

@@ -1,5 +1,7 @@
 """E-CLIP's mask: clusters of similar patches are dropped together (Wei et al. 2024, arXiv 2405.08815)."""
 
+from typing import Literal
+
 import torch
 
 from .patch_masking import Citation, PatchMask, PatchSelection, check_range, check_ratio, keep_count, keep_first_of_each
@@ -48,9 +50,9 @@ class ClusterPatchMask(PatchMask):
         self.mask_ratio = check_ratio("mask_ratio", mask_ratio)
         self.anchor_ratio = check_range("anchor_ratio", anchor_ratio, 0, 1)
         self.min_mask_ratio = check_ratio("min_mask_ratio", min_mask_ratio)
+        self.similarity_threshold: float | Literal["auto"] = "auto"
         if similarity_threshold != "auto":
-            check_range("similarity_threshold", similarity_threshold, 0, 1)
-        self.similarity_threshold = similarity_threshold
+            self.similarity_threshold = check_range("similarity_threshold", similarity_threshold, 0, 1)
         self.embedding_weight = check_embedding_weight(embedding_weight)
 
     @property

@@ -34,11 +34,11 @@ class PGSStages(NamedTuple):
     """
 
     edge_strength: torch.Tensor
-    is_edge: torch.BoolTensor
-    candidates: torch.LongTensor
+    is_edge: torch.Tensor
+    candidates: torch.Tensor
     closeness: torch.Tensor
     balanced: torch.Tensor
-    order: torch.LongTensor
+    order: torch.Tensor
 
 
 class PGSPatchMask(PatchMask):

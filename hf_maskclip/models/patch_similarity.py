@@ -3,6 +3,8 @@
 Shapes: B batch, C channels, L patches, P patch side in pixels, D features.
 """
 
+from typing import Literal
+
 import torch
 from torch.nn import functional as F
 
@@ -61,16 +63,16 @@ class PatchFeatures:
         return similarity
 
 
-def check_embedding_weight(value: float | str) -> float | str:
+def check_embedding_weight(value: float | str) -> float | Literal["progress"]:
     """Return an embedding weight: a number in [0, 1] or `"progress"`; raise a ValueError that names it otherwise."""
     if value == "progress":
-        return value
+        return "progress"
     if isinstance(value, str):
         raise ValueError(f"embedding_weight={value!r}: must be a number from 0 to 1 or 'progress'")
     return check_range("embedding_weight", value, 0, 1)
 
 
-def resolve_embedding_weight(embedding_weight: float | str, progress: float) -> float:
+def resolve_embedding_weight(embedding_weight: float | Literal["progress"], progress: float) -> float:
     """The weight of the embeddings at this point of training: a number as it is, `"progress"` grows linearly from 0 to 1."""
     return progress if embedding_weight == "progress" else embedding_weight
 

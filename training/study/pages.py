@@ -1,9 +1,9 @@
-"""What the pages say of the studies, written from the JSONs of their runs: the tables of README.md and docs/study.md, a figure.
+"""What the pages say of the studies, written from their runs' results: the tables of README.md and docs/study.md, a figure.
 
     python -m training.study.pages
 
-The results lie in docs/study/<name>/results, copies of what `study.py` leaves in its output folder. A page has a place for each
-table, between two comments with its name. Only these and docs/study.png are written.
+The results are docs/study/<name>.jsonl, which have the lines of the `results.jsonl` that a study leaves in its output folder. A
+page has each table between two comments with its name. Only these and docs/study.png are written.
 """
 
 import re
@@ -38,10 +38,11 @@ ADDITIONS = {
 TITLES = {"scenes": "drawn scenes", "pairs": "clip art and emoji"}
 
 
-def read_report(name: str, results: Path = RESULTS) -> Report:
+def read_report(name: str) -> Report:
     """The finished runs of a study, by its YAML beside this file."""
     study = read_study(Path(__file__).with_name(f"{name}.yaml"))
-    return Report(read_results(results / name / "results"), list(study.masks), study.columns, study.headline)
+    results = [result for result in read_results(RESULTS / f"{name}.jsonl") if "initial_weights" not in result]
+    return Report(results, list(study.masks), study.columns, study.headline)
 
 
 def summary_table(scenes: Report, pairs: Report) -> str:
@@ -85,11 +86,13 @@ def additions_table(ablation: Report) -> str:
 
 
 def initialization_table() -> str:
-    """Two runs that differ in their initial weights, evaluated while they trained; the columns are those of the scenes."""
+    """Two runs on scenes that differ in their initial weights, evaluated while they trained. No study makes them."""
     columns = read_study(Path(__file__).with_name("scenes.yaml")).columns
     names = ("zero-shot colour", "zero-shot pair", "retrieval R@10")
     rows = []
-    for result in read_results(RESULTS / "initialization"):
+    for result in read_results(RESULTS / "scenes.jsonl"):
+        if "initial_weights" not in result:
+            continue
         for point in result["curve"]:
             scores = [f"{100 * statistics.mean(point['metrics'][key] for key in columns[name]):.1f}" for name in names]
             rows.append([result["initial_weights"], f"{point['samples_seen']:,}", *scores])
@@ -108,10 +111,10 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
 
 
 def fill(page: str, tables: dict[str, str]) -> str:
-    """A page with the tables in their places. Raises KeyError for a place whose table there is none of."""
+    """A page with each table between its comments. Raises KeyError for comments whose table there is none of."""
     return re.sub(
         r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)",
-        lambda place: f"{place[1]}{tables[place[2]]}{place[3]}",
+        lambda found: f"{found[1]}{tables[found[2]]}{found[3]}",
         page,
         flags=re.DOTALL,
     )

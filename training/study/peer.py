@@ -1,4 +1,4 @@
-"""A run of `training/train.py` with open_clip's own model and patch dropout in the place of ours; needs open_clip_torch.
+"""A run of `training/train.py` with open_clip's own model and patch dropout instead of ours; needs open_clip_torch.
 
     python -m training.study.peer --model small --patch_mask '{name: random, mask_ratio: 0.5}' --output_dir runs/peer
 
@@ -58,7 +58,8 @@ class PeerParallel(DataParallel):
     def wrap(self, config: TrainingConfig) -> None:
         mask = self.model.vision_model.patch_mask
         if not isinstance(mask, RandomPatchMask):
-            fail(f"patch_mask={config.patch_mask!r}: must be random, for open_clip's patch dropout")
+            name = self.model.config.vision_config.patch_mask["name"]
+            fail(f"patch_mask={name!r}: must be random, for open_clip's patch dropout")
         self.peer = OpenCLIP(self.model.config, mask.mask_ratio)
         self.model.logit_scale = self.peer.clip.logit_scale  # the one that the loop reads and bounds
         self.wrapped_model = self.accelerator.prepare(self.peer)

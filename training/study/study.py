@@ -7,8 +7,8 @@ The budget `samples` gives each method the steps of `base`. The budget `time` gi
 `none` took: the steps of `base` times the seconds a step of `none`, over those of the method, of the same seed; `half time`
 half of these. Warm-up, evaluations and the last steps on whole images keep their share of the run. Runs go seed by seed, so
 that what is finished can be compared. A finished run is a JSON in `results/` and is never run again; a run that was interrupted
-begins anew, so that its time is that of one piece. SIGTERM and Ctrl-C end the study, and the same command goes on. The report
-is written after each run.
+begins anew, so that its time is that of one piece. SIGTERM and Ctrl-C end the study, and the same command goes on. After each
+run the report is written, and `results.jsonl`, which gathers what is finished.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import yaml
 
 from hf_maskclip.errors import ConfigError, fail
 from training.config import load_config
-from training.study.report import BASELINE, BUDGETS, Report, read_results
+from training.study.report import BASELINE, BUDGETS, Report, read_results, write_results
 from training.study.run import Study, StudyRun, as_arguments, carry_out, time_ratio
 
 OWN_OPTIONS = ("output_dir", "patch_mask", "seed", "samples_seen", "log_every", "checkpoint_every", "resume")
@@ -111,9 +111,10 @@ def check_columns(study: Study, result: dict[str, Any]) -> None:
 
 
 def write_report(study: Study, output_dir: Path) -> list[dict[str, Any]]:
-    """Write `report.md` and `accuracy_over_time.png` from whatever is finished, which is returned."""
+    """Write `results.jsonl`, `report.md` and `accuracy_over_time.png` from whatever is finished, which is returned."""
     results = read_results(output_dir / "results")
     if results:
+        write_results(results, output_dir / "results.jsonl")
         report = Report(results, list(study.masks), study.columns, study.headline)
         (output_dir / "report.md").write_text(report.markdown())
         report.figure().savefig(output_dir / "accuracy_over_time.png", dpi=150)

@@ -17,9 +17,12 @@ from ..tasks import ClassificationData, Evaluation, Rows, check_targets, choose_
 def classification(folder: ClipBenchmarkFolder, class_names_file: str = "", templates_file: str = "") -> ClassificationData:
     """A folder's pictures with classes. Raises ConfigError where it has no `classnames.txt` and none is given."""
     own_names = folder.text("classnames.txt")
-    if own_names is None and not class_names_file:
+    if class_names_file:
+        class_names = lines_of_file(class_names_file)
+    elif own_names is not None:
+        class_names = split_lines(own_names)
+    else:
         fail(f"{folder.root}: has no classnames.txt")
-    class_names = lines_of_file(class_names_file) if class_names_file else split_lines(own_names)
     templates, source = choose_templates(templates_file, folder.text("zeroshot_classification_templates.txt"))
     is_multi_label = folder.kind == "multilabel"
     target = multi_hot if is_multi_label else class_index
