@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .choices import CLIP_TOKENIZER, QUICKSTART_MODEL, SOLVERS, SUITES, TASKS, built_in_masks
 from .errors import ConfigError
-from .imports import import_module_of_user
+from .options import CLIP_TOKENIZER, QUICKSTART_MODEL, SOLVERS, SUITES, TASKS, built_in_masks, import_module_of_user
 
 EXAMPLES = """Patch masks for CLIP: see them, evaluate and convert models, report results. Training is a program in a clone of
 the repository, training/train.py.

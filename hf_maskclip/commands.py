@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .choices import QUICKSTART_MODEL
 from .errors import as_config_error, fail
+from .options import QUICKSTART_MODEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import yaml
+
 
 class ConfigError(ValueError):
     """An option, a file or a data set that cannot be used. Programs print it as one line, without a traceback."""
@@ -28,5 +30,5 @@ def as_config_error(name: str, value: Any) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{name}={str(value)!r}: cannot be used ({' '.join(str(error).split())})") from error

@@ -89,7 +89,7 @@ class SigmoidLoss(nn.Module):
     On W processes the captions go round in a ring, so that no process holds more than B x B logits at a time. The mean over
     processes, of the loss and of the gradients that DDP averages, is that of the whole batch on one process.
 
-    The bias is a parameter of the loss: train it with the model. CLIP has no place for it, and ranking does not need it.
+    The bias is a parameter of the loss: train it with the model. CLIP has no such weight, and ranking does not need it.
     """
 
     def __init__(self, initial_bias: float = -10.0):

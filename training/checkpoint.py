@@ -69,7 +69,7 @@ def _complete(output_dir: Path) -> list[Path]:
 
 
 def prepare_output_dir(output_dir: Path) -> Path | None:
-    """Make the run's folder. A run that is already there is moved aside; its new place is returned."""
+    """Make the run's folder. A run that is already there is moved aside; its new folder is returned."""
     moved = None
     if (output_dir / "metrics.jsonl").exists():
         number = 1

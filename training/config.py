@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
-from hf_maskclip.choices import built_in_masks
 from hf_maskclip.errors import fail
-from hf_maskclip.imports import import_module_of_user
+from hf_maskclip.options import built_in_masks, import_module_of_user
 from training.data.text_masking import TextMaskName
 
 # About two and a half minutes for the tiny model on two CPU cores.

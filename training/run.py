@@ -22,7 +22,7 @@ from hf_maskclip import ContrastiveLoss, MaskCLIPModel
 from hf_maskclip.data.source import Source
 from hf_maskclip.data.sources import open_source
 from hf_maskclip.distributed import use_share_of_cpus
-from hf_maskclip.errors import fail
+from hf_maskclip.errors import as_config_error, fail
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
 from hf_maskclip.evaluation.datasets.pairs import PairKeys
 from hf_maskclip.evaluation.tasks import Evaluation
@@ -154,13 +154,15 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
-    accelerator = Accelerator(
-        # Else several processes without a GPU would not find each other, and train each for itself.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=config.output_dir,
-    )
+    """Raises ConfigError for a precision that the device does not have."""
+    with as_config_error("mixed_precision", config.mixed_precision):
+        accelerator = Accelerator(
+            # Else several processes without a GPU would not find each other, and train each for itself.
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=config.mixed_precision,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_dir=config.output_dir,
+        )
     if accelerator.device.type == "cpu":
         use_share_of_cpus()
     set_seed(config.seed)

@@ -43,7 +43,7 @@ class ClipBenchmarkFolder:
         return self.text(f"{split}/nshards.txt") is not None
 
     def text(self, name: str) -> str | None:
-        """The content of a file, or None where there is no such file. Raises ConfigError for a place that does not answer."""
+        """The content of a file, or None where there is no such file. Raises ConfigError for a server that does not answer."""
         try:
             with fsspec.open(f"{self.root}/{name}", "r", encoding="utf-8") as file:
                 return file.read()

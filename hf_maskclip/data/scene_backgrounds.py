@@ -36,7 +36,7 @@ def _noise_bank(kind: str) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, side: int, kind: str) -> np.ndarray:
-    """A (side, side) window at a random place of a random noise tile."""
+    """A (side, side) window at a random position of a random noise tile."""
     tile, row, column = rng.integers(0, (NOISE_TILES, NOISE_TILE, NOISE_TILE))
     steps = np.arange(side)
     rows, columns = (row + steps) % NOISE_TILE, (column + steps) % NOISE_TILE

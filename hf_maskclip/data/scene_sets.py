@@ -67,14 +67,14 @@ def classification_set(
         pairs = TRAINING_PAIRS if split == "train" else HELD_OUT_PAIRS
         members = {f"{colour} {shape}": [(shape, colour)] for shape, colour in pairs}
     else:
-        place, names = (0, SHAPES) if kind == "shape" else (1, tuple(COLOURS))
-        members = {name: [pair for pair in pairs if pair[place] == name] for name in names}
+        index, names = (0, SHAPES) if kind == "shape" else (1, tuple(COLOURS))
+        members = {name: [pair for pair in pairs if pair[index] == name] for name in names}
     class_names = list(members)
     samples = []
     stream = (seed, _CLASSIFICATION_STREAM, CLASSIFICATION_KINDS.index(kind), SPLITS.index(split))
-    for index in range(n):
-        rng = np.random.default_rng((*stream, index))
-        label = index % len(class_names)
+    for number in range(n):
+        rng = np.random.default_rng((*stream, number))
+        label = number % len(class_names)
         scene = compose_scene(rng, [pick(rng, members[class_names[label]])], sizes=("medium", "large"))
         samples.append((draw_scene(scene, image_size, style)[0], label))
     return samples, class_names, list(_COLOUR_TEMPLATES if kind == "colour" else _THING_TEMPLATES)

@@ -83,7 +83,7 @@ def compose_scene(rng: np.random.Generator, pairs: list[tuple[str, str]], sizes:
         if size == "large":
             sizes = tuple(name for name in sizes if name != "large")
         diameter = SIZES[size] * float(pick(rng, (0.93, 1.0, 1.07)))
-        centre = _free_place(rng, diameter, objects)
+        centre = _free_centre(rng, diameter, objects)
         if centre:
             angle, mirrored = int(pick(rng, (-10, 0, 10))), bool(rng.integers(2))
             objects.append(SceneObject(shape, colour, size, fill, centre, diameter, angle, mirrored))
@@ -105,7 +105,7 @@ def _fitting_backgrounds(objects: list[SceneObject]) -> list[str]:
     ]
 
 
-def _free_place(rng: np.random.Generator, diameter: float, objects: list[SceneObject]) -> tuple[float, float] | None:
+def _free_centre(rng: np.random.Generator, diameter: float, objects: list[SceneObject]) -> tuple[float, float] | None:
     """A centre at which a silhouette lies inside the picture and touches no other object, if one is found."""
     margin = REACH * diameter + 0.01
     for x, y in rng.uniform(margin, 1 - margin, (30, 2)).tolist():
@@ -220,7 +220,7 @@ def full_caption(
     for detail in (*details, 0.0):
         groups = _groups(scene)
         order = rng.permutation(len(groups))
-        groups = [groups[place] for place in order]
+        groups = [groups[index] for index in order]
         mentions = [_mention(scene, group, rng, says_colour, detail) for group in groups]
         body = _relate(groups, mentions, rng) if rng.random() < 0.7 else None
         body = body or _join([str(mention) for mention in mentions])

@@ -12,12 +12,12 @@ import yaml
 from accelerate import PartialState
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
-from ..choices import TASKS
 from ..distributed import use_share_of_cpus
 from ..errors import as_config_error, fail
 from ..models.configuration_maskclip import MaskCLIPConfig
 from ..models.modeling_maskclip import MaskCLIPModel
 from ..models.patch_mask_registry import resolve_patch_mask
+from ..options import TASKS
 from .datasets.find import Request, find_evaluations
 from .datasets.pairs import PairKeys
 from .encoder import Encoder
@@ -40,7 +40,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     for name, record in run_evaluations(encoder, evaluations_of(options, encoder)):
         summary["results"][name] = record
         if state.is_main_process:
-            write_summary(summary, Path(options.output))
+            with as_config_error("output", options.output):
+                write_summary(summary, Path(options.output))
             print(f"{name}: {numbers_of(record)}", flush=True)
     if not summary["results"]:
         fail(f"--data_root {options.data_root!r}: none of the data sets is there")

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
 from ..distributed import gather_pieces, is_mine, usable_cpus
+from ..errors import fail
 from ..models.modeling_maskclip import MaskCLIPModel
 
 TEXTS_PER_BATCH = 256
@@ -83,7 +84,7 @@ class Encoder:
     def __post_init__(self):
         self.batch_size = self.batch_size or (16 if self.model.device.type == "cpu" else 128)
         if self.apply_patch_mask and not isinstance(self.model, MaskCLIPModel):
-            raise ValueError(f"apply_patch_mask: a {type(self.model).__name__} has no patch mask; load it as a MaskCLIPModel")
+            fail(f"apply_patch_mask: a {type(self.model).__name__} has no patch mask; load it as a MaskCLIPModel")
 
     @cached_property
     def model_hash(self) -> str:
@@ -113,7 +114,7 @@ class Encoder:
         """Features of all pictures, in order, on every process; each process encodes its share of the batches.
 
         Raises:
-            ValueError: there is no picture.
+            ConfigError: there is no picture.
         """
         if images.fingerprint in self._known:
             return self._known[images.fingerprint]
@@ -149,7 +150,7 @@ class Encoder:
         shares = gather_pieces(shares)
         targets = [target for share in shares for target in share[2]]
         if not targets:
-            raise ValueError("no picture to evaluate on: the evaluation data is empty")
+            fail("no picture to evaluate on: the evaluation data is empty")
         features = torch.cat([share[1] for share in shares if share[2]])
         return ImageFeatures(features, targets, num_undecodable=sum(share[3] for share in shares))
 

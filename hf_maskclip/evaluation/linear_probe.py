@@ -43,7 +43,7 @@ def evaluate_linear_probe(
         seed: of the classifier's first weights and of the order of its batches, or of the pictures that C is chosen on.
 
     Raises:
-        ValueError: a class index outside the classes, no picture, `logistic_regression` on features that are not numbers.
+        ConfigError: a class index outside the classes, no picture, `logistic_regression` on features that are not numbers.
         ConfigError: `logistic_regression` without scikit-learn.
     """
     features, labels = _features_and_labels(encoder, train, num_classes)
@@ -52,7 +52,7 @@ def evaluate_linear_probe(
         if find_spec("sklearn") is None:
             fail('solver="logistic_regression": needs scikit-learn: pip install "hf_maskclip[probe]"')
         if not features.isfinite().all():
-            raise ValueError("logistic_regression: the features of training pictures are not all finite numbers")
+            fail("logistic_regression: the features of training pictures are not all finite numbers")
     fitted: list[Any] = [None]
     if PartialState().is_main_process:  # on one process, so that all have the same classifier
         if solver == "gradient_descent":

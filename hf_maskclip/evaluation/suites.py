@@ -14,7 +14,7 @@ from .tasks import ClassificationData, Evaluation
 
 
 def open_suite(name: str, image_size: int, data_root: str) -> Iterator[Evaluation]:
-    """The evaluations of a suite, one of [`hf_maskclip.choices.SUITES`].
+    """The evaluations of a suite, one of [`hf_maskclip.options.SUITES`].
 
     Args:
         image_size: in pixels, of pictures that are drawn.
@@ -73,7 +73,9 @@ class PaperSuite:
 
     def missing(self) -> list[str]:
         """One line for each data set that is not there: which, and where to get it."""
-        wanted: dict[str, tuple[str, ...]] = {name: ("test",) for table in (ZERO_SHOT, RETRIEVAL, ROBUSTNESS) for name in table.values()}
+        wanted: dict[str, tuple[str, ...]] = {
+            name: ("test",) for table in (ZERO_SHOT, RETRIEVAL, ROBUSTNESS) for name in table.values()
+        }
         wanted |= {name: ("train", "test") for name in LINEAR_PROBE.values()}
         lines = []
         for name, splits in wanted.items():

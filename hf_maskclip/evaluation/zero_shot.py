@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ..errors import fail
 from .encoder import Encoder, ImageSet
 from .metrics import Accuracy, MeanAveragePrecision, compute_over_processes, rank_of_nearest
 
@@ -28,7 +29,7 @@ def evaluate_zero_shot(
             of 200 of ImageNet's 1,000 classes.
 
     Raises:
-        ValueError: a template without `{c}`, a class index outside the names, no picture.
+        ConfigError: a template without `{c}`, a class index outside the names, no picture.
     """
     classes = class_features(encoder, class_names, templates)
     found = encoder.encode_images(images)
@@ -46,13 +47,13 @@ def evaluate_multi_label(
     """Mean average precision of pictures of several classes each (VOC2007), whose targets are M numbers 0 or 1.
 
     Raises:
-        ValueError: a template without `{c}`, a target of another length, no picture.
+        ConfigError: a template without `{c}`, a target of another length, no picture.
     """
     classes = class_features(encoder, class_names, templates)
     found = encoder.encode_images(images)
     for target in found.targets:
         if len(target) != len(class_names):
-            raise ValueError(f"a target of {len(target)} classes: there are {len(class_names)} class names")
+            fail(f"a target of {len(target)} classes: there are {len(class_names)} class names")
     targets = torch.tensor(found.targets, dtype=torch.int8)  # (N, M)
 
     def chunk(rows: slice) -> dict[str, torch.Tensor]:
@@ -66,18 +67,18 @@ def class_features(encoder: Encoder, class_names: Sequence[str], templates: Sequ
     """The features (M, E) of classes: the normalised mean over the prompts, one for each template with the name for `{c}`."""
     for template in templates:
         if "{c}" not in template:
-            raise ValueError(f"prompt template {template!r}: has no {{c}} for the class name")
+            fail(f"prompt template {template!r}: has no {{c}} for the class name")
     prompts = [template.replace("{c}", name) for name in class_names for template in templates]
     features = encoder.encode_texts(prompts).view(len(class_names), len(templates), -1)  # (M, templates, E)
     return F.normalize(features.mean(dim=1), dim=-1)
 
 
 def class_indices(targets: list[int], num_classes: int) -> torch.Tensor:
-    """Targets as a LongTensor (N,). Raises ValueError for one outside the class names."""
+    """Targets as a LongTensor (N,). Raises ConfigError for one outside the class names."""
     labels = torch.tensor(targets)
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
-        raise ValueError(f"class index {int(wrong[0])}: there are {num_classes} class names")
+        fail(f"class index {int(wrong[0])}: there are {num_classes} class names")
     return labels
 
 

@@ -18,7 +18,7 @@ class Packing(NamedTuple):
     """Where the packed tokens of a batch lie.
 
     Attributes:
-        positions: LongTensor (T,), the place of each packed token in the padded (B * S) layout, ascending.
+        positions: LongTensor (T,), the position of each packed token in the padded (B * S) layout, ascending.
         lengths: LongTensor (B,), the tokens of each sequence.
         padded_length: S.
         attention_mask: what the attention implementation takes to leave out padding, (B, 1, S, S) or None.
@@ -39,7 +39,7 @@ class Packing(NamedTuple):
 
     @property
     def starts(self) -> torch.LongTensor:
-        """The place (B,) of each sequence's first token among the packed ones."""
+        """The position (B,) of each sequence's first token among the packed ones."""
         return self.lengths.cumsum(dim=0) - self.lengths
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ MAX_ASPECT = 1 / 0.3  # height over width lies between 0.3 and this, as in BEiT
 class BlockPatchMask(PatchMask):
     """Random rectangles are masked one after another until exactly `keep_count(L, mask_ratio)` patches are left.
 
-    Each rectangle's area is drawn between the two block ratios, its aspect log-uniformly, its place uniformly inside the image.
+    Each rectangle's area is drawn between the two block ratios, its aspect log-uniformly, its position uniformly in the image.
     The rectangle that would mask too many loses the surplus at random.
 
     Args:

@@ -51,16 +51,16 @@ class TrainingRun:
                 self._note_memory()
         return None
 
-    def kill(self, how: str) -> None:
+    def kill(self, kind: str) -> None:
         """Kill the run and wait until all of its processes are gone."""
         everything = [self.launcher, *self.launcher.children(recursive=True)]
         training = [process for process in self.launcher.children() if "train.py" in " ".join(process.cmdline())]
-        number = signal.SIGTERM if how == "SIGTERM to all" else signal.SIGKILL
-        for process in training[:1] if how == "SIGKILL to one" else everything:
+        number = signal.SIGTERM if kind == "SIGTERM to all" else signal.SIGKILL
+        for process in training[:1] if kind == "SIGKILL to one" else everything:
             if process.is_running():
                 process.send_signal(number)
         _, alive = psutil.wait_procs(everything, timeout=90)
-        assert not alive, f"{how}: {alive} still run after 90 s"
+        assert not alive, f"{kind}: {alive} still run after 90 s"
 
     def steps(self) -> list[dict]:
         metrics = self.output_dir / "metrics.jsonl"
@@ -90,10 +90,10 @@ def run_with_kills(run: TrainingRun, kill_every: float, seed: int) -> dict[str, 
         if code is not None:
             assert code == 0, f"the run with kills ended by itself with {code}, see {run.log.name}"
             return counts
-        (how,) = rng.choices(list(KILLS), list(KILLS.values()))
-        run.kill(how)
-        counts[how] += 1
-        print(f"{how} at step {len(run.steps())}", flush=True)
+        (kind,) = rng.choices(list(KILLS), list(KILLS.values()))
+        run.kill(kind)
+        counts[kind] += 1
+        print(f"{kind} at step {len(run.steps())}", flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""From the name of evaluation data to its evaluations: the one place that decides which reader it is for."""
+"""From the name of evaluation data to its evaluations: here alone it is decided which reader it is for."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ class Request:
     """What is asked of evaluation data.
 
     Args:
-        task: one of [`hf_maskclip.choices.TASKS`], or None for what the data itself says it is for.
+        task: one of [`hf_maskclip.options.TASKS`], or None for what the data itself says it is for.
         split: of the data.
         image_size: in pixels, of pictures that are drawn.
         keys: the fields of pairs.
