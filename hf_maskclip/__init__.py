@@ -75,7 +75,8 @@ def __dir__() -> list[str]:
 
 def _is_for_help() -> bool:
     """Whether this process is the command line, or prints the help of a program: neither waits for PyTorch."""
-    return Path(sys.argv[0]).stem == "hf-maskclip" or not {"-h", "--help"}.isdisjoint(sys.argv)
+    program, *words = sys.argv or [""]
+    return Path(program).stem == "hf-maskclip" or not {"-h", "--help"}.isdisjoint(words)
 
 
 if not _is_for_help():

@@ -43,7 +43,7 @@ Results of evaluations beside the papers' numbers, as tables and as bars:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 after one line that says what cannot be used."""
+    """Run a command; returns the exit code: 0, 2 after one line that says what cannot be used, or 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
     try:
         for module in options.imports:
@@ -56,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

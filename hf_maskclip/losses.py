@@ -131,6 +131,12 @@ def cached_contrastive_backward(
         chunks: k functions that return the arguments of `model` for a part of the batch; each is called twice, so that no more
             than one chunk need be on the device.
         loss: such as [`ContrastiveLoss`].
+
+    Example:
+
+        chunks = [partial(inputs_of, batch, rows) for rows in (slice(0, 256), slice(256, 512))]
+        loss = cached_contrastive_backward(model, model.logit_scale, chunks, ContrastiveLoss())
+        optimizer.step()
     """
     states, embeds = [], []
     for make_arguments in chunks:

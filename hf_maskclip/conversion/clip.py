@@ -78,6 +78,11 @@ def export_to_clip(
         remote_code: write the masked model instead, and the code of its classes beside it:
             `AutoModel.from_pretrained(output_dir, trust_remote_code=True)` trains on with the patch mask, without this package.
 
+    Example:
+
+        export_to_clip(model, "clip-pgs-tiny", processor)
+        AutoModel.from_pretrained("clip-pgs-tiny")  # a CLIPModel, also where this package is not installed
+
     Raises:
         ConfigError: the model is no MaskCLIP, or its patch mask is one of your own, whose code is not in this package.
     """

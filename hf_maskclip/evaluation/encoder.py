@@ -71,6 +71,12 @@ class Encoder:
         apply_patch_mask: encode visible patches only; a batch always gets the same mask.
         cache_dir: folder in which image features stay, under a hash of pictures, weights, image processor, precision and mask.
         show_progress: a progress bar, in pictures, on the main process.
+
+    Example:
+
+        encoder = Encoder(CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder))
+        images = ImageSet([(picture, label) for picture, label in samples])
+        evaluate_zero_shot(encoder, images, class_names=["cat", "dog"], templates=["a photo of a {c}"])["top1"]
     """
 
     model: CLIPModel

@@ -141,6 +141,11 @@ def build_patch_mask(spec: str | Mapping[str, Any], *, patch_size: int = 16, **o
         patch_size: the side of a patch in pixels.
         overrides: options that replace those of `spec`.
 
+    Example:
+
+        mask = build_patch_mask("pgs", patch_size=16, max_mask_ratio=0.7)
+        mask(pixel_values).lengths  # (B,), the visible patches of each image
+
     Raises:
         ValueError: unknown name, unknown option, or a value out of range; the message says what is allowed.
     """
