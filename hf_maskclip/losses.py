@@ -134,8 +134,7 @@ def cached_contrastive_backward(
 
     Example:
 
-        chunks = [partial(inputs_of, batch, rows) for rows in (slice(0, 256), slice(256, 512))]
-        loss = cached_contrastive_backward(model, model.logit_scale, chunks, ContrastiveLoss())
+        cached_contrastive_backward(model, model.logit_scale, chunks, ContrastiveLoss())
         optimizer.step()
     """
     states, embeds = [], []
