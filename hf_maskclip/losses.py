@@ -152,17 +152,14 @@ def cached_contrastive_backward(
 
     splits = [len(image_embeds) for image_embeds, _ in embeds]
     gradients = list(zip(images.grad.split(splits), texts.grad.split(splits), strict=True))
-    for number, (make_arguments, state, (image_gradient, text_gradient)) in enumerate(
-        zip(chunks, states, gradients, strict=True), start=1
-    ):
-        last = number == len(chunks)
-        with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync(), state.replayed():
+    for number, (make_arguments, state, of_chunk) in enumerate(zip(chunks, states, gradients, strict=True), start=1):
+        is_last = number == len(chunks)
+        waits = is_last or not isinstance(model, DistributedDataParallel)
+        with nullcontext() if waits else model.no_sync(), state.replayed():
             outputs = model(**make_arguments())
             # Its gradient is the loss's, by the chain rule.
-            surrogate = (outputs.image_embeds * image_gradient).sum() + (outputs.text_embeds * text_gradient).sum()
-            if last:
-                surrogate = surrogate + logit_scale * scale.grad
-            surrogate.backward()
+            surrogate = (outputs.image_embeds * of_chunk[0]).sum() + (outputs.text_embeds * of_chunk[1]).sum()
+            (surrogate + logit_scale * scale.grad if is_last else surrogate).backward()
     return value.detach()
 
 
