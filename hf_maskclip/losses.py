@@ -148,7 +148,8 @@ def cached_contrastive_backward(
     scale = logit_scale.detach().clone().requires_grad_()
     value = loss(images, texts, scale.exp())
     value.backward()
-    assert images.grad is not None and texts.grad is not None and scale.grad is not None  # the loss depends on all three
+    if images.grad is None or texts.grad is None or scale.grad is None:
+        raise ValueError(f"{type(loss).__name__}: must depend on the embeddings of images and texts and on the scale")
 
     splits = [len(image_embeds) for image_embeds, _ in embeds]
     gradients = list(zip(images.grad.split(splits), texts.grad.split(splits), strict=True))
