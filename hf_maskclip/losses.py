@@ -155,8 +155,8 @@ def cached_contrastive_backward(
     gradients = list(zip(images.grad.split(splits), texts.grad.split(splits), strict=True))
     for number, (make_arguments, state, of_chunk) in enumerate(zip(chunks, states, gradients, strict=True), start=1):
         is_last = number == len(chunks)
-        waits = is_last or not isinstance(model, DistributedDataParallel)
-        with nullcontext() if waits else model.no_sync(), state.replayed():
+        no_sync = nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+        with no_sync, state.replayed():
             outputs = model(**make_arguments())
             # Its gradient is the loss's, by the chain rule.
             surrogate = (outputs.image_embeds * of_chunk[0]).sum() + (outputs.text_embeds * of_chunk[1]).sum()
