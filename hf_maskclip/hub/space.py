@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1]
 PACKAGE_FILES = (".py", ".json", ".md")
 APP = '''"""The demo of {repo_id}; hf_maskclip lies beside this file."""
 
-from .demo import build_demo
+from hf_maskclip.demo import build_demo
 
 demo = build_demo("{repo_id}")
 
