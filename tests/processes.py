@@ -58,6 +58,15 @@ class Processes:
         return "".join(output.read_text() for output in self.outputs if output.exists())
 
 
+def wait_for_steps(processes: Processes, output_dir: str | Path, count: int) -> None:
+    """Wait until a run has logged so many steps, or has ended."""
+    metrics, deadline = Path(output_dir) / "metrics.jsonl", time.monotonic() + 100
+    while processes.is_alive() and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") >= count:
+            return
+        time.sleep(0.005)
+
+
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Let runs of the training program write empty pictures: to draw them takes longer than the few steps of a test."""
     for name in ("draw_patch_masks", "draw_curves"):

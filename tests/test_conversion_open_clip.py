@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import random_picture
+from helpers import random_picture
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from hf_maskclip.conversion.open_clip import (
@@ -20,7 +20,9 @@ from hf_maskclip.conversion.open_clip import (
 )
 
 
-@pytest.fixture(params=["ViT-B-16", "ViT-B-32-quickgelu", "ViT-L-14"])
+@pytest.fixture(
+    params=["ViT-B-16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ViT-B-32-quickgelu", "ViT-L-14"))]
+)
 def shallow_model(request, monkeypatch, tokenizer):
     """A model of open_clip with two layers a tower and the test's vocabulary: its name, and a CLIPModel with random weights."""
     name = request.param.removesuffix("-quickgelu")
@@ -45,13 +47,16 @@ def test_weights_return_unchanged(shallow_model):
     _, model = shallow_model
     weights = model.state_dict()
     there = to_open_clip_weights(weights)
-    assert len(there) < len(weights) and there["visual.proj"].shape == weights["visual_projection.weight"].t().shape
+    assert len(there) < len(weights)
+    assert there["visual.proj"].shape == weights["visual_projection.weight"].t().shape
     back = from_open_clip_weights(there, list(weights))
-    assert set(back) == set(weights) and all(torch.equal(back[name], weights[name]) for name in weights)
+    assert set(back) == set(weights)
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_features_agree_with_open_clips_both_ways(shallow_model, pil_processor, tmp_path):
-    open_clip = pytest.importorskip("open_clip")
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is of the test extra")
     name, model = shallow_model
     export_to_open_clip(model, tmp_path / "there", pil_processor)
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'there'}")
@@ -76,8 +81,9 @@ def test_features_agree_with_open_clips_both_ways(shallow_model, pil_processor, 
     assert expected[0].std() > 0.1  # features that differ by less than the tolerance would prove nothing
 
 
+@pytest.mark.slow
 def test_the_sizes_are_open_clips():
-    open_clip = pytest.importorskip("open_clip")
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is of the test extra")
     assert {name: open_clip.get_model_config(name) for name in MODELS} == MODELS
 
 

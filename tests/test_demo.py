@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import random_picture
+from helpers import random_picture
 from PIL import Image
 from transformers import pipeline
 
@@ -102,14 +102,16 @@ def test_scores_go_with_the_hidden_patches(mask, model, processor, example, monk
     assert visible == [keep_count(16, 0.25)] * demo.NUM_DRAWS + [keep_count(16, 0.75)] * demo.NUM_DRAWS
     assert torch.allclose(scores.sum(dim=1), torch.ones(3))
     whole = demo.score_labels(model, processor, example, LABELS, "{}", "none", [0])[0]
-    assert torch.equal(scores[0], whole) and not torch.allclose(scores[2], whole, atol=1e-4)
+    assert torch.equal(scores[0], whole)
+    assert not torch.allclose(scores[2], whole, atol=1e-4)
 
 
 def test_curves_are_the_scores():
     scores = torch.rand(len(demo.SHARES), 3)
     figure = demo.draw_scores(scores, LABELS)
     curves = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
-    assert [list(curves[label]) for label in LABELS] == scores.T.tolist() and "chance" in curves
+    assert [list(curves[label]) for label in LABELS] == scores.T.tolist()
+    assert "chance" in curves
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,8 @@ def test_without_the_quickstarts_model_the_command_says_how_to_make_it(tmp_path,
     error = capsys.readouterr().err
     assert "runs/quickstart/export: no such folder; `accelerate launch training/train.py` makes it, or give --model" in error
     assert main(["demo", "--model", "absent/of/all"]) == 2
-    assert "absent/of/all" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert "absent/of/all" in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
 
 
 def test_a_port_in_use_is_one_line(model, processor, tmp_path, capsys):
@@ -192,6 +195,7 @@ def address(model, processor, tmp_path):
         served.wait()
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(address, browser, model, processor, example):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -231,4 +235,5 @@ def test_the_page_in_a_browser(address, browser, model, processor, example):
     labels.send_keys("one label", Keys.ENTER)
     wait_for(lambda: "labels 'one label': must be at least two, separated by commas" in find("body").text)
     requested = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert len(requested) > 10 and [name for name in requested if not name.startswith((address, "data:"))] == []
+    assert len(requested) > 10
+    assert [name for name in requested if not name.startswith((address, "data:"))] == []

@@ -9,7 +9,7 @@ import processes
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import photo_like
+from helpers import photo_like
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -85,7 +85,8 @@ def inputs_of(model: MaskCLIPModel, first: int = 0, last: int = PAIRS) -> dict:
     input_ids = torch.randint(0, 48, (PAIRS, 8), generator=generator)
     input_ids[:, -1] = 49
     selection = model.vision_model.select_patches(pixel_values, generator=generator)
-    assert selection.lengths is not None and selection.lengths.unique().numel() > 1
+    assert selection.lengths is not None
+    assert selection.lengths.unique().numel() > 1
     part = PatchSelection(selection.indices[first:last], selection.lengths[first:last])
     return {"pixel_values": pixel_values[first:last], "input_ids": input_ids[first:last], "patch_selection": part}
 
@@ -104,7 +105,8 @@ def gradients_of(*modules: nn.Module) -> list[torch.Tensor]:
 
 
 def assert_equal_gradients(given: list[torch.Tensor], expected: list[torch.Tensor], rtol: float) -> None:
-    assert len(given) == len(expected) and sum(gradient.abs().max() > 1e-4 for gradient in expected) > 20
+    assert len(given) == len(expected)
+    assert sum(gradient.abs().max() > 1e-4 for gradient in expected) > 20
     for gradient, want in zip(given, expected, strict=True):
         # The gradient of a key's bias is zero but for rounding.
         torch.testing.assert_close(gradient, want, rtol=rtol, atol=max(1e-6, rtol * want.abs().max().item()))
@@ -150,6 +152,7 @@ def half_of_the_batch(name: str, chunks: int, rank: int) -> tuple[float, list[to
     return mean.item() / 2, gradients_of(model, loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [1, 2])
 @pytest.mark.parametrize("name", LOSSES)
 def test_two_processes_have_the_loss_and_the_gradient_of_one(name, chunks, tmp_path):
@@ -178,6 +181,7 @@ def sharded_half_of_the_batch(rank: int) -> tuple[float, list[torch.Tensor]]:
     return mean.item(), [gradient.full_tensor() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
 
 
+@pytest.mark.slow
 def test_two_processes_with_sharded_weights_have_the_gradient_of_one(tmp_path):
     expected, gradients = whole_batch("contrastive")
     for value, given in in_two_processes(sharded_half_of_the_batch, tmp_path):
@@ -190,6 +194,7 @@ def unequal_batches(name: str, rank: int) -> None:
     LOSSES[name]()(images, texts, torch.tensor(10.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_unequal_batches_are_refused_on_both_processes(name, tmp_path):
     assert (

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, random_picture
+from helpers import CAPTIONS, random_picture
 from transformers import (
     AutoModel,
     CLIPForImageClassification,
@@ -70,7 +70,8 @@ def test_zero_shot_image_classification(export, processor, errors):
         logits = model(**processor(images=random_picture(0), text=texts, padding=True, return_tensors="pt")).logits_per_image
     expected = dict(zip(LABELS, logits[0].softmax(dim=0).tolist(), strict=True))
     assert np.ptp(list(expected.values())) > 1e-3
-    assert scores == pytest.approx(expected, abs=1e-6) and errors() == []
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert errors() == []
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["export of the tower", "export of the whole"])
@@ -101,7 +102,8 @@ def test_image_classification_by_a_classifier_that_was_tuned_with_a_mask(make_mo
         logits = model(**processor(images=random_picture(0), return_tensors="pt")).logits
     expected = dict(zip(LABELS, logits[0].softmax(dim=0).tolist(), strict=True))
     assert np.ptp(list(expected.values())) > 1e-3
-    assert scores == pytest.approx(expected, abs=1e-6) and errors() == []
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert errors() == []
     again = MaskCLIPForImageClassification.from_pretrained(tmp_path)
     assert again.config.vision_config.patch_mask == model.config.vision_config.patch_mask
 
@@ -110,12 +112,14 @@ def test_the_projected_tower_is_exported_as_it_is(export, processor, batch, tmp_
     model, folder = export
     export_to_clip(MaskCLIPVisionModelWithProjection.from_pretrained(folder), tmp_path / "tower", processor.image_processor)
     tower, info = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "tower", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     with torch.no_grad():
         expected = model.get_image_features(batch["pixel_values"]).pooler_output
         assert torch.equal(tower(batch["pixel_values"]).image_embeds, expected)
 
 
+@pytest.mark.slow
 def test_sentence_transformers_encodes_pictures_and_texts(export, processor):
     reason = "sentence-transformers is of the test extra"
     sentence_transformers = pytest.importorskip("sentence_transformers", reason=reason)
@@ -132,6 +136,7 @@ def test_sentence_transformers_encodes_pictures_and_texts(export, processor):
     torch.testing.assert_close(scores, expected.logits_per_image, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:# The axis name")  # two inputs share the axes of texts, which is meant
 def test_onnx_runtime_gives_equal_scores_for_any_number_of_pictures_and_texts(export, inputs, batch, tmp_path):
     for package in ("onnx", "onnxscript"):
@@ -153,7 +158,8 @@ def test_onnx_runtime_gives_equal_scores_for_any_number_of_pictures_and_texts(ex
         scores = session.run(None, {name: value.numpy() for name, value in tensors.items()})[0]
         with torch.no_grad():
             expected = model(**tensors).logits_per_image
-        assert expected.shape == (2, 3) and expected.std() > 1e-2
+        assert expected.shape == (2, 3)
+        assert expected.std() > 1e-2
         np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
 
 
@@ -181,7 +187,8 @@ def test_loading_in_bfloat16(kind, export, batch):
     with torch.no_grad():
         expected = model(**batch).logits_per_image
         scores = loaded(**batch | {"pixel_values": batch["pixel_values"].bfloat16()}).logits_per_image
-    assert scores.dtype == torch.bfloat16 and not torch.equal(scores.float(), expected)
+    assert scores.dtype == torch.bfloat16
+    assert not torch.equal(scores.float(), expected)
     torch.testing.assert_close(scores.float(), expected, rtol=0, atol=0.1)
 
 

@@ -4,7 +4,6 @@ than its default and looked for where it has its effect. So no option can be dro
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import reset_accelerate
+from helpers import reset_accelerate
+from option_effects import Effects, first_step
 
 from hf_maskclip.errors import ConfigError
 from training import run as run_module
 from training.config import TrainingConfig, option_name
-from training.loop import training_step
 from training.run import Run, prepare
 from training.train import program
 
@@ -31,30 +30,6 @@ def prepared(options, monkeypatch) -> Callable[..., Run]:
         return prepare(TrainingConfig(**(options | changed)))
 
     return prepared
-
-
-@dataclass
-class Effects:
-    """What the checks below look at: a run that is prepared, that is run, or that is called as a program."""
-
-    prepared: Callable[..., Run]
-    run: Callable[..., tuple[dict, list[dict], Path]]
-    options: dict
-    tmp_path: Path
-    monkeypatch: pytest.MonkeyPatch
-
-    def batch(self, **changed: Any):
-        return next(iter(self.prepared(**changed).data.loader))
-
-    def both(self, look: Callable[[Run], Any], **changed: Any) -> tuple[Any, Any]:
-        """What is seen of a run with the default, and with an option changed."""
-        return look(self.prepared()), look(self.prepared(**changed))
-
-
-def first_step(run: Run) -> Run:
-    run.learner.parallel.wrapped_model.train()
-    training_step(run, next(iter(run.data.loader)), step=1)
-    return run
 
 
 # ---- One check an option ---------------------------------------------------------------------------------------------------
@@ -141,7 +116,8 @@ def flip(on: Effects):
     never, always = (on.batch(**still, flip=share).pixel_values for share in (0.0, 1.0))
     difference = (never.flip(-1).float() - always.float()).abs().mean()
     assert difference < 0.2 * (never.float() - always.float()).abs().mean()  # whole crops are drawn alike, but for a pixel
-    drawn = {"train_data": "scenes", "crop_scale": 1.0}
+    on.prepared().learner.processor.tokenizer.save_pretrained(on.tmp_path / "tokenizer")
+    drawn = {"train_data": "scenes", "crop_scale": 1.0, "tokenizer": str(on.tmp_path / "tokenizer")}
     assert torch.equal(on.batch(**drawn, flip=0.0).pixel_values, on.batch(**drawn, flip=1.0).pixel_values)
 
 

@@ -1,5 +1,6 @@
 """Proves that a mask of one's own is one file and one line, wherever it is from: a module that `--import` names, or an
-installed package with an entry point. Training, evaluation, pictures and cards take it by name, and it keeps the contract of all masks."""
+installed package with an entry point. Training, evaluation, pictures and cards take it by name, and it keeps the contract of
+all masks."""
 
 import json
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import losses_of, photo_like, random_picture
+from helpers import losses_of, photo_like, random_picture
 
 from hf_maskclip import build_patch_mask, export_to_clip
 from hf_maskclip.cli import main as cli
@@ -91,7 +92,7 @@ def test_training_evaluation_pictures_and_cards_take_it_by_name(known, options, 
 
 def test_it_keeps_the_contract_of_the_built_in_masks(known):
     if known:
-        from hf_maskclip.imports import import_module_of_user
+        from hf_maskclip.options import import_module_of_user
 
         import_module_of_user(known[1])
     assert set(patch_masks()) == {*BUILT_IN, "brightest"}

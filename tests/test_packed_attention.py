@@ -3,7 +3,7 @@ attention implementation, with gradient checkpointing, and in half precision."""
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, PATCH_SIZE, photo_like
+from helpers import IMAGE_SIZE, PATCH_SIZE, photo_like
 from torch import nn
 
 from hf_maskclip import PatchSelection, build_patch_mask
@@ -19,8 +19,10 @@ def test_packing_keeps_the_real_tokens_in_order_and_unpacks_them_with_zeros():
     padded = torch.arange(4 * 5 * 2.0).view(4, 5, 2) + 1
     packing = Packing.of(IS_TOKEN, None)
     packed = packing.pack(padded)
-    assert torch.equal(packed, padded[IS_TOKEN]) and len(packed) == 14
-    assert packing.lengths.tolist() == [5, 2, 3, 4] and packing.starts.tolist() == [0, 5, 7, 10]
+    assert torch.equal(packed, padded[IS_TOKEN])
+    assert len(packed) == 14
+    assert packing.lengths.tolist() == [5, 2, 3, 4]
+    assert packing.starts.tolist() == [0, 5, 7, 10]
     assert torch.equal(packing.unpack(packed), padded * IS_TOKEN[..., None])
 
 
@@ -28,7 +30,8 @@ def test_packing_and_unpacking_have_the_gradients_of_their_definitions():
     packing = Packing.of(IS_TOKEN, None)
     padded = torch.randn(4, 5, 2, dtype=torch.float64, requires_grad=True)
     packed = torch.randn(14, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(packing.pack, padded) and torch.autograd.gradcheck(packing.unpack, packed)
+    assert torch.autograd.gradcheck(packing.pack, padded)
+    assert torch.autograd.gradcheck(packing.unpack, packed)
 
 
 def encode_and_gradients(model, pixel_values, selection) -> list[torch.Tensor]:
@@ -99,7 +102,9 @@ def test_flash_attention_gets_the_lengths_of_the_sequences(make_model, inputs, m
     monkeypatch.setattr("transformers.models.clip.modeling_clip.ALL_ATTENTION_FUNCTIONS.get_interface", lambda *_: kernel)
     model(inputs["pixel_values"], patch_selection=SELECTION)
     shape, attention_mask, lengths = calls[0]
-    assert shape == (1, 2, 14, 16) and attention_mask is None and len(calls) == 2
+    assert shape == (1, 2, 14, 16)
+    assert attention_mask is None
+    assert len(calls) == 2
     assert lengths["cu_seq_lens_q"].tolist() == lengths["cu_seq_lens_k"].tolist() == [0, 5, 7, 10, 14]
     assert lengths["max_length_q"] == lengths["max_length_k"] == 5
 
@@ -123,6 +128,7 @@ def test_the_half_precision_attention_of_a_cpu_is_sdpas(case):
     torch.testing.assert_close(ours, expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_mask", ["none", "random"])
 def test_fixed_counts_compile_without_a_graph_break(patch_mask, make_model, inputs):
     vision = make_model(patch_mask).vision_model.train()
@@ -147,7 +153,8 @@ def test_captions_are_trimmed_in_training_exactly(make_model, make_clip, inputs,
     for mask in (None, longest["attention_mask"]):
         output = model(input_ids=input_ids, pixel_values=pixels, attention_mask=mask)
         torch.testing.assert_close(output.text_embeds, expected.text_embeds)
-    assert seen == [8, 8] and input_ids.shape[1] == 32
+    assert seen == [8, 8]
+    assert input_ids.shape[1] == 32
     model.eval()(input_ids=input_ids, pixel_values=pixels)
     assert seen[-1] == 32  # evaluation is CLIP's, with its shapes
 

@@ -11,7 +11,7 @@ import numpy as np
 import ot
 import pytest
 import torch
-from conftest import assert_uniform, photo_like, select_patches
+from helpers import assert_uniform, photo_like, select_patches
 
 from hf_maskclip import build_patch_mask
 from hf_maskclip.data.scene_drawing import draw_scene
@@ -58,7 +58,10 @@ def test_similarity_is_the_cosine_of_standardised_patches_and_flat_patches_match
     image = flat_and_textured()
     similarity = PatchFeatures(image[None], 8).similarity()[0]
     expected = torch.tensor([[slow_similarity(image, i, j) for j in range(24)] for i in range(24)])
-    assert similarity[0, 1] == 1 and similarity[0, 6] == 1 and similarity[0, 7] == 0 and similarity[0, 12] == 1
+    assert similarity[0, 1] == 1
+    assert similarity[0, 6] == 1
+    assert similarity[0, 7] == 0
+    assert similarity[0, 12] == 1
     torch.testing.assert_close(similarity, expected, atol=2e-5, rtol=0)
 
 
@@ -122,7 +125,8 @@ def test_gaussian_draws_without_replacement_by_its_weights():
     x = torch.tensor([-0.375, -0.125, 0.125, 0.375])
     weights = torch.exp(-(x.square() + 0.0625) / (2 * 0.2**2)).repeat(2).double()
     expected = 4000 * weights / weights.sum()
-    assert counts.sum() == 4000 and ((counts - expected).square() / expected).sum() < 24.3
+    assert counts.sum() == 4000
+    assert ((counts - expected).square() / expected).sum() < 24.3
 
 
 def slow_block(draws: list[list[float]], noise: list[float], rows: int, columns: int, num_masked: int) -> list[bool]:
@@ -229,7 +233,8 @@ def test_cluster_masks_a_plain_background_as_one_cluster():
     images[:, :, 24:40, 24:40] = photo_like(8, 16, 16, seed=5)
     seen = select_patches({"name": "cluster", "anchor_ratio": 0.1}, images).visible(64).view(8, 8, 8)
     inside = seen[:, 3:5, 3:5].float().mean()
-    assert seen.sum(dim=(1, 2)).max() <= 4 and inside > 0.5
+    assert seen.sum(dim=(1, 2)).max() <= 4
+    assert inside > 0.5
 
 
 def slow_sinkhorn(kernel: np.ndarray, iterations: int) -> np.ndarray:
@@ -324,7 +329,9 @@ def test_pgs_keeps_the_objects_of_scenes():
         mask = build_patch_mask(spec, patch_size=16)
         visible = mask(images, generator=torch.Generator().manual_seed(0)).visible(196)
         kept[name] = visible[is_object].float().mean().item()
-    assert 0.45 < kept["random"] < 0.55 and kept["pgs 0.5"] > 0.85 and kept["cluster"] > 0.75
+    assert 0.45 < kept["random"] < 0.55
+    assert kept["pgs 0.5"] > 0.85
+    assert kept["cluster"] > 0.75
 
 
 def test_what_pgs_drops_around_a_textured_object_on_a_plain_background_is_background():
@@ -335,5 +342,6 @@ def test_what_pgs_drops_around_a_textured_object_on_a_plain_background_is_backgr
     images = torch.where(disc, texture, 1.9)
     is_object = torch.nn.functional.avg_pool2d(disc[None, None].float(), 16).flatten() > 0
     dropped = ~build_patch_mask(PGS_05, patch_size=16)(images, generator=torch.Generator().manual_seed(0)).visible(196)
-    assert is_object.float().mean() > 0.35 and dropped.float().mean() == 0.5
+    assert is_object.float().mean() > 0.35
+    assert dropped.float().mean() == 0.5
     assert dropped[:, ~is_object].sum() / dropped.sum() >= 0.95

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_picture
+from helpers import random_picture
 from transformers import AutoModel, pipeline
 
 from hf_maskclip import cli, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser
 from hf_maskclip.conversion.open_clip import MODELS, export_to_open_clip, to_open_clip_weights
+from hf_maskclip.evaluation.command import check_options
 from training.config import load_config
-from training.evaluate import parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,20 +27,28 @@ def blocks(language: str) -> list[str]:
     return found
 
 
-def test_the_tree_names_every_module_and_nothing_else():
+def paths_of_the_tree() -> tuple[set[str], set[str]]:
+    """The folders that the tree shows by its indents of two spaces, and the files that its words name in them."""
     (tree,) = [block for block in blocks("text") if "hf_maskclip/" in block]
-    named, folder = set(), Path()
+    folders, files, parents = set(), set(), []
     for line in tree.splitlines():
-        indent = len(line) - len(line.lstrip())
-        for word in line.split("  ")[0 if indent == 0 else indent // 2].split():
-            path = Path(word)
-            if indent == 0:
-                folder = path if word.endswith("/") else Path()
-            named.add(str(path if indent == 0 else folder / path))
-    actual = {str(p.relative_to(ROOT)) for p in (*ROOT.glob("hf_maskclip/*.py"), *ROOT.glob("training/*.py"))}
-    modules = {name for name in named if name.endswith(".py")}
-    assert modules == actual
-    assert all((ROOT / name).exists() for name in named)
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents = [*parents[:depth], line.split()[0].rstrip("/")]
+        folder = "/".join(parents)
+        folders.add(folder)
+        files |= {f"{folder}/{name}" for name in re.findall(r"\b\w+\.(?:py|md)\b", line)}
+    return folders, files
+
+
+def test_the_tree_names_every_folder_and_nothing_that_is_not_there():
+    folders, files = paths_of_the_tree()
+    everything = [path for room in ("hf_maskclip", "training") for path in (ROOT / room).rglob("*") if path.is_file()]
+    actual = {str(path.parent.relative_to(ROOT)) for path in everything if "__pycache__" not in path.parts}
+    assert {"hf_maskclip", "training", "hf_maskclip/models"} <= actual
+    assert actual - folders == set()
+    assert files
+    assert [name for name in sorted(folders) if not (ROOT / name).is_dir()] == []
+    assert [name for name in sorted(files) if not (ROOT / name).is_file()] == []
 
 
 def test_every_file_it_names_exists():
@@ -75,10 +83,12 @@ def arguments_of(program: str, text: str) -> list[list[str]]:
 def test_every_evaluation_command_parses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    commands = arguments_of("training/evaluate.py", README)
+    commands = [
+        arguments for name in ("hf-maskclip", "-m hf_maskclip") for arguments in arguments_of(f"{name} evaluate", README)
+    ]
     assert len(commands) >= 3
     for arguments in commands:
-        parse_options(arguments)
+        check_options(build_parser().parse_args(["evaluate", *arguments]))
 
 
 @pytest.mark.parametrize("text", [README, (ROOT / "docs" / "masks.md").read_text(), EXAMPLES], ids=["README", "masks", "help"])

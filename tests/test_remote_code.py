@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import photo_like
+from helpers import photo_like
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
@@ -46,7 +46,8 @@ trusted = {"trust_remote_code": True}
 def load(name, auto_class=AutoModel):
     model, info = auto_class.from_pretrained(folder / name, output_loading_info=True, **trusted)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
     weights = load_file(folder / f"{name}.safetensors")
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
@@ -114,6 +115,7 @@ def exports(make_model, processor, inputs, tmp_path):
     return model, tmp_path
 
 
+@pytest.mark.slow
 def test_a_process_without_the_package_loads_its_code_and_trains_the_same(exports, inputs):
     model, folder = exports
     names = ["MaskCLIPModel", *(kind.__name__ for kind in VISION_CLASSES)]
@@ -122,12 +124,15 @@ def test_a_process_without_the_package_loads_its_code_and_trains_the_same(export
     finished = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
     found = json.loads(finished.stdout.splitlines()[-1])
-    assert found["classes"] == {name: name for name in names} and found["pipeline"] == "MaskCLIPModel"
-    assert found["log"] == [] and "ERROR" not in finished.stderr
+    assert found["classes"] == {name: name for name in names}
+    assert found["pipeline"] == "MaskCLIPModel"
+    assert found["log"] == []
+    assert "ERROR" not in finished.stderr
 
     assert found["patch_mask"] == model.config.vision_config.patch_mask
     losses, selection = two_steps(model, inputs)
-    assert len(set(selection.lengths.tolist())) > 1 and losses[0] != losses[1]
+    assert len(set(selection.lengths.tolist())) > 1
+    assert losses[0] != losses[1]
     assert (found["lengths"], found["indices"]) == (selection.lengths.tolist(), selection.indices.tolist())
     assert found["losses"] == pytest.approx(losses, abs=1e-5)
 

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from hf_maskclip.choices import built_in_masks
 from hf_maskclip.models.patch_mask_registry import BUILT_IN
+from hf_maskclip.options import built_in_masks
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("hf_maskclip/**/*.py"), *ROOT.glob("training/**/*.py")])
 MODELS = ROOT / "hf_maskclip" / "models"
 # The floors of the package, the lowest first. What is on one may import what is on it or below.
 FLOORS = (
-    ("choices", "errors", "imports", "distributed"),
+    ("errors", "distributed"),
+    ("options",),
     ("models", "data", "losses", "auto_config"),
     ("conversion", "evaluation", "visualization"),
     ("hub", "demo"),
@@ -153,10 +154,12 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
     return set(finished.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_without_what_only_some_of_it_needs():
     assert loaded_by("import hf_maskclip") == {"torch", "transformers"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [
@@ -170,6 +173,7 @@ def test_help_waits_for_no_package(program):
     assert loaded_by(code, "--help") == set()
 
 
+@pytest.mark.slow
 def test_the_auto_classes_know_the_models_once_the_package_is_imported(make_model, tmp_path):
     """In a process that touches no name of the package."""
     make_model("random").save_pretrained(tmp_path / "model")

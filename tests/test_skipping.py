@@ -6,8 +6,8 @@ from collections import Counter
 
 import fsspec
 import pytest
-from conftest import pair, write_shard
 from fsspec.implementations.local import LocalFileSystem
+from helpers import pair, write_shard
 
 from hf_maskclip.data import shards
 from hf_maskclip.data.sources import open_files
@@ -107,7 +107,8 @@ def test_a_source_that_fails_and_then_answers_gives_every_sample_once(failures, 
     spec, waits = failing_shard
     FailingFiles.failures = failures
     assert keys_of(spec) == [f"a{n}" for n in range(6)]
-    assert waits == list(shards.RETRY_SECONDS[:failures]) and FailingFiles.failures == 0
+    assert waits == list(shards.RETRY_SECONDS[:failures])
+    assert FailingFiles.failures == 0
     assert f"{spec}: the network is down; trying again in 1 s" in caplog.messages
 
 
@@ -115,9 +116,12 @@ def test_a_source_that_keeps_failing_is_skipped_and_next_time_tried_without_wait
     spec, waits = failing_shard
     FailingFiles.failures = 1000
     read = keys_of(spec)
-    assert 1 <= len(read) < 6 and read[-1] == "shard_unreadable" and waits == list(shards.RETRY_SECONDS)
+    assert 1 <= len(read) < 6
+    assert read[-1] == "shard_unreadable"
+    assert waits == list(shards.RETRY_SECONDS)
     assert f"{spec}: the rest of this shard is unreadable (the network is down)" in caplog.messages
-    assert keys_of(spec) == read and len(waits) == len(shards.RETRY_SECONDS)
+    assert keys_of(spec) == read
+    assert len(waits) == len(shards.RETRY_SECONDS)
     FailingFiles.failures = 0
     assert keys_of(spec) == [f"a{n}" for n in range(6)]
 
@@ -152,7 +156,8 @@ def test_a_shard_that_vanishes_mid_run_is_waited_for_then_skipped(kind, failing_
     (tmp_path / f"a.{kind}").unlink()
     rows = list(stream)
     assert Counter(row.get("__error__") for row in rows) == {"shard_unreadable": 1, None: 6}
-    assert rows[0]["__url__"] == f"{tmp_path}/a.{kind}" and waits == list(shards.RETRY_SECONDS)
+    assert rows[0]["__url__"] == f"{tmp_path}/a.{kind}"
+    assert waits == list(shards.RETRY_SECONDS)
 
 
 def test_a_damaged_local_file_is_not_waited_for(failing_shard, tmp_path, caplog):
@@ -162,4 +167,5 @@ def test_a_damaged_local_file_is_not_waited_for(failing_shard, tmp_path, caplog)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and nothing more")
     assert keys_of(f"{tmp_path}/a.tar")[-1] == "shard_unreadable"
     assert keys_of(f"{tmp_path}/b.parquet") == ["shard_unreadable"]
-    assert not waits and caplog.records[-1].levelno == logging.WARNING
+    assert not waits
+    assert caplog.records[-1].levelno == logging.WARNING

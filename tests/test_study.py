@@ -1,30 +1,20 @@
-"""Proves that a study trains each method once by the real program and goes on after an interruption, that equal time means what
-it says, and that the report's numbers follow from the results."""
+"""Proves that a study trains each method once by the real program and goes on after an interruption, and that equal time means
+what it says."""
 
 import json
-import math
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
-from transformers import CLIPModel
 
 from hf_maskclip.errors import ConfigError
-from training.config import TrainingConfig, load_config
-from training.loop import train
-from training.run import prepare
-from training.stopping import StopRequest
-from training.study import pages
+from training.config import load_config
 from training.study import run as study_run
-from training.study.report import Curve, Report, mean_and_error, read_results, time_to_reach, write_results
+from training.study.report import read_results
 from training.study.run import StudyRun, learning_curve, time_ratio, typical_seconds
 from training.study.study import locked, program, read_study, runs_of
-from training.summary import finish, start_reports
-from training.tracking import MetricsLog, read_metrics
 
 PAIR = "zero_shot_pair/top1"
 
@@ -76,17 +66,22 @@ def trainings(monkeypatch) -> list[str]:
     return folders
 
 
+@pytest.mark.slow
 def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_path, capsys):
     path, output_dir = write(values | {"methods": {"none": "none"}}), tmp_path / "study"
     assert program([str(path), "--output_dir", str(output_dir)]) == 0
     (result,) = read_results(output_dir / "results")
     assert (result["method"], result["steps"], result["samples_seen"], result["budget"]) == ("none", 4, 16, "samples")
-    assert [point["step"] for point in result["curve"]] == [2, 4] and result["curve"][-1]["metrics"] == result["metrics"]
-    assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"] and result["seconds_per_step"] > 0
-    assert result["machine"]["cpus"] and result["versions"]["torch"]
+    assert [point["step"] for point in result["curve"]] == [2, 4]
+    assert result["curve"][-1]["metrics"] == result["metrics"]
+    assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"]
+    assert result["seconds_per_step"] > 0
+    assert result["machine"]["cpus"]
+    assert result["versions"]["torch"]
     report = (output_dir / "report.md").read_text()
     assert read_results(output_dir / "results.jsonl") == [result]
-    assert "| none | 1 |" in report and (output_dir / "accuracy_over_time.png").stat().st_size > 10_000
+    assert "| none | 1 |" in report
+    assert (output_dir / "accuracy_over_time.png").stat().st_size > 10_000
 
     files = sorted((output_dir / "results").rglob("*.json"))
     before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
@@ -121,10 +116,12 @@ def test_an_interrupted_study_goes_on_and_begins_that_run_anew(write, values, tm
     folders += ["samples/none/seed-1", "samples/random-0.5/seed-1", "time/random-0.5/seed-1"]
     assert trainings == folders
     gathered = read_results(tmp_path / "study" / "results.jsonl")
-    assert len(gathered) == 6 and gathered == read_results(tmp_path / "study" / "results")
+    assert len(gathered) == 6
+    assert gathered == read_results(tmp_path / "study" / "results")
     printed = capsys.readouterr().out
     assert "[2/6] random 0.5, seed 0, equal samples: 4 steps in 2 s" in printed
-    assert "[3/6] random 0.5, seed 0, equal time: 8 steps in 4 s" in printed and "50.0%; 3 runs, about" in printed
+    assert "[3/6] random 0.5, seed 0, equal time: 8 steps in 4 s" in printed
+    assert "50.0%; 3 runs, about" in printed
     assert {export.parent.name for export in (tmp_path / "study" / "runs").rglob("export")} == {"seed-0"}  # no other is kept
 
 
@@ -140,7 +137,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(write, values, tmp_path,
     assert program([str(write(values)), "--output_dir", str(tmp_path / "study")]) == 1
     printed = capsys.readouterr().out
     assert "random 0.5, seed 0, equal samples: training.train ended with 2, see" in printed
-    assert "random 0.5, seed 0, equal time: left out" in printed and "1 of 3 runs are finished" in printed
+    assert "random 0.5, seed 0, equal time: left out" in printed
+    assert "1 of 3 runs are finished" in printed
 
 
 def test_equal_time_is_the_time_of_none_of_the_same_seed(write, values, tmp_path):
@@ -156,7 +154,8 @@ def test_equal_time_is_the_time_of_none_of_the_same_seed(write, values, tmp_path
     assert time_ratio(replace(run, budget="half time")) == pytest.approx(1.2)
     options = run.options(2.4)
     scaled = ("max_steps", "eval_every", "unmasked_tuning_steps", "warmup_steps")
-    assert [options[name] for name in scaled] == [240, 48, 24, 12] and options["batch_size"] == 4
+    assert [options[name] for name in scaled] == [240, 48, 24, 12]
+    assert options["batch_size"] == 4
     assert run.options()["max_steps"] == 100
 
 
@@ -176,70 +175,6 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
     points = learning_curve([*records[:3], evaluations[0], *records[3:], evaluations[1]], [1.0] * 4 + [3.0] * 2, batch_size=8)
     assert points[0] == {"step": 3, "seconds": 3.0, "samples_seen": 24, "metrics": {PAIR: 0.25}}
     assert points[1]["seconds"] == 7.0
-
-
-def made_up(method: str, seed: int, budget: str, step_seconds: float, scores: list[float], steps: int = 100) -> dict:
-    """The result of a run that was evaluated at equal distances, the last time at its end."""
-    evaluated = [steps * number // len(scores) for number in range(1, len(scores) + 1)]
-    curve = [
-        {"step": step, "seconds": step * step_seconds, "samples_seen": 8 * step, "metrics": {PAIR: score}}
-        for step, score in zip(evaluated, scores, strict=True)
-    ]
-    run = {"method": method, "seed": seed, "budget": budget, "steps": steps, "samples_seen": 8 * steps, "base": {}}
-    run |= {"seconds_per_step": step_seconds, "train_seconds": steps * step_seconds, "curve": curve, "commit": None}
-    run |= {"versions": {"torch": "2"}, "machine": {"processor": "CPU", "cpus": 2}}
-    return run | {"metrics": {PAIR: scores[-1], "other/top1": scores[-1] / 2}}
-
-
-@pytest.fixture
-def report() -> Report:
-    results = [
-        made_up("none", 0, "samples", 1.0, [0.2, 0.4]),
-        made_up("none", 1, "samples", 2.0, [0.4, 0.6]),
-        made_up("pgs", 0, "samples", 0.5, [0.1, 0.3]),
-        made_up("pgs", 1, "samples", 0.8, [0.3, 0.3]),
-        made_up("pgs", 0, "time", 0.5, [0.4, 0.7], steps=200),
-    ]
-    return Report(results, ["none", "pgs", "cluster"], {"pair": [PAIR], "both": [PAIR, "other/top1"]}, "pair")
-
-
-def test_mean_and_standard_error():
-    mean, error = mean_and_error([1.0, 2.0, 6.0])
-    assert mean == 3.0 and error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
-    assert mean_and_error([5.0]) == (5.0, 0.0)
-
-
-def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
-    header, _, none, pgs = report.table("samples").splitlines()
-    assert header == "| method | n | pair | both | relative time | time to reach | pairs seen | seconds |"
-    assert none == "| none | 2 | 50.0 ± 10.0 | 37.5 ± 7.5 | 1.00 ± 0.00 | 1.00 | 800 | 150 |"
-    # 0.5 / 1 and 0.8 / 2; its mean curve ends at 30 %, below the 50 % of none
-    assert pgs == "| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 0.45 ± 0.05 | not reached | 800 | 65 |"
-    # from 40 % after 50 s to 70 % after 100 s, 50 % are reached after 66.7 s of the 150 s of none; one seed has no error
-    assert report.table("time").splitlines()[-1] == "| pgs | 1 | 70.0 | 52.5 | 0.45 ± 0.05 | 0.44 | 1,600 | 100 |"
-    assert report.earliest_reach("pgs") == pytest.approx(0.44, abs=0.005) and report.earliest_reach("cluster") is None
-    text = report.markdown()
-    assert "cluster" not in text and "CPU, 2 CPUs" in text and text.index("Equal samples") < text.index("Equal time")
-
-
-def test_a_curve_is_the_mean_over_seeds_at_equal_shares_of_the_run(report):
-    curve = report.curve("none", "samples")
-    assert curve.seconds.tolist() == [75, 150] and curve.mean.tolist() == pytest.approx([0.3, 0.5])
-    assert curve.error.tolist() == pytest.approx([0.1, 0.1])
-    assert report.curve("cluster", "samples") is None
-
-
-def test_the_time_to_reach_a_value_is_linear_between_points():
-    curve = Curve(np.array([10.0, 20.0, 30.0]), np.array([0.1, 0.5, 0.3]), np.zeros(3))
-    assert time_to_reach(curve, 0.3) == pytest.approx(15)
-    assert time_to_reach(curve, 0.05) == 10 and time_to_reach(curve, 0.6) is None
-
-
-def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(report):
-    figure = report.figure()
-    assert [axes.get_title() for axes in figure.axes] == ["Equal samples", "Equal time"]
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["pgs", "none"]  # in the order in which they end
 
 
 @pytest.mark.parametrize(
@@ -263,7 +198,8 @@ def test_a_study_that_cannot_be_run_is_one_line(write, values, tmp_path, changed
     changed = {key: value for key, value in (values | changed).items() if value is not None}
     assert program([str(write(changed)), "--output_dir", str(tmp_path / "study")]) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and message in error
+    assert error.startswith("error: ")
+    assert message in error
     assert not (tmp_path / "study").exists()
 
 
@@ -284,7 +220,8 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
     arguments = ["--output_dir", str(tmp_path / "study")]
     assert program([str(write(values | {"columns": values["columns"] | {"probe": ["linear_probe_x/top1"]}})), *arguments]) == 2
     assert "column 'probe': 'linear_probe_x/top1' is no metric of the runs" in capsys.readouterr().err
-    assert program([str(write(values)), *arguments]) == 0 and len(trainings) == 3  # the first run is kept
+    assert program([str(write(values)), *arguments]) == 0
+    assert len(trainings) == 3  # the first run is kept
 
 
 def test_the_studies_that_are_kept_can_be_read():
@@ -292,59 +229,3 @@ def test_the_studies_that_are_kept_can_be_read():
     for name, num_runs in (("scenes.yaml", 3 * (10 + 5)), ("pairs.yaml", 2 * (8 + 6 + 6))):
         study = read_study(folder / name)
         assert len(runs_of(study, folder)) == num_runs
-
-
-def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path):
-    for name, num_runs, num_initial in (("scenes", 42, 2), ("pairs", 30, 0)):
-        file, copy = pages.RESULTS / f"{name}.jsonl", tmp_path / f"{name}.jsonl"
-        write_results(results := read_results(file), copy)
-        assert copy.read_bytes() == file.read_bytes() and len(results) == num_runs + num_initial
-        assert len(pages.read_report(name).results) == num_runs
-
-
-def test_the_pages_say_what_the_results_say():
-    scenes, pairs = (pages.read_report(name) for name in ("scenes", "pairs"))
-    tables = pages.tables(scenes, pairs)
-    for name in pages.PAGES:
-        page = (study_run.ROOT / name).read_text()
-        assert page.count("<!-- table: ") == page.count("<!-- end -->") > 0
-        assert page == pages.fill(page, tables), f"{name}: run python -m training.study.pages"
-    assert tables["summary"] in (study_run.ROOT / "README.md").read_text()
-
-
-def test_a_table_goes_between_its_comments_and_nowhere_else():
-    page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb\n<!-- table: y -->\n<!-- end -->\n"
-    filled = pages.fill(page, {"x": "| 1 |\n", "y": "| 2 |\n"})
-    assert filled == "a\n<!-- table: x -->\n| 1 |\n<!-- end -->\nb\n<!-- table: y -->\n| 2 |\n<!-- end -->\n"
-    with pytest.raises(KeyError, match="y"):
-        pages.fill(page, {"x": ""})
-
-
-def test_the_peer_trains_open_clips_model_and_leaves_it_as_a_clip(options, tmp_path):
-    """Patch dropout is on in the masked steps only, and what is evaluated and exported computes as open_clip's model does."""
-    pytest.importorskip("open_clip")
-    from training.study import peer
-
-    mask = {"name": "random", "mask_ratio": 0.5}
-    config = TrainingConfig(**(options | {"model": "tiny", "patch_mask": mask, "unmasked_tuning_steps": 1}))
-    run, tokens = prepare(config, peer.PeerParallel), []
-    theirs = run.learner.parallel.peer
-    theirs.clip.visual.transformer.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[1]))
-    before = theirs.clip.logit_scale.item()
-    with StopRequest() as stop:
-        assert train(run, start_reports(run), stop)
-    assert tokens == [33, 33, 33, 65] and theirs.clip.logit_scale.item() != before  # half of 64 patches, and the class token
-    assert [record["kept_patches"] for record in read_metrics(run.output_dir / "metrics.jsonl")] == [32, 32, 32, 64]
-    finish(run, MetricsLog(run.accelerator, run.output_dir))
-    exported = CLIPModel.from_pretrained(run.output_dir / "export").eval()
-    bos, eos = exported.config.text_config.bos_token_id, exported.config.text_config.eos_token_id
-    input_ids = torch.tensor([[bos, 300, 400, eos], [bos, 500, eos, eos]])
-    pixels = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = theirs.eval()(input_ids, pixels, apply_patch_mask=False)
-        ours = exported(input_ids=input_ids, pixel_values=pixels)
-    for name in ("image_embeds", "text_embeds"):
-        torch.testing.assert_close(ours[name], expected[name], atol=1e-5, rtol=0)
-
-    with pytest.raises(ConfigError, match="patch_mask='pgs': must be random"):
-        prepare(TrainingConfig(**(options | {"model": "tiny", "patch_mask": "pgs"})), peer.PeerParallel)

@@ -17,13 +17,16 @@ def masked(name: str, num_tokens: int = 8, draws: int = 300) -> list[list[int]]:
 def test_start_and_end_stay_and_order_is_kept(name):
     for num_tokens in (3, 8, 21):
         for tokens in masked(name, num_tokens):
-            assert len(tokens) == num_tokens and tokens[0] == 100 and tokens[-1] == 101
+            assert len(tokens) == num_tokens
+            assert tokens[0] == 100
+            assert tokens[-1] == 101
             assert tokens[1:-1] == sorted(set(tokens[1:-1]))
 
 
 @pytest.mark.parametrize("name", ["none", "random", "truncate", "block"])
 def test_short_captions_stay_whole(name):
-    assert masked(name, 22) == [CAPTION] * 300 and masked(name, 77, draws=1) == [CAPTION]
+    assert masked(name, 22) == [CAPTION] * 300
+    assert masked(name, 77, draws=1) == [CAPTION]
 
 
 def test_truncate_keeps_the_first_block_a_run_and_random_any():

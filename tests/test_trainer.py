@@ -4,7 +4,7 @@ pairs of images and captions, masked in training and whole in evaluation."""
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, IMAGE_SIZE
+from helpers import CAPTIONS, IMAGE_SIZE
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_maskclip import MaskCLIPForImageClassification, MaskCLIPModel
@@ -63,7 +63,8 @@ def test_the_trainer_fine_tunes_a_classifier_and_it_comes_back(patch_mask, make_
     pixel_values = torch.stack([sample["pixel_values"] for sample in samples[:4]])
     with torch.no_grad():
         torch.testing.assert_close(again(pixel_values).logits, model.eval()(pixel_values).logits, rtol=0, atol=0)
-    assert type(again) is MaskCLIPForImageClassification and again.config.vision_config.patch_mask["name"] == patch_mask
+    assert type(again) is MaskCLIPForImageClassification
+    assert again.config.vision_config.patch_mask["name"] == patch_mask
 
 
 @pytest.mark.parametrize("patch_mask", ["random", "pgs"])
@@ -87,7 +88,9 @@ def test_the_trainer_fine_tunes_pairs_with_return_loss(patch_mask, make_model, t
     trainer = PairTrainer(model=model, args=arguments(tmp_path / "trainer"), train_dataset=samples)
     trainer.train()
     losses = losses_of(trainer)
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1 and seen and set(seen) == {(True, True)}
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
+    assert seen
+    assert set(seen) == {(True, True)}
     trainer.save_model(tmp_path / "pairs")
     again = MaskCLIPModel.from_pretrained(tmp_path / "pairs")
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_picture
+from helpers import random_picture
 
 from hf_maskclip.visualization import DROPPED_GREY, draw_patch_masks, draw_pgs_steps, grey_out
 
@@ -29,7 +29,8 @@ def test_the_figure_has_a_row_for_each_picture_and_a_titled_column_for_each_mask
     whole, masked = (axes[0, column].images[0].get_array() for column in (0, 2))
     assert whole.shape == masked.shape == (32, 32, 3)
     grey = (np.abs(masked - DROPPED_GREY) < 1e-6).all(axis=-1)
-    assert grey.mean() == 0.5 and np.array_equal(masked[~grey], whole[~grey])
+    assert grey.mean() == 0.5
+    assert np.array_equal(masked[~grey], whole[~grey])
     figure.savefig(tmp_path / "masks.png")
     assert (tmp_path / "masks.png").stat().st_size > 10_000
 
@@ -40,7 +41,8 @@ def test_a_row_is_broken_after_so_many_panels():
     axes = np.array(figure.axes).reshape(4, 3)
     titles = [[axis.get_title() for axis in row] for row in axes]
     assert titles == [["image", "edges", "a"], ["b", "c", ""]] * 2
-    assert not axes[1, 2].images and np.array_equal(axes[2, 0].images[0].get_array(), _square(pictures[1]))
+    assert not axes[1, 2].images
+    assert np.array_equal(axes[2, 0].images[0].get_array(), _square(pictures[1]))
 
 
 def _square(picture) -> np.ndarray:
@@ -53,11 +55,14 @@ def test_the_stages_of_pgs_are_those_of_the_mask():
     figure = draw_pgs_steps(pictures, {"name": "pgs", "candidate_ratio": 0.2}, image_size=32, patch_size=8, seed=3)
     axes = np.array(figure.axes).reshape(2, 7)
     titles = [axis.get_title() for axis in axes[0]]
-    assert titles[0] == "image" and titles[3] == "candidates" and titles[-1] == "visible"
+    assert titles[0] == "image"
+    assert titles[3] == "candidates"
+    assert titles[-1] == "visible"
     assert all(len(axis.patches) == 3 for axis in axes[:, 3])  # 0.2 of 16 patches
     (masked,) = (axis.images[0].get_array() for axis in [axes[0, 6]])
     grey = (np.abs(masked - DROPPED_GREY) < 1e-6).all(axis=-1).mean()
-    assert axes[0, 6].get_xlabel() == f"{1 - grey:.0%} kept" and 0.3 <= grey <= 0.5
+    assert axes[0, 6].get_xlabel() == f"{1 - grey:.0%} kept"
+    assert 0.3 <= grey <= 0.5
     with pytest.raises(ValueError, match="mask='random': the stages are those of 'pgs'"):
         draw_pgs_steps(pictures, "random", image_size=32, patch_size=8)
 

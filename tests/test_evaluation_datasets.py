@@ -8,7 +8,7 @@ import datasets
 import fsspec
 import numpy as np
 import pytest
-from conftest import encode_image, pair, random_picture, write_shard
+from helpers import encode_image, pair, random_picture, write_shard
 from PIL import Image
 
 from hf_maskclip.data.clip_benchmark import ClipBenchmarkFolder
@@ -79,7 +79,8 @@ def test_each_folder_is_an_evaluation_of_its_kind(animals, sights, shards, resul
     assert list(found) == ["zero_shot_animals", "retrieval_sights", f"retrieval_{shards.name}"]
     classification, layout, files = found.values()
     assert (classification["n"], classification["num_classes"], classification["split"]) == (6, 3, "test")
-    assert classification["templates"] == ["a picture of a {c}", "the {c}"] and classification["data"] == str(animals)
+    assert classification["templates"] == ["a picture of a {c}", "the {c}"]
+    assert classification["data"] == str(animals)
     assert (layout["n"], layout["num_texts"]) == (4, 8)
     assert (files["n"], files["num_texts"]) == (32, 64)
 
@@ -94,7 +95,8 @@ def test_a_task_names_what_is_done_with_a_folder(animals, sights, results):
     (probe,) = results(of_data(animals, "linear_probe")).values()
     assert (probe["num_train"], probe["n"], probe["train_split"], probe["split"]) == (6, 6, "train", "test")
     (train,) = results(of_data(animals, split="train")).values()
-    assert train["split"] == "train" and train["templates_source"] == "data set"
+    assert train["split"] == "train"
+    assert train["templates_source"] == "data set"
     (retrieval,) = results(of_data(sights, "retrieval")).values()
     assert retrieval["num_texts"] == 8
 
@@ -128,7 +130,8 @@ def test_pictures_of_several_classes_have_a_mean_average_precision(animals, resu
     samples = {f"s{n}": {"jpg": encode_image(random_picture(n), "JPEG"), "npy": npy(row)} for n, row in enumerate(labels)}
     write_shard(animals / "test" / "0.tar", samples)
     (record,) = results(of_data(animals)).values()
-    assert 0 < record["mean_average_precision"] <= 1 and record["n"] == 3
+    assert 0 < record["mean_average_precision"] <= 1
+    assert record["n"] == 3
     with pytest.raises(ConfigError, match="a linear probe needs one class a picture"):
         of_data(animals, "linear_probe")
     samples["s1"]["npy"] = npy([0, 1])
@@ -150,7 +153,8 @@ def test_a_folder_that_is_not_on_this_machine_is_read_by_fsspec(animals, results
     (there,) = results(of_data("memory://wds_animals")).values()
     (here,) = results(of_data(animals)).values()
     differing = {key for key in here if here[key] != there[key]}
-    assert differing == {"data"} and there["column"] == "animals"
+    assert differing == {"data"}
+    assert there["column"] == "animals"
     remote.rm("/wds_animals/test/0.tar")
     with pytest.raises(ConfigError, match="test/0.tar is missing; its nshards.txt says 1 shards"):
         of_data("memory://wds_animals")
@@ -178,7 +182,8 @@ def test_a_class_has_one_index_in_all_splits_of_an_image_folder(tmp_path):
             random_picture(n).save(tmp_path / "pets" / split / name / "0.png")
     (probe,) = of_data(tmp_path / "pets", "linear_probe")
     labels = {key: sorted(label for _, label in probe.run.keywords[key].samples) for key in ("train", "test")}
-    assert labels == {"train": [0, 1, 2], "test": [1, 2]} and probe.run.keywords["num_classes"] == 3
+    assert labels == {"train": [0, 1, 2], "test": [1, 2]}
+    assert probe.run.keywords["num_classes"] == 3
 
 
 def test_a_hub_data_set_with_labels_is_read_by_its_features(tmp_path, results, monkeypatch):
@@ -188,12 +193,14 @@ def test_a_hub_data_set_with_labels_is_read_by_its_features(tmp_path, results, m
     monkeypatch.setattr(ClipBenchmarkFolder, "find", lambda data: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: stored.to_iterable_dataset())
     (record,) = results(of_data("org/things")).values()
-    assert (record["n"], record["num_classes"]) == (4, 2) and record["column"] == "things"
+    assert (record["n"], record["num_classes"]) == (4, 2)
+    assert record["column"] == "things"
 
 
 def test_pairs_of_any_form_are_a_retrieval_set(shards, results):
     ((name, record),) = results(of_data(f"{shards}/train-00[01].tar", "retrieval")).items()
-    assert record["n"] == 32 and name == f"retrieval_{shards.name}"
+    assert record["n"] == 32
+    assert name == f"retrieval_{shards.name}"
     (record,) = results(of_data(f"{shards}/train-{{000..002}}.tar", "retrieval")).values()
     assert record["n"] == 39
 
@@ -288,12 +295,16 @@ def test_sugar_crepes_files_are_seven_evaluations(sugar_crepe, results):
 
 def test_the_papers_suite_says_what_is_missing_and_runs_the_rest(sugar_crepe, animals, sights, results):
     root = sugar_crepe.parent
-    assert len(ZERO_SHOT) == 17 and len(RETRIEVAL) == 3 and len(LINEAR_PROBE) == 3 and len(ROBUSTNESS) == 6
+    assert len(ZERO_SHOT) == 17
+    assert len(RETRIEVAL) == 3
+    assert len(LINEAR_PROBE) == 3
+    assert len(ROBUSTNESS) == 6
     (sugar_crepe / "add_att.json").rename(sugar_crepe / "kept.json")
     missing = PaperSuite(root).missing()
     assert len(missing) == 17 + 3 + 6 + 1  # the probes' data sets are among these
     assert f"hf download clip-benchmark/wds_food101 --repo-type dataset --local-dir {root}/wds_food101" in missing[0]
-    assert "add_att.json" in missing[-1] and not list(PaperSuite(root).evaluations())
+    assert "add_att.json" in missing[-1]
+    assert not list(PaperSuite(root).evaluations())
 
     (sugar_crepe / "kept.json").rename(sugar_crepe / "add_att.json")
     names = ("wds_vtab-cifar10", "food101", "imagenet-a", "wds_imagenet1k")  # with and without prefixes

@@ -22,12 +22,14 @@ def selector(model: MaskCLIPModel, num_steps: int = 10, **options) -> PatchSelec
 def test_a_mask_can_be_replayed_from_seed_step_and_process(make_model, inputs):
     cases = itertools.product(range(3), (1, 2, 10**6), range(8), range(3))
     seeds = {mask_seed(seed, step, process, chunk) for seed, step, process, chunk in cases}
-    assert len(seeds) == 3 * 3 * 8 * 3 and max(*seeds, mask_seed(10**12, 10**7, 0)) < 2**63
+    assert len(seeds) == 3 * 3 * 8 * 3
+    assert max(*seeds, mask_seed(10**12, 10**7, 0)) < 2**63
     model, images = make_model("random"), inputs["pixel_values"]
     first = [selector(model).select(images, step).indices for step in (1, 2, 3)]
     torch.manual_seed(99)  # PyTorch's own generator has no part in it
     assert torch.equal(selector(model).select(images, 2).indices, first[1])
-    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
     assert not torch.equal(selector(model, seed=1).select(images, 2).indices, first[1])
 
 
@@ -55,7 +57,8 @@ def test_class_attention_is_the_mean_over_heads_and_layers_of_the_class_tokens_r
     expected = torch.stack([a[:, :, 0, 1:] for a in attentions]).mean(dim=(0, 2))
     hooks = [len(layer.self_attn._forward_hooks) for layer in vision.encoder.layers]
     scores = class_attention(vision, inputs["pixel_values"])
-    assert len(attentions) == 2 and scores.std() > 0
+    assert len(attentions) == 2
+    assert scores.std() > 0
     torch.testing.assert_close(scores, expected)
     assert [len(layer.self_attn._forward_hooks) for layer in vision.encoder.layers] == hooks
 
@@ -95,10 +98,12 @@ def test_the_teacher_is_an_exponential_moving_average_with_a_momentum_that_grows
         for name, parameter in vision.named_parameters():
             expected[name] = momentum * expected[name] + (1 - momentum) * parameter.detach()
     average = dict(teacher.average.module.named_parameters())
-    assert average.keys() == expected.keys() and not any(p.requires_grad for p in average.values())
+    assert average.keys() == expected.keys()
+    assert not any(p.requires_grad for p in average.values())
     for name, value in expected.items():
         torch.testing.assert_close(average[name], value)
-    assert not teacher.average.training and vision.training
+    assert not teacher.average.training
+    assert vision.training
 
 
 def test_attentive_steps_use_the_teacher_not_the_student(make_model, inputs):

@@ -1,0 +1,128 @@
+"""Proves that a model's card has the measured numbers of its run and no others, and names its data, model, mask and paper."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_maskclip.data.scene_drawing import STYLES
+from hf_maskclip.data.scene_sets import COMPOSITIONALITY_KINDS
+from hf_maskclip.hub.card import card_of_recipe, check_card
+from hf_maskclip.hub.repository import ModelRepository
+from hf_maskclip.models.patch_mask_registry import patch_masks
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
+
+
+def test_every_mask_has_a_paper():
+    papers = {name: mask.citation for name, mask in patch_masks().items()}
+    assert all(paper and paper.title and paper.authors for paper in papers.values())
+    assert len({paper.key for paper in papers.values()}) == 7  # block and grid are of one
+
+
+def test_the_numbers_of_a_card_are_those_of_the_run(finished_run):
+    card = check_card(ModelRepository(finished_run, "org/name").card())
+    front_matter = ModelCard(str(card)).data.to_dict()
+    assert (front_matter["library_name"], front_matter["pipeline_tag"]) == ("transformers", "zero-shot-image-classification")
+    assert {"clip", "hf_maskclip", "patch-mask-pgs"} <= set(front_matter["tags"])
+    assert "base_model" not in front_matter
+    (record,) = json.loads((finished_run / "eval.json").read_text())["results"].values()
+    (result,) = front_matter["model-index"][0]["results"]
+    measured = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert measured == {name: record[name] for name in ("top1", "top5", "mean_per_class")}
+    assert f"| {finished_run.name} | {100 * record['top1']:.1f} |" in card.text
+    assert record["model_hash"] in card.text
+    assert "16 in 4 steps" in card.text
+    assert "2503.17080" in card.text
+    assert "masks.png" in card.text
+
+
+def test_each_result_has_a_place_of_its_own_in_the_model_index(finished_run):
+    summary = json.loads((finished_run / "eval.json").read_text())
+    (record,) = summary["results"].values()
+    summary["results"] |= {f"zero_shot_{n}": record | {"column": f"colours {n}"} for n in range(3)}
+    (finished_run / "eval_more.json").write_text(json.dumps(summary))
+    front_matter = ModelCard(str(ModelRepository(finished_run, "org/name").card())).data.to_dict()
+    assert [len(result["metrics"]) for result in front_matter["model-index"][0]["results"]] == [3] * 4
+
+
+def test_data_and_base_model_are_named_where_they_are_on_the_hub(finished_run):
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
+    config |= {"train_data": "hf://datasets/org/pairs/train-{0..9}.tar", "model": "openai/clip-vit-base-patch16"}
+    (finished_run / "config.yaml").write_text(yaml.safe_dump(config))
+    front_matter = ModelCard(str(ModelRepository(finished_run, "org/name").card())).data.to_dict()
+    assert (front_matter["datasets"], front_matter["base_model"]) == (["org/pairs"], "openai/clip-vit-base-patch16")
+
+
+def test_a_run_without_an_evaluation_has_a_card_that_says_so(run):
+    card = check_card(ModelRepository(run(patch_mask="random")[2], "org/name").card())
+    assert "None: the run was not evaluated." in card.text
+    assert "2212.00794" in card.text
+    assert "model-index" not in ModelCard(str(card)).data.to_dict()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_card_of_each_recipe_is_there_and_has_no_result(recipe):
+    card = check_card(card_of_recipe(recipe))
+    assert (ROOT / "model_cards" / f"{recipe.stem}.md").read_text() == f"{card}\n"
+    assert "Not yet trained" in card.text
+    assert "model-index" not in card.data.to_dict()
+    assert not re.search(r"\d %|\d\.\d \|", card.text)
+
+
+def results_of(card: ModelCard) -> dict[str, float]:
+    return {f"{result.task_name}/{result.metric_type}": result.metric_value for result in card.data.eval_results}
+
+
+def table_of(header: str) -> dict[str, str]:
+    """A table of two columns on the pages: its cells by what stands before them."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [rows for page in pages for rows in re.findall(rf"^{re.escape(header)}\n.*\n((?:\|.*\n)+)", page.read_text(), re.M)]
+    assert found
+    return dict(row.strip("|").split("|") for rows in found for row in rows.splitlines())
+
+
+def test_what_the_quickstart_prints_in_the_readme_are_the_numbers_of_its_card():
+    results = results_of(ModelCard.load(ROOT / "model_cards" / "clip-pgs-tiny.md"))
+    lines = []
+    for kind in ("shape", "colour", "pair"):
+        top1, mean = (results[f"zero_shot_{kind}/{metric}"] for metric in ("top1", "mean_per_class"))
+        lines.append(f"zero_shot_{kind}: top1 {top1:.1%}, mean_per_class {mean:.1%}")
+    recalls = {name: results[f"retrieval_scenes/{name}"] for name in ("image_to_text_recall@10", "text_to_image_recall@10")}
+    lines.append("retrieval_scenes: " + ", ".join(f"{name} {value:.1%}" for name, value in recalls.items()))
+    blocks = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (printed,) = [block for block in blocks if "zero_shot_shape" in block]
+    assert [line for line in lines if line not in printed.splitlines()] == []
+
+
+def test_the_table_of_the_quickstarts_model_has_the_numbers_of_its_card():
+    results = results_of(ModelCard.load(ROOT / "model_cards" / "clip-pgs-tiny.md"))
+    percent = {name: f"{100 * value:.1f}" for name, value in results.items()}
+    expected = {"zero-shot": [f"{kind} {percent[f'zero_shot_{kind}/top1']}" for kind in ("shape", "colour", "pair")]}
+    expected["linear probe"] = [f"{kind} {percent[f'linear_probe_{kind}/top1']}" for kind in ("shape", "colour")]
+    expected["robustness"] = [f"{style} {percent[f'robustness_{style}/top1']}" for style in STYLES]
+    kinds = COMPOSITIONALITY_KINDS
+    expected["compositionality"] = [
+        f"{kind.replace('_', ' ')} {percent[f'compositionality_{kind}/accuracy']}" for kind in kinds
+    ]
+    expected["retrieval"] = [
+        f"{found} {'/'.join(percent[f'retrieval_scenes/{way}_recall@{k}'] for k in (1, 5, 10))}"
+        for found, way in (("text", "image_to_text"), ("image", "text_to_image"))
+    ]
+    table = table_of("| family | the quickstart's model, % |")
+    assert len(table) == len(expected)
+    for family, parts in expected.items():
+        (cell,) = [cell for name, cell in table.items() if name.strip().startswith(family)]
+        numbers = [part.strip() for part in re.sub(r"\(.*?\)", "", cell).split(",")]
+        assert numbers == parts
+
+
+def test_the_quickstarts_card_has_its_pictures():
+    card = check_card(ModelCard.load(ROOT / "model_cards" / "clip-pgs-tiny.md"))
+    pictures = re.findall(r"!\[.*?\]\((.+?)\)", card.text)
+    assert pictures
+    assert all((ROOT / "model_cards" / name).is_file() for name in pictures)

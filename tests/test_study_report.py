@@ -1,0 +1,113 @@
+"""Proves that the numbers of a study's report follow from its results, and that the tables of the pages are those of the
+results that are kept."""
+
+import math
+
+import numpy as np
+import pytest
+
+from training.study import pages
+from training.study import run as study_run
+from training.study.report import Curve, Report, mean_and_error, read_results, time_to_reach, write_results
+
+PAIR = "zero_shot_pair/top1"
+
+
+def made_up(method: str, seed: int, budget: str, step_seconds: float, scores: list[float], steps: int = 100) -> dict:
+    """The result of a run that was evaluated at equal distances, the last time at its end."""
+    evaluated = [steps * number // len(scores) for number in range(1, len(scores) + 1)]
+    curve = [
+        {"step": step, "seconds": step * step_seconds, "samples_seen": 8 * step, "metrics": {PAIR: score}}
+        for step, score in zip(evaluated, scores, strict=True)
+    ]
+    run = {"method": method, "seed": seed, "budget": budget, "steps": steps, "samples_seen": 8 * steps, "base": {}}
+    run |= {"seconds_per_step": step_seconds, "train_seconds": steps * step_seconds, "curve": curve, "commit": None}
+    run |= {"versions": {"torch": "2"}, "machine": {"processor": "CPU", "cpus": 2}}
+    return run | {"metrics": {PAIR: scores[-1], "other/top1": scores[-1] / 2}}
+
+
+@pytest.fixture
+def report() -> Report:
+    results = [
+        made_up("none", 0, "samples", 1.0, [0.2, 0.4]),
+        made_up("none", 1, "samples", 2.0, [0.4, 0.6]),
+        made_up("pgs", 0, "samples", 0.5, [0.1, 0.3]),
+        made_up("pgs", 1, "samples", 0.8, [0.3, 0.3]),
+        made_up("pgs", 0, "time", 0.5, [0.4, 0.7], steps=200),
+    ]
+    return Report(results, ["none", "pgs", "cluster"], {"pair": [PAIR], "both": [PAIR, "other/top1"]}, "pair")
+
+
+def test_mean_and_standard_error():
+    mean, error = mean_and_error([1.0, 2.0, 6.0])
+    assert mean == 3.0
+    assert error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
+    assert mean_and_error([5.0]) == (5.0, 0.0)
+
+
+def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
+    header, _, none, pgs = report.table("samples").splitlines()
+    assert header == "| method | n | pair | both | relative time | time to reach | pairs seen | seconds |"
+    assert none == "| none | 2 | 50.0 ± 10.0 | 37.5 ± 7.5 | 1.00 ± 0.00 | 1.00 | 800 | 150 |"
+    # 0.5 / 1 and 0.8 / 2; its mean curve ends at 30 %, below the 50 % of none
+    assert pgs == "| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 0.45 ± 0.05 | not reached | 800 | 65 |"
+    # from 40 % after 50 s to 70 % after 100 s, 50 % are reached after 66.7 s of the 150 s of none; one seed has no error
+    assert report.table("time").splitlines()[-1] == "| pgs | 1 | 70.0 | 52.5 | 0.45 ± 0.05 | 0.44 | 1,600 | 100 |"
+    assert report.earliest_reach("pgs") == pytest.approx(0.44, abs=0.005)
+    assert report.earliest_reach("cluster") is None
+    text = report.markdown()
+    assert "cluster" not in text
+    assert "CPU, 2 CPUs" in text
+    assert text.index("Equal samples") < text.index("Equal time")
+
+
+def test_a_curve_is_the_mean_over_seeds_at_equal_shares_of_the_run(report):
+    curve = report.curve("none", "samples")
+    assert curve.seconds.tolist() == [75, 150]
+    assert curve.mean.tolist() == pytest.approx([0.3, 0.5])
+    assert curve.error.tolist() == pytest.approx([0.1, 0.1])
+    assert report.curve("cluster", "samples") is None
+
+
+def test_the_time_to_reach_a_value_is_linear_between_points():
+    curve = Curve(np.array([10.0, 20.0, 30.0]), np.array([0.1, 0.5, 0.3]), np.zeros(3))
+    assert time_to_reach(curve, 0.3) == pytest.approx(15)
+    assert time_to_reach(curve, 0.05) == 10
+    assert time_to_reach(curve, 0.6) is None
+
+
+def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(report):
+    figure = report.figure()
+    assert [axes.get_title() for axes in figure.axes] == ["Equal samples", "Equal time"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["pgs", "none"]  # in the order in which they end
+
+
+# ---- What is kept ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path):
+    for name, num_runs, num_initial in (("scenes", 42, 2), ("pairs", 30, 0)):
+        file, copy = pages.RESULTS / f"{name}.jsonl", tmp_path / f"{name}.jsonl"
+        write_results(results := read_results(file), copy)
+        assert copy.read_bytes() == file.read_bytes()
+        assert len(results) == num_runs + num_initial
+        assert len(pages.read_report(name).results) == num_runs
+
+
+def test_the_pages_say_what_the_results_say():
+    scenes, pairs = (pages.read_report(name) for name in ("scenes", "pairs"))
+    tables = pages.tables(scenes, pairs)
+    for name in pages.PAGES:
+        page = (study_run.ROOT / name).read_text()
+        assert page.count("<!-- table: ") == page.count("<!-- end -->") > 0
+        assert page == pages.fill(page, tables), f"{name}: run python -m training.study.pages"
+    assert tables["summary"] in (study_run.ROOT / "README.md").read_text()
+
+
+def test_a_table_goes_between_its_comments_and_nowhere_else():
+    page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb\n<!-- table: y -->\n<!-- end -->\n"
+    filled = pages.fill(page, {"x": "| 1 |\n", "y": "| 2 |\n"})
+    assert filled == "a\n<!-- table: x -->\n| 1 |\n<!-- end -->\nb\n<!-- table: y -->\n| 2 |\n<!-- end -->\n"
+    with pytest.raises(KeyError, match="y"):
+        pages.fill(page, {"x": ""})
