@@ -124,9 +124,8 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         of the longest, and the text states with them.
 
         Args:
-            input_ids: (B, S).
+            input_ids, attention_mask: (B, S).
             pixel_values: (B, C, H, W).
-            attention_mask: (B, S).
             return_loss: also return the contrastive loss of this batch; several processes need `ContrastiveLoss`.
             patch_selection, apply_patch_mask, patch_mask, progress, generator, patch_scores: as in [`MaskCLIPVisionModel`].
         """
@@ -143,11 +142,13 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
             patch_scores=patch_scores,
             **kwargs,
         )
-        is_on_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-        if self.training and position_ids is None and is_on_cpu:
-            # Elsewhere this would wait for the device, or break a graph; there the data loader trims.
+        if self.training and position_ids is None:
             input_ids, attention_mask = self._trim_captions(input_ids, attention_mask)
         text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        return self._compare(vision_outputs, text_outputs, return_loss)
+
+    def _compare(self, vision_outputs, text_outputs, return_loss: bool | None) -> MaskCLIPOutput:
+        """The logits of images and texts, and the loss if asked for, in CLIP's order of operations."""
         image_embeds = _unit_length(vision_outputs.pooler_output)  # (B, E)
         text_embeds = _unit_length(text_outputs.pooler_output)  # (B, E)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()
@@ -165,10 +166,13 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
     def _trim_captions(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.LongTensor, torch.Tensor | None]:
-        """Cut what follows the end token of the longest caption, up to a multiple of 8.
+        """On a CPU, cut what follows the end token of the longest caption, up to a multiple of 8.
 
         That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
         """
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
+            # This would wait for the device, or break a graph; there the data loader trims.
+            return input_ids, attention_mask
         end_token = self.config.text_config.eos_token_id
         # Where CLIP pools: configurations of before Transformers 4.31 have 2 for the end token, whose id is the largest.
         ends = (input_ids if end_token == 2 else (input_ids == end_token).int()).argmax(dim=1)  # (B,)

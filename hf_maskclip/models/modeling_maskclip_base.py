@@ -33,6 +33,11 @@ class MaskCLIPPreTrainedMixin:
     # The losses are means over the batch, so the Trainer has to divide them by the steps that it accumulates over.
     accepts_loss_kwargs = False
 
+    def post_init(self) -> None:
+        super().post_init()
+        # The text tower names a class of the vision tower that is not there.
+        self._no_split_modules.discard("CLIPVisionEmbeddings")
+
     @classmethod
     def is_custom_code(cls) -> bool:
         # For classes from outside, Transformers skips `_init_weights` on modules without parameters of their own. CLIP sets the

@@ -58,10 +58,6 @@ class MaskCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         """The class token and the embeddings of the visible patches alone, (B, 1 + K, D), positions added."""
         if patch_selection is None:
             return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        if interpolate_pos_encoding:
-            # The convolution leaves out what is less than a patch, at the right and at the bottom.
-            rows, columns = (side // self.patch_size for side in pixel_values.shape[-2:])
-            pixel_values = pixel_values[..., : rows * self.patch_size, : columns * self.patch_size]
         num_patches = math.prod(patch_grid(pixel_values, self.patch_size))
         if patch_selection.lengths is None and patch_selection.indices.shape[1] == num_patches:
             # Every patch, in order: CLIP's own computation, to the last bit.
@@ -221,6 +217,10 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             TypeError: another keyword that speaks of a mask or of patches.
         """
         check_no_typo(kwargs)
+        if interpolate_pos_encoding:
+            # The convolution leaves out what is less than a patch, at the right and at the bottom; so does the mask.
+            rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+            pixel_values = pixel_values[..., : rows * self.config.patch_size, : columns * self.config.patch_size]
         patch_selection = self._resolve_selection(
             pixel_values,
             patch_selection,
@@ -230,6 +230,10 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             generator=generator,
             patch_scores=patch_scores,
         )
+        return self._encode(pixel_values, interpolate_pos_encoding, patch_selection, **kwargs)
+
+    def _encode(self, pixel_values, interpolate_pos_encoding, patch_selection, **kwargs) -> MaskCLIPVisionOutput:
+        """The states of the visible patches, packed where images keep different numbers of them."""
         packing = None
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, patch_selection)  # (B, 1 + K, D)
         if self.training:
