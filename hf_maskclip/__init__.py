@@ -19,8 +19,9 @@ if TYPE_CHECKING:
         MaskCLIPVisionModelWithProjection,
     )
     from .models.modeling_maskclip_vision import MaskCLIPVisionModel
-    from .models.patch_mask_registry import build_patch_mask, register_patch_mask
+    from .models.patch_mask_registry import build_patch_mask, register_patch_mask, resolve_patch_mask
     from .models.patch_masking import Citation, PatchMask, PatchSelection
+    from .models.patch_masking_attentive import class_attention
 
 __version__ = "0.1.0"
 
@@ -38,10 +39,12 @@ _MODULES = {
     "PatchSelection": "models.patch_masking",
     "SigmoidLoss": "losses",
     "build_patch_mask": "models.patch_mask_registry",
+    "class_attention": "models.patch_masking_attentive",
     "cached_contrastive_backward": "losses",
     "convert_open_clip_checkpoint": "conversion.open_clip",
     "export_to_clip": "conversion.clip",
     "register_patch_mask": "models.patch_mask_registry",
+    "resolve_patch_mask": "models.patch_mask_registry",
 }
 __all__ = [
     "Citation",
@@ -56,10 +59,12 @@ __all__ = [
     "PatchSelection",
     "SigmoidLoss",
     "build_patch_mask",
+    "class_attention",
     "cached_contrastive_backward",
     "convert_open_clip_checkpoint",
     "export_to_clip",
     "register_patch_mask",
+    "resolve_patch_mask",
 ]
 
 

@@ -25,7 +25,8 @@ def draw_masks(options: argparse.Namespace) -> None:
     teacher, image_size, patch_size = None, 224, 16
     if options.model:
         with as_config_error("--model", options.model):
-            teacher = MaskCLIPVisionModel.from_pretrained(options.model, attn_implementation="eager").eval()
+            loading = {"attn_implementation": "eager", "patch_mask": "none"}
+            teacher = MaskCLIPVisionModel.from_pretrained(options.model, **loading).eval()
         image_size, patch_size = teacher.config.image_size, teacher.config.patch_size
         if options.patch_size not in (None, patch_size):
             fail(f"--patch_size {options.patch_size}: the patches of {options.model} have {patch_size} pixels")

@@ -24,11 +24,15 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._is_terminated = False
-        self._former = signal.signal(signal.SIGTERM, self._note)
+        # Python lets the main thread alone handle signals; a run in another one, as in a notebook's server, goes without.
+        self._handles = threading.current_thread() is threading.main_thread()
+        if self._handles:
+            self._former = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *error) -> None:
-        signal.signal(signal.SIGTERM, self._former)
+        if self._handles:
+            signal.signal(signal.SIGTERM, self._former)
 
     def _note(self, *frame) -> None:
         self._is_terminated = True

@@ -63,20 +63,20 @@ class MetricsLog:
         """Remove the records of steps that are to be done again."""
         if self.accelerator.is_main_process and self.path.exists():
             kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def write(self, step: int, **values: Any) -> None:
         """Record values under a step; dots or slashes in names group them in a tracker."""
         if not self.accelerator.is_main_process:
             return
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
         self.accelerator.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`, oldest first."""
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run can leave half a line
 
 

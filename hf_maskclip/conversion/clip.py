@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from transformers import (
     AutoConfig,
     CLIPConfig,
@@ -53,10 +54,13 @@ def load_maskclip(source: str | Path) -> PreTrainedModel:
         ConfigError: the folder holds a model of another kind.
     """
     by_name = {kind.__name__: masked for masked, twin in TWINS.items() for kind in (masked, twin.plain)}
-    (architecture,) = AutoConfig.from_pretrained(source).architectures or [None]
+    config = AutoConfig.from_pretrained(source)
+    (architecture,) = config.architectures or [None]
     if architecture not in by_name:
         raise ConfigError(f"{source}: architecture {architecture!r} must be one of {', '.join(by_name)}")
-    return by_name[architecture].from_pretrained(source)
+    vision_config = getattr(config, "vision_config", config)
+    # Named, so that a model without a mask is loaded without the word that it has none.
+    return by_name[architecture].from_pretrained(source, patch_mask=getattr(vision_config, "patch_mask", "none"))
 
 
 def export_to_clip(
@@ -84,11 +88,10 @@ def export_to_clip(
         AutoModel.from_pretrained("clip-pgs-tiny")  # a CLIPModel, also where this package is not installed
 
     Raises:
-        ConfigError: the model is no MaskCLIP, or its patch mask is one of your own, whose code is not in this package.
+        ConfigError: the model is no MaskCLIP, has adapters that are not merged, or is quantised. Or its patch mask is one of
+            your own, whose code is not in this package.
     """
-    if type(model) not in TWINS:
-        allowed = ", ".join(kind.__name__ for kind in TWINS)
-        raise ConfigError(f"export of a {type(model).__name__}: must be one of {allowed}")
+    _check_exportable(model)
     if remote_code:
         _save_with_code(model, output_dir)
     else:
@@ -97,6 +100,31 @@ def export_to_clip(
         clip = plain.from_pretrained(None, config=_plain_config(model.config), state_dict=model.state_dict())
         clip.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
+
+
+def _check_exportable(model: PreTrainedModel) -> None:
+    """Raise a ConfigError for what would be exported with other weights than the model's, with the line that helps."""
+    name = type(model).__name__
+    if type(model) not in TWINS:
+        hint = (
+            "merge its adapters first: export_to_clip(model.merge_and_unload(), ...)" if hasattr(model, "peft_config") else ""
+        )
+        hint = hint or f"must be one of {', '.join(kind.__name__ for kind in TWINS)}"
+        raise ConfigError(f"export of a {name}: {hint}")
+    with torch.device("meta"):
+        expected = type(model)(copy.deepcopy(model.config)).state_dict()
+    weights = model.state_dict()
+    if adapters := [key for key in weights if ".lora_" in key or ".base_layer." in key]:
+        raise ConfigError(f"export of a {name} with adapters, such as {adapters[0]!r}: merge them first, by merge_and_unload()")
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unknown:
+        found = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is none of its weights"
+        raise ConfigError(f"export of a {name}: it {found}; a quantised model cannot be exported, nor one with changed layers")
+    for key, weight in weights.items():
+        is_plain = type(weight) is torch.Tensor and weight.is_floating_point()
+        if not is_plain or weight.shape != expected[key].shape:
+            kind = f"a {type(weight).__name__} {tuple(weight.shape)} of {weight.dtype}"
+            raise ConfigError(f"export of a {name}: {key!r} is {kind}; a quantised model cannot be exported")
 
 
 def _plain_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -225,7 +225,7 @@ def export_to_open_clip(model: CLIPModel, output_dir: str | Path, processor: "CL
     config = {"model_cfg": open_clip_config(model.config), "preprocess_cfg": _preprocess_cfg(processor)}
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in to_open_clip_weights(model.state_dict()).items()}
     save_file(tensors, output_dir / OPEN_CLIP_WEIGHTS)
-    (output_dir / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (output_dir / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     processor.tokenizer.save_pretrained(output_dir)
 
 

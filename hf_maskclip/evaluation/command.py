@@ -14,7 +14,6 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
 from ..distributed import use_share_of_cpus
 from ..errors import as_config_error, fail
-from ..models.configuration_maskclip import MaskCLIPConfig
 from ..models.modeling_maskclip import MaskCLIPModel
 from ..models.patch_mask_registry import resolve_patch_mask
 from ..options import TASKS
@@ -70,14 +69,10 @@ def start_processes() -> PartialState:
 
 def load_encoder(options: argparse.Namespace, device: torch.device) -> Encoder:
     """The model with its processor. Raises ConfigError for what cannot be loaded."""
+    with as_config_error("patch_mask", options.patch_mask):
+        patch_mask = resolve_patch_mask(yaml.safe_load(options.patch_mask or "none"))
     with as_config_error("model", options.model):
-        config = MaskCLIPConfig.from_pretrained(options.model)
-    if options.patch_mask:
-        vision_config: Any = config.vision_config
-        with as_config_error("patch_mask", options.patch_mask):
-            vision_config.patch_mask = resolve_patch_mask(yaml.safe_load(options.patch_mask))
-    with as_config_error("model", options.model):
-        model = MaskCLIPModel.from_pretrained(options.model, config=config, dtype=getattr(torch, options.precision))
+        model = MaskCLIPModel.from_pretrained(options.model, patch_mask=patch_mask, dtype=getattr(torch, options.precision))
         image_processor = AutoImageProcessor.from_pretrained(options.model, backend=options.image_backend)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
     return Encoder(
@@ -111,7 +106,7 @@ def write_summary(summary: dict[str, Any], path: Path) -> None:
     """Write results aside and rename them, so that the file is whole at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+    unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)
 
 

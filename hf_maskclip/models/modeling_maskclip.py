@@ -23,7 +23,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention import DEFAULT_ATTENTION
 from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
-from .modeling_maskclip_vision import TEXT_KEYS, MaskCLIPPreTrainedMixin, MaskCLIPVisionModel
+from .modeling_maskclip_base import TEXT_KEYS, MaskCLIPPreTrainedMixin, PatchMaskSpec
+from .modeling_maskclip_vision import MaskCLIPVisionModel, MaskCLIPVisionOutput
 from .patch_masking import PatchSelection
 
 
@@ -61,19 +62,46 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
 
     config: MaskCLIPConfig
 
-    def __init__(self, config: MaskCLIPConfig):
+    def __init__(self, config: MaskCLIPConfig, patch_mask: PatchMaskSpec | None = None):
         # CLIPModel.__init__ names the class of its vision tower, so the parts are built here, in its order.
+        config = MaskCLIPConfig.of(config)
         CLIPPreTrainedModel.__init__(self, config)
         self.projection_dim = config.projection_dim
         self.text_embed_dim = config.text_config.hidden_size
         self.vision_embed_dim = config.vision_config.hidden_size
         attention = config.text_config._attn_implementation or DEFAULT_ATTENTION
         self.text_model = CLIPTextModel._from_config(config.text_config, attn_implementation=attention)
-        self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config)
+        self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config, patch_mask=patch_mask)
         self.visual_projection = nn.Linear(self.vision_embed_dim, self.projection_dim, bias=False)
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(self.config.logit_scale_init_value))
         self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        patch_selection: PatchSelection | None = None,
+        apply_patch_mask: bool | None = None,
+        **kwargs,
+    ) -> MaskCLIPVisionOutput:
+        """The features (B, E) of images, not normalised, as `pooler_output`; of visible patches where the model masks.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            patch_selection, apply_patch_mask, and in `kwargs` patch_mask, progress, generator, patch_scores: as in
+                [`MaskCLIPVisionModel`].
+        """
+        outputs = self.vision_model(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            patch_selection=patch_selection,
+            apply_patch_mask=apply_patch_mask,
+            **kwargs,
+        )
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        return outputs
 
     @can_return_tuple
     def forward(
@@ -86,29 +114,41 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         interpolate_pos_encoding: bool = False,
         patch_selection: PatchSelection | None = None,
         apply_patch_mask: bool | None = None,
+        patch_mask: PatchMaskSpec | None = None,
+        progress: float | None = None,
+        generator: torch.Generator | None = None,
+        patch_scores: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskCLIPOutput:
         """As `CLIPModel.forward`, with the patch mask's arguments. In training on a CPU, captions are cut after the end token
         of the longest, and the text states with them.
 
         Args:
-            input_ids: (B, S).
+            input_ids, attention_mask: (B, S).
             pixel_values: (B, C, H, W).
-            attention_mask: (B, S).
             return_loss: also return the contrastive loss of this batch; several processes need `ContrastiveLoss`.
-            patch_selection, apply_patch_mask: as in [`MaskCLIPVisionModel`].
+            patch_selection, apply_patch_mask, patch_mask, progress, generator, patch_scores: as in [`MaskCLIPVisionModel`].
         """
+        if input_ids is None or pixel_values is None:
+            raise ValueError(f"{'input_ids' if input_ids is None else 'pixel_values'} is None: a CLIP takes texts and images")
         vision_outputs = self.get_image_features(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             patch_selection=patch_selection,
             apply_patch_mask=apply_patch_mask,
+            patch_mask=patch_mask,
+            progress=progress,
+            generator=generator,
+            patch_scores=patch_scores,
             **kwargs,
         )
-        if self.training and position_ids is None and input_ids.device.type == "cpu":
-            # On other devices this would wait for the device; there the data loader trims.
+        if self.training and position_ids is None:
             input_ids, attention_mask = self._trim_captions(input_ids, attention_mask)
         text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        return self._compare(vision_outputs, text_outputs, return_loss)
+
+    def _compare(self, vision_outputs, text_outputs, return_loss: bool | None) -> MaskCLIPOutput:
+        """The logits of images and texts, and the loss if asked for, in CLIP's order of operations."""
         image_embeds = _unit_length(vision_outputs.pooler_output)  # (B, E)
         text_embeds = _unit_length(text_outputs.pooler_output)  # (B, E)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()
@@ -126,10 +166,13 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
     def _trim_captions(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.LongTensor, torch.Tensor | None]:
-        """Cut what follows the end token of the longest caption, up to a multiple of 8.
+        """On a CPU, cut what follows the end token of the longest caption, up to a multiple of 8.
 
         That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
         """
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
+            # This would wait for the device, or break a graph; there the data loader trims.
+            return input_ids, attention_mask
         end_token = self.config.text_config.eos_token_id
         # Where CLIP pools: configurations of before Transformers 4.31 have 2 for the end token, whose id is the largest.
         ends = (input_ids if end_token == 2 else (input_ids == end_token).int()).argmax(dim=1)  # (B,)
@@ -154,9 +197,10 @@ class MaskCLIPVisionModelWithProjection(MaskCLIPPreTrainedMixin, CLIPVisionModel
     config: MaskCLIPVisionConfig
     _keys_to_ignore_on_load_unexpected = TEXT_KEYS
 
-    def __init__(self, config: MaskCLIPVisionConfig):
+    def __init__(self, config: MaskCLIPVisionConfig, patch_mask: PatchMaskSpec | None = None):
+        config = MaskCLIPVisionConfig.of(config)
         CLIPPreTrainedModel.__init__(self, config)
-        self.vision_model = MaskCLIPVisionModel._from_config(config)
+        self.vision_model = MaskCLIPVisionModel._from_config(config, patch_mask=patch_mask)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.post_init()
 
@@ -186,10 +230,11 @@ class MaskCLIPForImageClassification(MaskCLIPPreTrainedMixin, CLIPForImageClassi
     _keys_to_ignore_on_load_unexpected = [*TEXT_KEYS, r"^visual_projection"]
     _new_weights_allowed = ("classifier.",)
 
-    def __init__(self, config: MaskCLIPConfig):
+    def __init__(self, config: MaskCLIPConfig, patch_mask: PatchMaskSpec | None = None):
+        config = MaskCLIPConfig.of(config)
         CLIPPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
-        self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config)
+        self.vision_model = MaskCLIPVisionModel._from_config(config.vision_config, patch_mask=patch_mask)
         width = config.vision_config.hidden_size
         self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()

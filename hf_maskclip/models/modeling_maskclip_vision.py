@@ -5,11 +5,12 @@ Shapes: B batch, C channels, L patches of an image, K kept patches, T packed tok
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import (
@@ -19,20 +20,11 @@ from transformers.models.clip.modeling_clip import (
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import DEFAULT_ATTENTION
 from .configuration_maskclip import MaskCLIPVisionConfig
+from .modeling_maskclip_base import TEXT_KEYS, MaskCLIPPreTrainedMixin, PatchMaskSpec
 from .packed_attention import PackedCLIPAttention, Packing
 from .patch_mask_registry import build_patch_mask
 from .patch_masking import PatchMask, PatchSelection, patch_grid, patchify
-
-# Transformers strips the `vision_model.` prefix of CLIP checkpoints by the name of the class: without this line a subclass
-# under another name would start from random weights.
-register_checkpoint_conversion_mapping(
-    "MaskCLIPVisionModel", get_checkpoint_conversion_mapping("CLIPVisionModel"), overwrite=True
-)
-
-# What a checkpoint of a whole CLIP holds beyond its vision tower; the vision classes leave it aside without a report.
-TEXT_KEYS = [r"^text_model", r"^text_projection", r"^logit_scale"]
 
 
 @dataclass
@@ -44,36 +36,14 @@ class MaskCLIPVisionOutput(BaseModelOutputWithPooling):
     patch_selection: PatchSelection | None = None
 
 
-class MaskCLIPPreTrainedMixin:
-    """What all MaskCLIP classes share: CLIP's initial weights, and loading that is complete or fails."""
+class PatchConv2d(nn.Conv2d):
+    """The convolution that embeds patches, which also takes patches one by one."""
 
-    # Weights that a checkpoint may lack: heads that fine-tuning adds.
-    _new_weights_allowed: tuple[str, ...] = ()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        # For classes from outside, Transformers skips `_init_weights` on modules without parameters of their own. CLIP sets the
-        # weights of its attention and MLP layers from just there, so they would start with another variance than CLIP's.
-        return False
-
-    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        return super().get_correct_attn_implementation(requested_attention or DEFAULT_ATTENTION, is_init_check)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, for MaskCLIP and CLIP checkpoints.
-
-        Raises:
-            ValueError: the checkpoint lacks weights of this class; the message names the first of them.
-        """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith(cls._new_weights_allowed or "\0"))
-        if missing:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: has no weights for {len(missing)} tensors of {cls.__name__}, "
-                f"such as {missing[0]!r}"
-            )
-        return (model, info) if output_loading_info else model
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.shape[-2:] != self.kernel_size:
+            return super().forward(input)
+        # A matrix product, several times as fast on a CPU as the convolution of (N, C, P, P).
+        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]  # (N, D, 1, 1)
 
 
 class MaskCLIPVisionEmbeddings(CLIPVisionEmbeddings):
@@ -96,19 +66,23 @@ class MaskCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         if not interpolate_pos_encoding and (height, width) != (self.image_size, self.image_size):
             size = self.image_size
             raise ValueError(f"Input image size ({height}*{width}) doesn't match model ({size}*{size}).")
-        batch = len(pixel_values)
-        weight = self.patch_embedding.weight.flatten(1)  # (D, C * P * P)
-        patches = patchify(pixel_values, self.patch_size).flatten(2)  # (B, L, C * P * P)
+        batch, channels = pixel_values.shape[:2]
+        patches = patchify(pixel_values, self.patch_size)  # (B, L, C, P * P)
         rows = patch_selection.indices + num_patches * torch.arange(batch, device=patches.device)[:, None]  # (B, K) of (B * L)
-        visible = patches.flatten(0, 1).index_select(0, rows.flatten()).to(weight.dtype)  # (B * K, C * P * P)
-        patch_embeds = nn.functional.linear(visible, weight).view(batch, -1, self.embed_dim)  # (B, K, D)
+        visible = patches.flatten(0, 1).index_select(0, rows.flatten())  # (B * K, C, P * P)
+        visible = visible.view(-1, channels, self.patch_size, self.patch_size).to(self.patch_embedding.weight.dtype)
+        # The modules themselves are called, so that hooks, adapters and offloading take part.
+        patch_embeds = self.patch_embedding(visible).view(batch, -1, self.embed_dim)  # (B * K, D, 1, 1) -> (B, K, D)
 
-        positions = self.position_embedding.weight  # (1 + L, D)
+        first = torch.zeros_like(patch_selection.indices[:, :1])  # (B, 1), of the class token
+        tokens = torch.cat([first, 1 + patch_selection.indices], dim=1)  # (B, 1 + K)
         if interpolate_pos_encoding:
-            positions = self.interpolate_pos_encoding(positions.new_empty(1, 1 + num_patches, self.embed_dim), height, width)[0]
-        patch_embeds = patch_embeds + positions.index_select(0, 1 + patch_selection.indices.flatten()).view_as(patch_embeds)
-        class_embeds = (self.class_embedding + positions[0]).expand(batch, 1, -1)  # (B, 1, D)
-        return torch.cat([class_embeds, patch_embeds], dim=1)
+            like = patch_embeds.new_empty(1, 1 + num_patches, self.embed_dim)
+            positions = self.interpolate_pos_encoding(like, height, width)[0].index_select(0, tokens.flatten())
+            positions = positions.view(batch, -1, self.embed_dim)  # (B, 1 + K, D)
+        else:
+            positions = self.position_embedding(tokens)  # (B, 1 + K, D)
+        return torch.cat([self.class_embedding.expand(batch, 1, -1), patch_embeds], dim=1) + positions
 
 
 class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
@@ -129,60 +103,91 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
     config: MaskCLIPVisionConfig
     _keys_to_ignore_on_load_unexpected = [*TEXT_KEYS, r"^visual_projection"]
 
-    def __init__(self, config: MaskCLIPVisionConfig):
-        super().__init__(config)
+    def __init__(self, config: MaskCLIPVisionConfig, patch_mask: PatchMaskSpec | None = None):
+        super().__init__(MaskCLIPVisionConfig.of(config))
         # Only the classes change: the weights, their keys, and the order in which a seed draws them stay CLIP's.
         self.embeddings.__class__ = MaskCLIPVisionEmbeddings
+        self.embeddings.patch_embedding.__class__ = PatchConv2d
         for layer in self.encoder.layers:
             layer.self_attn.__class__ = PackedCLIPAttention
-        self.patch_mask = build_patch_mask(config.patch_mask, patch_size=config.patch_size)
+        self.mask_progress = 0.0  # the share of training that is done, for masks that go by it
+        self.set_patch_mask(self.config.patch_mask if patch_mask is None else patch_mask)
+
+    @property
+    def patch_mask(self) -> PatchMask:
+        """The patch mask; built anew where the configuration has got another one."""
+        if self._patch_mask_options != self.config.patch_mask:
+            self.set_patch_mask(self.config.patch_mask)
+        return self._modules["patch_mask"]
+
+    def set_patch_mask(self, patch_mask: PatchMaskSpec) -> None:
+        mask = build_patch_mask(patch_mask, patch_size=self.config.patch_size)
+        self.config.patch_mask = patch_mask
+        self._patch_mask_options = dict(self.config.patch_mask)
+        self._modules["patch_mask"] = mask
+
+    def __setattr__(self, name, value):
+        if name == "patch_mask":
+            self.set_patch_mask(value)
+        else:
+            super().__setattr__(name, value)
 
     def select_patches(
         self,
         pixel_values: torch.Tensor,
         *,
-        progress: float = 0.0,
+        progress: float | None = None,
         generator: torch.Generator | None = None,
-        patch_mask: PatchMask | None = None,
+        patch_mask: PatchMaskSpec | None = None,
         patch_scores: torch.Tensor | None = None,
     ) -> PatchSelection:
         """Let the patch mask choose the visible patches of images (B, C, H, W), whatever mode the model is in.
 
         Args:
             pixel_values: (B, C, H, W).
-            progress: the share of training that is done, in [0, 1].
+            progress: the share of training that is done, in [0, 1]; by default `self.mask_progress`.
             generator: the mask's own source of randomness, on the device of `pixel_values`.
-            patch_mask: used in place of the configured one, for example at another ratio.
+            patch_mask: used in place of the model's, for example at another ratio: a name, a dict or a mask.
             patch_scores: (B, L), for masks that need a teacher's attention.
         """
-        patch_mask = self.patch_mask if patch_mask is None else patch_mask
+        mask = self.patch_mask
+        if patch_mask is not None:
+            mask = build_patch_mask(patch_mask, patch_size=self.config.patch_size)
         patch_embeds = None
-        if patch_mask.needs_patch_embeds:
+        if mask.needs_patch_embeds:
             with torch.no_grad():
                 weight = self.embeddings.patch_embedding.weight
                 patch_embeds = self.embeddings.patch_embedding(pixel_values.to(weight.dtype))  # (B, D, rows, columns)
                 patch_embeds = patch_embeds.flatten(2).transpose(1, 2)  # (B, L, D)
-        scores = {"patch_scores": patch_scores} if patch_mask.needs_patch_scores else {}
+        scores = {"patch_scores": patch_scores} if mask.needs_patch_scores else {}
+        progress = self.mask_progress if progress is None else progress
         # Without autocast, so that a mask is the same inside and outside of it: similarities need float32's resolution.
         with torch.autocast(pixel_values.device.type, enabled=False):
-            return patch_mask(pixel_values, patch_embeds, progress=progress, generator=generator, **scores)
+            return mask(pixel_values, patch_embeds, progress=progress, generator=generator, **scores)
 
-    def _resolve_selection(self, pixel_values, patch_selection, apply_patch_mask) -> PatchSelection | None:
+    def _resolve_selection(self, pixel_values, patch_selection, apply_patch_mask, patch_mask, **options):
+        """The selection that a forward pass goes by; None where every patch is encoded."""
         if patch_selection is not None:
             if apply_patch_mask is False:
                 raise ValueError("apply_patch_mask=False contradicts the given patch_selection: pass one of the two")
+            check_selection(patch_selection, pixel_values, self.config.patch_size)
             return patch_selection
+        has_mask = patch_mask is not None or not self.patch_mask.keeps_all
+        if apply_patch_mask and not has_mask:
+            raise ValueError(
+                "apply_patch_mask=True: the model has no patch mask, give it one by set_patch_mask or patch_mask=..."
+            )
         if apply_patch_mask is None:
-            apply_patch_mask = self.training
-            if self.training and not torch.is_grad_enabled() and not self.patch_mask.keeps_all:
+            apply_patch_mask = self.training or patch_mask is not None
+            if self.training and not torch.is_grad_enabled() and has_mask:
                 warnings.warn(
                     "a model in training mode masks patches at random, here without gradients: call model.eval() for whole"
                     " images, or pass apply_patch_mask=True if masked features are wanted",
                     stacklevel=2,
                 )
-        if not apply_patch_mask or self.patch_mask.keeps_all:
+        if not apply_patch_mask or not has_mask:
             return None
-        return self.select_patches(pixel_values)
+        return self.select_patches(pixel_values, patch_mask=patch_mask, **options)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -192,6 +197,10 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         interpolate_pos_encoding: bool | None = False,
         patch_selection: PatchSelection | None = None,
         apply_patch_mask: bool | None = None,
+        patch_mask: PatchMaskSpec | None = None,
+        progress: float | None = None,
+        generator: torch.Generator | None = None,
+        patch_scores: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskCLIPVisionOutput:
         """Encode the visible patches.
@@ -201,8 +210,30 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             interpolate_pos_encoding: stretch the position embeddings to images of another size.
             patch_selection: the visible patches; used as it is.
             apply_patch_mask: True masks and False does not, in either mode; by default the model masks in training mode only.
+            patch_mask, progress, generator, patch_scores: as in `select_patches`. A `patch_mask` given here is applied.
+
+        Raises:
+            ValueError: a selection that does not fit the images; `apply_patch_mask=True` without a mask.
+            TypeError: another keyword that speaks of a mask or of patches.
         """
-        patch_selection = self._resolve_selection(pixel_values, patch_selection, apply_patch_mask)
+        check_no_typo(kwargs)
+        if interpolate_pos_encoding:
+            # The convolution leaves out what is less than a patch, at the right and at the bottom; so does the mask.
+            rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+            pixel_values = pixel_values[..., : rows * self.config.patch_size, : columns * self.config.patch_size]
+        patch_selection = self._resolve_selection(
+            pixel_values,
+            patch_selection,
+            apply_patch_mask,
+            patch_mask,
+            progress=progress,
+            generator=generator,
+            patch_scores=patch_scores,
+        )
+        return self._encode(pixel_values, interpolate_pos_encoding, patch_selection, **kwargs)
+
+    def _encode(self, pixel_values, interpolate_pos_encoding, patch_selection, **kwargs) -> MaskCLIPVisionOutput:
+        """The states of the visible patches, packed where images keep different numbers of them."""
         packing = None
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, patch_selection)  # (B, 1 + K, D)
         if self.training:
@@ -224,6 +255,41 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             pooler_output=self.post_layernorm(class_states),
             patch_selection=patch_selection,
         )
+
+
+# Keywords of Transformers that speak of masks, too.
+_NO_PATCH_MASKS = ("attention_mask", "bool_masked_pos")
+
+
+def check_no_typo(kwargs: Mapping[str, Any]) -> None:
+    """Raise a TypeError for a keyword that is nearly one of ours, which Transformers would pass over in silence."""
+    for key in kwargs:
+        if ("mask" in key or "patch" in key) and key not in _NO_PATCH_MASKS:
+            known = "patch_selection, apply_patch_mask, patch_mask, patch_scores"
+            raise TypeError(f"unexpected keyword argument {key!r}: those about patches are {known}")
+
+
+def check_selection(selection: PatchSelection, pixel_values: torch.Tensor, patch_size: int) -> None:
+    """Raise a ValueError where a selection does not fit images (B, C, H, W).
+
+    What can be seen without waiting for a device is checked everywhere; the indices themselves on a CPU alone.
+    """
+    if not isinstance(selection, PatchSelection):
+        raise ValueError(f"patch_selection of type {type(selection).__name__}: must be a PatchSelection")
+    batch, (rows, columns) = len(pixel_values), (side // patch_size for side in pixel_values.shape[-2:])
+    indices, lengths = selection.indices, selection.lengths
+    if indices.ndim != 2 or indices.dtype not in (torch.int64, torch.int32) or not 1 <= indices.shape[1] <= rows * columns:
+        found = f"{tuple(indices.shape)} of {indices.dtype}"
+        raise ValueError(f"patch_selection.indices {found}: must be whole numbers (B, K), K from 1 to {rows * columns}")
+    if len(indices) != batch or (lengths is not None and lengths.shape != (batch,)):
+        shape = None if lengths is None else tuple(lengths.shape)
+        raise ValueError(f"patch_selection of {len(indices)} images, lengths {shape}: there are {batch} images")
+    if indices.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not 0 <= int(indices.min()) <= int(indices.max()) < rows * columns:
+        raise ValueError(f"patch_selection.indices: must be from 0 to {rows * columns - 1}, the patches of an image")
+    if lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= indices.shape[1]:
+        raise ValueError(f"patch_selection.lengths: must be from 1 to {indices.shape[1]}, the columns of indices")
 
 
 def _in_autocast_dtype(states: torch.Tensor) -> torch.Tensor:

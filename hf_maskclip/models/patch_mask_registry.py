@@ -6,6 +6,7 @@ A mask of this package is a file of its own and a row of `BUILT_IN`. A mask of a
     checkerboard = "my_package:CheckerboardMask"
 """
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from functools import cache
@@ -72,13 +73,14 @@ def forget_installed_packages() -> None:
 def find_patch_mask(name: str) -> type[PatchMask]:
     """The class of a mask. Raises ValueError for a name that no mask has; the message has the known ones."""
     for masks in (BUILT_IN, _registered):
-        if name in masks:
+        if isinstance(name, str) and name in masks:
             return masks[name]
-    if name in _of_installed_packages():
+    if isinstance(name, str) and name in _of_installed_packages():
         return _load(name)
-    known = ", ".join([*BUILT_IN, *_of_installed_packages(), *_registered])
-    hint = "your own is known once its module is imported (--import MODULE)"
-    raise ValueError(f"unknown patch mask {name!r}: must be one of {known}; {hint}")
+    known = [*BUILT_IN, *_of_installed_packages(), *_registered]
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "your own is known once its module is imported (--import MODULE)"
+    raise ValueError(f"unknown patch mask {name!r}: must be one of {', '.join(known)}; {hint}")
 
 
 def register_patch_mask(name: str, mask_class: type[PatchMask]) -> None:
@@ -109,14 +111,14 @@ def _option_defaults(mask_class: type[PatchMask]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.name != "patch_size" and p.kind not in variadic}
 
 
-def resolve_patch_mask(spec: str | Mapping[str, Any], **overrides: Any) -> dict[str, Any]:
-    """Spell out a patch mask: `"pgs"` or `{"name": "pgs", ...}` becomes the dict with every option of that mask.
+def resolve_patch_mask(spec: str | Mapping[str, Any] | PatchMask, **overrides: Any) -> dict[str, Any]:
+    """Spell out a patch mask: `"pgs"`, `{"name": "pgs", ...}` or a mask becomes the dict with every option of that mask.
 
     Raises:
-        ValueError: unknown name, unknown option, or a value out of range; the message says what is allowed.
+        ValueError: unknown name, unknown option, a value out of range, or something else than a mask; the message says what is
+            allowed.
     """
-    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
-    given |= overrides
+    given = _as_dict(spec) | overrides
     name: Any = given.pop("name", None)
     mask_class = find_patch_mask(name)
     defaults = _option_defaults(mask_class)
@@ -128,16 +130,38 @@ def resolve_patch_mask(spec: str | Mapping[str, Any], **overrides: Any) -> dict[
     return {"name": name, **options}
 
 
+def _as_dict(spec: Any) -> dict[str, Any]:
+    if isinstance(spec, str):
+        return {"name": spec}
+    if isinstance(spec, PatchMask):
+        return patch_mask_options(spec)
+    if isinstance(spec, Mapping):
+        return dict(spec)
+    raise ValueError(f"patch_mask={spec!r}: must be a name, a mapping such as {{'name': 'pgs'}}, or a PatchMask")
+
+
+def patch_mask_options(mask: PatchMask) -> dict[str, Any]:
+    """The name and the options of a mask, by which `build_patch_mask` builds it again.
+
+    Raises:
+        ValueError: its class is not registered.
+    """
+    known = {mask_class: name for name, mask_class in patch_masks().items()}
+    if type(mask) not in known:
+        raise ValueError(f"patch mask {type(mask).__name__}: its class is unknown, make it known by register_patch_mask")
+    return {"name": known[type(mask)]} | {key: getattr(mask, key) for key in _option_defaults(type(mask))}
+
+
 def scale_mask_ratios(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """The dict of a patch mask with each option that ends in `mask_ratio` times `factor` in [0, 1]: a step of a ramp."""
     return {key: value * factor if key.endswith("mask_ratio") else value for key, value in options.items()}
 
 
-def build_patch_mask(spec: str | Mapping[str, Any], *, patch_size: int = 16, **overrides: Any) -> PatchMask:
+def build_patch_mask(spec: str | Mapping[str, Any] | PatchMask, *, patch_size: int = 16, **overrides: Any) -> PatchMask:
     """Build a patch mask from its name or its dict.
 
     Args:
-        spec: `"pgs"`, or `{"name": "pgs", "min_mask_ratio": 0.3, ...}`; options left out take their defaults.
+        spec: `"pgs"`, `{"name": "pgs", "min_mask_ratio": 0.3, ...}` (options left out take their defaults), or a mask.
         patch_size: the side of a patch in pixels.
         overrides: options that replace those of `spec`.
 
@@ -149,5 +173,9 @@ def build_patch_mask(spec: str | Mapping[str, Any], *, patch_size: int = 16, **o
     Raises:
         ValueError: unknown name, unknown option, or a value out of range; the message says what is allowed.
     """
+    if isinstance(spec, PatchMask) and spec.patch_size != patch_size:
+        raise ValueError(f"patch mask {spec}: is made for another patch size than {patch_size}")
+    if isinstance(spec, PatchMask) and not overrides:
+        return spec
     options = resolve_patch_mask(spec, **overrides)
     return find_patch_mask(options.pop("name"))(patch_size=patch_size, **options)

@@ -5,25 +5,47 @@ A *patch mask* says which patches of an image are encoded; an *attention mask* i
 fraction that is removed, in [0, 1).
 """
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._pytree import register_pytree_node
 
 
-class PatchSelection(NamedTuple):
+class PatchSelection(tuple):
     """Which patches of a batch of images are encoded.
 
-    Attributes:
+    As a tuple it holds its tensors alone, `(indices,)` or `(indices, lengths)`. So it passes through whatever rebuilds, moves
+    or gathers tuples of tensors, such as Accelerate and the Trainer.
+
+    Args:
         indices: LongTensor (B, K). The first `lengths[b]` entries of row b are its visible patches, distinct and ascending in
-            raster order; what follows is padding (it repeats the row's first entry).
+            raster order; what follows is padding (it repeats the row's first entry). Or an iterable of both tensors.
         lengths: LongTensor (B,), the number of visible patches of each image, or None where it is K for all of them.
     """
 
-    indices: torch.Tensor
-    lengths: torch.Tensor | None = None
+    def __new__(cls, indices: torch.Tensor | Iterable[torch.Tensor], lengths: torch.Tensor | None = None):
+        if not isinstance(indices, torch.Tensor):
+            return super().__new__(cls, indices)
+        return super().__new__(cls, (indices,) if lengths is None else (indices, lengths))
+
+    def __getnewargs__(self) -> tuple[torch.Tensor, ...]:
+        return tuple(self)
+
+    @property
+    def indices(self) -> torch.Tensor:
+        return self[0]
+
+    @property
+    def lengths(self) -> torch.Tensor | None:
+        return self[1] if len(self) > 1 else None
+
+    def __repr__(self) -> str:
+        return f"PatchSelection(indices={self.indices}, lengths={self.lengths})"
 
     def valid(self) -> torch.Tensor:
         """BoolTensor (B, K): True for the entries of `indices` that are not padding."""
@@ -44,6 +66,14 @@ class PatchSelection(NamedTuple):
         if self.lengths is None:
             return torch.tensor(self.indices.shape[1] / num_patches)
         return self.lengths.float().mean() / num_patches
+
+
+register_pytree_node(
+    PatchSelection,
+    lambda selection: (list(selection), None),
+    lambda tensors, _: PatchSelection(tensors),
+    serialized_type_name=f"{__name__}.PatchSelection",
+)
 
 
 class Citation(NamedTuple):
@@ -100,6 +130,10 @@ class PatchMask(nn.Module, ABC):
     def __init__(self, *, patch_size: int = 16):
         super().__init__()
         self.patch_size = patch_size
+
+    def extra_repr(self) -> str:
+        names = [name for name in inspect.signature(type(self)).parameters if name in self.__dict__]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     @property
     def needs_patch_embeds(self) -> bool:

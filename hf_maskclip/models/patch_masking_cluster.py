@@ -51,6 +51,8 @@ class ClusterPatchMask(PatchMask):
         self.anchor_ratio = check_range("anchor_ratio", anchor_ratio, 0, 1)
         self.min_mask_ratio = check_ratio("min_mask_ratio", min_mask_ratio)
         self.similarity_threshold: float | Literal["auto"] = "auto"
+        if similarity_threshold == "auto" and min_mask_ratio > mask_ratio:
+            raise ValueError(f"min_mask_ratio={min_mask_ratio}: must be at most mask_ratio={mask_ratio}")
         if similarity_threshold != "auto":
             self.similarity_threshold = check_range("similarity_threshold", similarity_threshold, 0, 1)
         self.embedding_weight = check_embedding_weight(embedding_weight)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import arguments, build_model, peak_memory, print_table, random_batch, seconds, set_patch_mask
+from measure import arguments, build_model, peak_memory, print_table, random_batch, seconds
 
 from hf_maskclip import ContrastiveLoss, PatchSelection, cached_contrastive_backward
 
@@ -25,7 +25,7 @@ if options.quick:
     options.batch_sizes, options.chunk_size, options.largest_piece = [64, 128, 256], 64, 128
 
 model = build_model(options.model, options.device)
-set_patch_mask(model, {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5})
+model.set_patch_mask({"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5})
 loss = ContrastiveLoss()
 
 

@@ -19,7 +19,7 @@ import torch
 # The benchmarks, which all import this file, run as scripts from anywhere.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hf_maskclip import MaskCLIPModel, build_patch_mask
+from hf_maskclip import MaskCLIPModel
 from training.model.optimization import parameter_groups
 from training.model.presets import preset_config
 
@@ -42,13 +42,6 @@ def build_model(preset: str, device: str) -> MaskCLIPModel:
     """A preset without a mask, with random weights and CLIP's vocabulary, in training mode."""
     torch.manual_seed(0)
     return MaskCLIPModel(preset_config(preset, "none")).to(device).train()
-
-
-def set_patch_mask(model: MaskCLIPModel, spec: dict[str, Any] | str) -> None:
-    """Give a model another mask, so that all masks are measured with the same weights."""
-    vision = model.vision_model
-    vision.config.patch_mask = {"name": spec} if isinstance(spec, str) else spec
-    vision.patch_mask = build_patch_mask(spec, patch_size=vision.config.patch_size).to(model.device)
 
 
 def random_batch(
@@ -142,7 +135,7 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
 
 
 def _status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
@@ -152,4 +145,4 @@ def print_table(title: str, rows: list[dict[str, Any]], output: Path | None) -> 
     for row in rows:
         print(f"| {' | '.join(map(str, row.values()))} |")
     if output:
-        output.write_text(json.dumps({"title": title, "rows": rows}, indent=2) + "\n")
+        output.write_text(json.dumps({"title": title, "rows": rows}, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measure import arguments, print_table, random_batch, set_patch_mask, side_by_side, training_step
+from measure import arguments, print_table, random_batch, side_by_side, training_step
 
 from hf_maskclip import MaskCLIPModel
 from hf_maskclip.distributed import usable_cpus
@@ -42,7 +42,7 @@ def model_and_step(batch_size: int, **vision_options: int):
         setattr(config.vision_config, key, value)
     torch.manual_seed(0)
     model = MaskCLIPModel(config).to(options.device).train()
-    set_patch_mask(model, PGS_05)
+    model.set_patch_mask(PGS_05)
     images, input_ids = random_batch(model, batch_size, options.device, CAPTION_TOKENS, padded_tokens=CAPTION_TOKENS)
     step = training_step(model, lambda: model(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device)
     visible = model.vision_model.select_patches(images).indices.shape[1]
@@ -74,7 +74,7 @@ def processes(counts: list[int]) -> None:
             options_of_run = [word for key, value in run.items() for word in (f"--{key}", str(value))]
             environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if options.device == "cpu" else {})
             subprocess.run([*launch, *options_of_run], check=True, env=environment, capture_output=True)
-            records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+            records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         speed = statistics.median(record["samples_per_second"] for record in records[4:] if "loss" in record)
         rows.append({"processes": count, "pairs/s": f"{speed:.0f}"})
     title = f"tiny on scenes, 128 pairs in all, {options.device}, {usable_cpus()} CPUs: processes"

@@ -37,7 +37,7 @@ class TrainingRun:
         self.memory: list[float] = []  # in GB, of the first training process, second by second
 
     def start(self) -> None:
-        self.log = (self.output_dir.parent / f"{self.output_dir.name}.log").open("a")
+        self.log = (self.output_dir.parent / f"{self.output_dir.name}.log").open("a", encoding="utf-8")
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
         self.launcher = psutil.Popen(self.command, stdout=self.log, stderr=self.log, env=environment)
 
@@ -130,7 +130,7 @@ def main() -> None:
             round(whole.memory[-5], 3),
         ],
     }
-    (arguments.output_dir / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
+    (arguments.output_dir / "soak.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
     assert not result["steps_that_differ"], "the run with kills is another one"
 

@@ -22,7 +22,6 @@ from measure import (
     random_batch,
     ratio,
     seconds,
-    set_patch_mask,
     side_by_side,
     step_flops,
     training_step,
@@ -63,20 +62,20 @@ our_step = training_step(model, lambda: model(input_ids=input_ids, pixel_values=
 
 
 def masked_step(spec: dict) -> None:
-    set_patch_mask(model, spec)
+    model.set_patch_mask(spec)
     our_step()
 
 
 for name in masks:
     steps[name] = partial(masked_step, MASKS[name])
-    set_patch_mask(model, MASKS[name])
+    model.set_patch_mask(MASKS[name])
     visible = model.vision_model.select_patches(images).visible(num_patches).sum(dim=1).tolist()
     kept[name], flops[name] = sum(visible) / len(visible), step_flops(model, visible, CAPTION_TOKENS)
 
 if options.variants:
     for variant in ("compiled", "checkpointed"):
         other = build_model(options.model, options.device)
-        set_patch_mask(other, MASKS["pgs 0.5"])
+        other.set_patch_mask(MASKS["pgs 0.5"])
         if variant == "compiled":
             other.vision_model.encoder.compile()
             other.text_model.encoder.compile()
@@ -91,7 +90,7 @@ if options.variants:
         kept[name], flops[name] = num_patches / 2, step_flops(model, [num_patches // 2] * options.batch_size, CAPTION_TOKENS)
 
 # ---- Peers -----------------------------------------------------------------------------------------------------------------
-set_patch_mask(model, "none")
+model.set_patch_mask("none")
 clip_config = model.config.to_dict()
 clip_config["vision_config"] = {key: value for key, value in clip_config["vision_config"].items() if key != "patch_mask"}
 clip_config["vision_config"]["model_type"] = "clip_vision_model"
@@ -135,7 +134,7 @@ for name, step in steps.items():
     gc.collect()
     memory[name] = peak_memory(step, options.device)
     if name in masks:
-        set_patch_mask(model, MASKS[name])
+        model.set_patch_mask(MASKS[name])
         making[name] = statistics.median(
             seconds(lambda: model.vision_model.select_patches(images), options.device) for _ in range(5)
         )

@@ -9,7 +9,6 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTr
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.data.specs import is_hub_id
 from hf_maskclip.errors import as_config_error, fail
-from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.model.initialization import initialize_as_clip
 
 CONTEXT_LENGTH = 77  # caption tokens, as in CLIP
@@ -41,11 +40,8 @@ def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrain
     """
     if name not in PRESETS:
         with as_config_error("model", name):
-            config = MaskCLIPConfig.from_pretrained(name)
-            if patch_mask:
-                config.vision_config.patch_mask = resolve_patch_mask(patch_mask)
             # float32 whatever the checkpoint holds: half-precision weights lose small updates.
-            return MaskCLIPModel.from_pretrained(name, config=config, dtype=torch.float32)
+            return MaskCLIPModel.from_pretrained(name, patch_mask=patch_mask or None, dtype=torch.float32)
     tokens = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = MaskCLIPModel(preset_config(name, patch_mask or "pgs", vocab_size=len(tokenizer), **tokens))
     initialize_as_clip(model)

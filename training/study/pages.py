@@ -136,7 +136,7 @@ def main() -> None:
     found = tables(scenes, pairs)
     for name in PAGES:
         page = ROOT / name
-        page.write_text(fill(page.read_text(), found))
+        page.write_text(fill(page.read_text(encoding="utf-8"), found))
     figure(scenes, pairs).savefig(ROOT / "docs" / "study.png", dpi=130)
     for name, report in (("scenes", scenes), ("pairs", pairs)):
         seconds = statistics.mean(result["train_seconds"] for result in report.results)

@@ -30,13 +30,13 @@ over that of `none`, at equal samples and of the same seed. Time to reach: when 
 def read_results(source: Path) -> list[dict[str, Any]]:
     """The results of finished runs, from a .jsonl with one a line, or from a study's folder with a JSON for each."""
     if source.suffix == ".jsonl":
-        return [json.loads(line) for line in source.read_text().splitlines()]
-    return [json.loads(path.read_text()) for path in sorted(source.rglob("*.json"))]
+        return [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(source.rglob("*.json"))]
 
 
 def write_results(results: list[dict[str, Any]], file: Path) -> None:
     """Gather results in a .jsonl, one a line, in the order in which they are given."""
-    file.write_text("".join(f"{json.dumps(result)}\n" for result in results))
+    file.write_text("".join(f"{json.dumps(result)}\n" for result in results), encoding="utf-8")
 
 
 class Curve(NamedTuple):

@@ -129,7 +129,7 @@ def time_ratio(run: StudyRun) -> float | None:
     finished = [StudyRun(run.study, run.output_dir, run.seed, "samples", method).result for method in (BASELINE, run.method)]
     if not all(path.exists() for path in finished):
         return None
-    baseline, own = (json.loads(path.read_text())["seconds_per_step"] for path in finished)
+    baseline, own = (json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"] for path in finished)
     return baseline / own / (2 if run.budget == "half time" else 1)
 
 
@@ -154,14 +154,14 @@ def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:
         shutil.rmtree(run.folder / "export")
     run.result.parent.mkdir(parents=True, exist_ok=True)
     aside = run.result.with_suffix(".part")
-    aside.write_text(json.dumps(result, indent=1) + "\n")
+    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     aside.rename(run.result)
     return result
 
 
 def call(command: list[str], log: Path, lock: Any) -> None:
     """Run a module of the project as a program. It holds the study's lock too, should it outlive the study."""
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -183,10 +183,10 @@ def call(command: list[str], log: Path, lock: Any) -> None:
 def result_of(run: StudyRun, options: dict[str, Any]) -> dict[str, Any]:
     """All that the report needs to know of a run, and under what it was made."""
     records = read_metrics(run.folder / "metrics.jsonl")
-    summary = json.loads((run.folder / "eval.json").read_text())
+    summary = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
     evaluations = summary["results"]
     if run.study.suite:
-        evaluations |= json.loads((run.folder / f"eval_{run.study.suite}.json").read_text())["results"]
+        evaluations |= json.loads((run.folder / f"eval_{run.study.suite}.json").read_text(encoding="utf-8"))["results"]
     metrics = {f"{name}/{key}": value for name, record in evaluations.items() for key, value in record.items()}
     steps = [record for record in records if "loss" in record]
     seconds = typical_seconds(steps, options.get("unmasked_tuning_steps", 0))
@@ -210,7 +210,7 @@ def result_of(run: StudyRun, options: dict[str, Any]) -> dict[str, Any]:
 
 def processor_name() -> str:
     info = Path("/proc/cpuinfo")  # Linux, where `platform` knows the architecture only
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 

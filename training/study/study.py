@@ -38,7 +38,7 @@ def read_study(path: Path) -> Study:
     """Raises ConfigError where the file is no study, or a run of it could not start for its options."""
     if not path.is_file():
         fail(f"study {str(path)!r}: no such file")
-    values = yaml.safe_load(path.read_text())
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
     known = [item.name for item in fields(Study)]
     needed = known[: known.index("peers")]
     if not isinstance(values, dict) or not set(needed) <= set(values) <= set(known):
@@ -84,7 +84,7 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
 def locked(output_dir: Path) -> Iterator[Any]:
     """Hold a study's folder. Raises ConfigError where another study does, or a run that it left behind."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    with (output_dir / "study.lock").open("w") as lock:
+    with (output_dir / "study.lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -96,7 +96,7 @@ def check_finished(runs: list[StudyRun]) -> None:
     """Raise ConfigError where a finished run is one of other options than the study has now, or the columns are not its."""
     for run in runs:
         if run.result.exists():
-            result = json.loads(run.result.read_text())
+            result = json.loads(run.result.read_text(encoding="utf-8"))
             if (result["base"], result["patch_mask"]) != (run.study.base, run.study.masks[run.method]):
                 fail(f"{run.result}: was made with other options than the study has; give another --output_dir, or remove it")
             check_columns(run.study, result)
@@ -116,7 +116,7 @@ def write_report(study: Study, output_dir: Path) -> list[dict[str, Any]]:
     if results:
         write_results(results, output_dir / "results.jsonl")
         report = Report(results, list(study.masks), study.columns, study.headline)
-        (output_dir / "report.md").write_text(report.markdown())
+        (output_dir / "report.md").write_text(report.markdown(), encoding="utf-8")
         report.figure().savefig(output_dir / "accuracy_over_time.png", dpi=150)
     return results
 

@@ -36,7 +36,9 @@ def sugar_crepe_split(file: Path) -> ImageSet:
         ConfigError: the file has another form, or pictures are missing.
     """
     try:
-        rows = [(r["filename"], r["caption"], r["negative_caption"]) for r in json.loads(file.read_text()).values()]
+        rows = [
+            (r["filename"], r["caption"], r["negative_caption"]) for r in json.loads(file.read_text(encoding="utf-8")).values()
+        ]
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         fail(f"{file}: is none of SugarCrepe's files ({type(error).__name__}: {error})")
     folder = file.parent / "val2017"

@@ -1,0 +1,98 @@
+"""What all MaskCLIP classes share: a patch mask, CLIP's initial weights, and loading that is complete or fails."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.utils import logging
+
+from .attention import DEFAULT_ATTENTION
+from .patch_masking import PatchMask
+
+logger = logging.get_logger(__name__)
+
+# Transformers strips the `vision_model.` prefix of CLIP checkpoints by the name of the class: without this line a subclass
+# under another name would start from random weights.
+register_checkpoint_conversion_mapping(
+    "MaskCLIPVisionModel", get_checkpoint_conversion_mapping("CLIPVisionModel"), overwrite=True
+)
+
+# What a checkpoint of a whole CLIP holds beyond its vision tower; the vision classes leave it aside without a report.
+TEXT_KEYS = [r"^text_model", r"^text_projection", r"^logit_scale"]
+
+# What names a mask: a name, a dict of its options, or the mask.
+PatchMaskSpec = str | Mapping[str, Any] | PatchMask
+
+
+class MaskCLIPPreTrainedMixin:
+    """What all MaskCLIP classes share: a patch mask, CLIP's initial weights, and loading that is complete or fails."""
+
+    # Weights that a checkpoint may lack: heads that fine-tuning adds.
+    _new_weights_allowed: tuple[str, ...] = ()
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "MaskCLIPVisionEmbeddings"]
+    # The losses are means over the batch, so the Trainer has to divide them by the steps that it accumulates over.
+    accepts_loss_kwargs = False
+
+    def post_init(self) -> None:
+        super().post_init()
+        # The text tower names a class of the vision tower that is not there.
+        self._no_split_modules.discard("CLIPVisionEmbeddings")
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # For classes from outside, Transformers skips `_init_weights` on modules without parameters of their own. CLIP sets the
+        # weights of its attention and MLP layers from just there, so they would start with another variance than CLIP's.
+        return False
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        return super().get_correct_attn_implementation(requested_attention or DEFAULT_ATTENTION, is_init_check)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        patch_mask: PatchMaskSpec | None = None,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """As `PreTrainedModel.from_pretrained`, for MaskCLIP and CLIP checkpoints.
+
+        Args:
+            patch_mask: a name, a dict or a mask; by default the one that the checkpoint records. A checkpoint that records
+                none, and is given none here, trains on whole images, which is logged once.
+
+        Raises:
+            ValueError: the checkpoint lacks weights of this class; the message names the first of them. Or no such mask.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith(cls._new_weights_allowed or "\0"))
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: has no weights for {len(missing)} tensors of {cls.__name__}, "
+                f"such as {missing[0]!r}"
+            )
+        if patch_mask is not None:
+            model.set_patch_mask(patch_mask)
+        elif model.patch_mask.keeps_all:
+            logger.warning_once(
+                f"{cls.__name__} without a patch mask: it trains on whole images. Give one by patch_mask=..., such as 'pgs',"
+                " or patch_mask='none' if that is meant."
+            )
+        return (model, info) if output_loading_info else model
+
+    @property
+    def patch_mask(self) -> PatchMask:
+        """The patch mask of the vision tower."""
+        return self.vision_model.patch_mask
+
+    def set_patch_mask(self, patch_mask: PatchMaskSpec) -> None:
+        """Give the model another patch mask, and its configuration the same.
+
+        Args:
+            patch_mask: a name, a dict such as `{"name": "pgs", "min_mask_ratio": 0.3}`, or a mask for the model's patch size.
+
+        Raises:
+            ValueError: unknown mask or option, a value out of range, or another patch size.
+        """
+        self.vision_model.set_patch_mask(patch_mask)
