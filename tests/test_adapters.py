@@ -91,9 +91,7 @@ def test_an_export_of_what_was_not_merged_is_refused(models, processor, tmp_path
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     with pytest.raises(ConfigError, match=r"export of a PeftModel: merge its adapters first: .*merge_and_unload\(\)"):
         export_to_clip(adapted, tmp_path / "export", processor)
-    with pytest.raises(
-        ConfigError, match=r"export of a MaskCLIPModel with adapters, such as 'text_model.*: merge them first"
-    ):
+    with pytest.raises(ConfigError, match=r"export of a MaskCLIPModel with adapters, such as 'text_model.*: merge them first"):
         export_to_clip(adapted.get_base_model(), tmp_path / "export", processor)
     assert not (tmp_path / "export").exists()
     export_to_clip(adapted.merge_and_unload(), tmp_path / "export", processor)

@@ -70,7 +70,8 @@ def training_commands() -> list[list[str]]:
 
 def test_every_training_command_parses():
     commands = training_commands()
-    assert len(commands) >= 3 and [] in commands
+    assert len(commands) >= 3
+    assert [] in commands
     for arguments in commands:
         load_config([word for word in arguments if word not in ("--help", "--dry_run")])
 
