@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hf_maskclip.choices import built_in_masks
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from hf_maskclip.models.patch_mask_registry import BUILT_IN
