@@ -1,5 +1,5 @@
-"""Proves that what the Trainer and Accelerate do around a model leaves it right: accumulated losses, selections from a collator,
-tuples that are rebuilt and gathered, the policy of FSDP, and whole graphs for torch.compile."""
+"""Proves that what the Trainer and Accelerate do around a model leaves it right: accumulated losses, selections from a
+collator, tuples that are rebuilt and gathered, the policy of FSDP, and whole graphs for torch.compile."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from accelerate.utils import recursively_apply, send_to_device
 from torch.utils import _pytree
 from transformers import Trainer, TrainingArguments
 
-from hf_maskclip import MaskCLIPForImageClassification, MaskCLIPModel, PatchSelection
+from hf_maskclip import MaskCLIPForImageClassification, PatchSelection
 
 SELECTIONS = {
     "one count": PatchSelection(torch.tensor([[0, 3], [1, 2]])),
@@ -121,7 +121,3 @@ def test_images_of_odd_sizes_are_cut_as_the_convolution_cuts_them(make_model):
     assert int(output.patch_selection.indices.max()) < 36
     one_less = model.vision_model(images, interpolate_pos_encoding=True, patch_selection=whole)
     assert one_less.last_hidden_state.shape == (2, 36, 32)
-
-
-def test_the_classes_are_exported(make_model):
-    assert isinstance(make_model("pgs"), MaskCLIPModel)
