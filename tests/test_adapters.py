@@ -43,7 +43,7 @@ def with_gradient(model, inputs) -> set[str]:
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["none", "plain", "reentrant"])
 def test_adapters_get_the_gradients_that_they_get_in_clip(targets, checkpointing, mask, models, inputs):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="peft is of the test extra")
 
     def tuned(model):
         torch.manual_seed(1)
@@ -86,7 +86,7 @@ def test_hooks_on_the_embeddings_see_the_masked_path(mask, models, inputs):
 
 
 def test_an_export_of_what_was_not_merged_is_refused(models, processor, tmp_path):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="peft is of the test extra")
     _, model = models("pgs")
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     with pytest.raises(ConfigError, match=r"export of a PeftModel: merge its adapters first: .*merge_and_unload\(\)"):

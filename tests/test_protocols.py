@@ -184,9 +184,13 @@ def test_a_probe_learns_what_is_linear(fit, num_classes):
     torch.testing.assert_close(again[0], fitted[0], rtol=0, atol=0)  # the same seed, the same classifier
 
 
-def test_logistic_regression_says_what_it_needs(monkeypatch):
+def test_logistic_regression_of_features_that_are_not_numbers_is_refused():
+    pytest.importorskip("sklearn", reason="scikit-learn is of the probe extra")
     with pytest.raises(ValueError, match="logistic_regression: the features of training pictures are not all finite numbers"):
         evaluate_linear_probe(FeaturesWithoutAModel("nan"), LABELS, LABELS, 20, solver="logistic_regression")
+
+
+def test_logistic_regression_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(linear_probe, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs scikit-learn: pip install .hf_maskclip\[probe\]"):
         evaluate_linear_probe(FeaturesWithoutAModel("random"), LABELS, LABELS, 20, solver="logistic_regression")

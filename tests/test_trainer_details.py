@@ -100,6 +100,7 @@ def test_fsdp_finds_the_layers_that_it_wraps(make_model):
 # ---- Graphs and sizes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_mask", ["none", "random", "grid", "gaussian"])
 def test_training_with_a_fixed_count_is_one_graph(patch_mask, make_model, inputs):
     """With a backend that captures graphs and compiles none of them, to spare the test a compiler."""
