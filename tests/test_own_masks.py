@@ -2,11 +2,13 @@
 installed package with an entry point. Training, evaluation, pictures and cards take it by name, and it keeps the contract of
 all masks."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import test_patch_masking as contract
 import torch
 import yaml
 from helpers import losses_of, photo_like, random_picture
@@ -18,6 +20,7 @@ from hf_maskclip.models.patch_mask_registry import BUILT_IN, patch_masks
 from hf_maskclip.models.patch_masking import keep_count
 from training.train import program
 
+ROOT = Path(__file__).resolve().parents[1]
 # Keeps the patches with the brightest mean; ten lines.
 MASK = """
 from hf_maskclip import PatchMask, PatchSelection
@@ -142,14 +145,20 @@ def test_a_package_that_offers_no_mask_is_named_and_harms_no_other(tmp_path, mon
 
 
 def test_a_new_built_in_mask_is_one_file_and_one_row(monkeypatch, tmp_path, make_model, processor, inputs):
-    """What CONTRIBUTING says is enough: the class, and its row in the registry."""
-    sys.path.insert(0, str(tmp_path))
+    """What CONTRIBUTING says is enough, the class and its row in the registry, under the contract tests of all masks."""
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "patch_masking_brightest.py").write_text(MASK)
-    try:
-        from patch_masking_brightest import BrightestPatchMask
-    finally:
-        sys.path.remove(str(tmp_path))
-    monkeypatch.setitem(patch_mask_registry.BUILT_IN, "brightest", BrightestPatchMask)
+    module = importlib.import_module("patch_masking_brightest")
+    monkeypatch.setitem(patch_mask_registry.BUILT_IN, "brightest", module.BrightestPatchMask)
+    monkeypatch.setitem(contract.MASKS, "brightest", ("brightest", 0.5, 0.5))
+    for grid in contract.GRIDS:
+        contract.test_kept_counts_are_within_bounds_and_indices_in_order("brightest", grid)
+    contract.test_half_precision_input_gives_a_valid_selection("brightest", torch.bfloat16)
+    contract.test_flat_and_noisy_images_give_a_valid_selection("brightest")
+    contract.test_masks_never_wait_for_the_device("brightest")
+    contract.test_masks_have_no_state_and_rebuild_from_their_dict("brightest")
+    contract.test_ratios_scaled_by_a_ramp_go_from_nothing_to_the_full_mask("brightest")
+
     model = make_model("brightest").train()
     output = model(**inputs, return_loss=True)
     assert output.patch_selection.indices.shape == (4, 8)
@@ -157,3 +166,13 @@ def test_a_new_built_in_mask_is_one_file_and_one_row(monkeypatch, tmp_path, make
     export_to_clip(model, tmp_path / "export", processor)
     recorded = json.loads((tmp_path / "export" / "config.json").read_text())["vision_config"]["patch_mask"]
     assert recorded == {"name": "brightest", "mask_ratio": 0.5}
+
+
+@pytest.mark.parametrize("name", ["gaussian", "grid", "attentive"])
+def test_a_mask_is_named_in_its_row_of_the_registry_and_nowhere_else(name):
+    """Masks that no default and no picture names; so a new one needs no other line of code."""
+    sources = [*ROOT.glob("hf_maskclip/**/*.py"), *ROOT.glob("training/*.py"), *ROOT.glob("training/[dmp]*/**/*.py")]
+    named = [file for file in sources if f'"{name}"' in file.read_text(encoding="utf-8")]
+    assert [file.name for file in named] == ["patch_mask_registry.py"]
+    own = [file.name for file in sources if f"patch_masking_{name}" in file.read_text(encoding="utf-8")]
+    assert "patch_mask_registry.py" in own
