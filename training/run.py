@@ -89,16 +89,19 @@ class Run:
 
     Attributes:
         checkpoint: that the run goes on from, or None.
-        steps_done: before it.
     """
 
     config: TrainingConfig
     accelerator: Accelerator
     num_steps: int
     checkpoint: Path | None
-    steps_done: int
     data: RunData
     learner: Learner
+
+    @property
+    def steps_done(self) -> int:
+        """The steps before the checkpoint."""
+        return step_of(self.checkpoint)
 
     @property
     def output_dir(self) -> Path:
@@ -148,9 +151,8 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     open_epoch = epoch_opener(source, config, accelerator)
     model, processor = load_model(config, checkpoint, source.captions(TOKENIZER_CAPTIONS))
     data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor)
-    steps_done = step_of(checkpoint) if checkpoint else 0
     learner = prepare_learner(model, processor, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
-    return Run(config, accelerator, num_steps, checkpoint, steps_done, data, learner)
+    return Run(config, accelerator, num_steps, checkpoint, data, learner)
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
@@ -261,6 +263,5 @@ def prepare_learner(
     if checkpoint:
         accelerator.load_state(str(checkpoint))
     # Not prepared: Accelerate would step it once for every process.
-    steps_done = step_of(checkpoint) if checkpoint else 0
-    schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, steps_done)
+    schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, step_of(checkpoint))
     return Learner(model, processor, wrapped, average, schedule, patches, ContrastiveLoss())

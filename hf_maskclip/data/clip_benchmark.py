@@ -69,8 +69,8 @@ class ClipBenchmarkFolder:
                 fail(f"{self.root}: {name} is cut off, it does not end as a tar file does")
         return [f"{self.root}/{name}" for name in names]
 
-    def fingerprint(self, split: str) -> str:
-        """A hash that changes whenever a shard of the split does."""
+    def fingerprint(self, split: str, shards: list[str]) -> str:
+        """A hash that changes whenever one of the split's shards does."""
         filesystem, _ = fsspec.core.url_to_fs(self.root)
-        about = [filesystem.info(fsspec.core.url_to_fs(shard)[1]) for shard in self.shards(split)]
+        about = [filesystem.info(fsspec.core.url_to_fs(shard)[1]) for shard in shards]
         return hashlib.sha256(json.dumps([self.root, split, about], default=str).encode()).hexdigest()

@@ -24,9 +24,7 @@ class FromCLIPMixin:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As `PreTrainedConfig.from_dict`. Raises ValueError for an option of a mask that is outside of `patch_mask`."""
-        for key in kwargs:
-            if "mask" in key and key != "patch_mask":
-                check_no_option_of_a_mask({key})
+        check_no_option_of_a_mask(kwargs.keys() - {"patch_mask"})
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod

@@ -10,9 +10,9 @@ from hf_maskclip.errors import fail
 from training.data.batches import Batch, Position
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint `step-<n>` was saved."""
-    return int(checkpoint.name.removeprefix("step-"))
+def step_of(checkpoint: Path | None) -> int:
+    """The step after which a checkpoint `step-<n>` was saved; 0 where there is none."""
+    return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
 
 
 class LoaderState:

@@ -42,9 +42,10 @@ def _images(
     folder: ClipBenchmarkFolder, split: str, target: Callable[[dict[str, Any]], Any], num_classes: int | None = None
 ) -> ImageSet:
     """The pictures of a split, their targets checked: `target` is that of [`Rows`], `num_classes` of [`check_targets`]."""
-    rows = Rows([open_files(shard) for shard in folder.shards(split)], target, PairDecoder(), folder.root)
+    shards = folder.shards(split)
+    rows = Rows([open_files(shard) for shard in shards], target, PairDecoder(), folder.root)
     check_targets(rows, num_classes)
-    return ImageSet(rows, folder.fingerprint(split))
+    return ImageSet(rows, folder.fingerprint(split, shards))
 
 
 def class_index(row: dict[str, Any]) -> int:
