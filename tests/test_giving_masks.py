@@ -3,6 +3,7 @@ save and load, and that everything else is an error: no spelling trains on whole
 
 import pytest
 import torch
+from model_classes import ALL_CLASSES
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPVisionConfig
 from transformers import logging as transformers_logging
 
@@ -12,14 +13,12 @@ from hf_maskclip import (
     MaskCLIPModel,
     MaskCLIPVisionConfig,
     MaskCLIPVisionModel,
-    MaskCLIPVisionModelWithProjection,
     PatchMask,
     PatchSelection,
     build_patch_mask,
     register_patch_mask,
 )
 
-CLASSES = (MaskCLIPModel, MaskCLIPForImageClassification, MaskCLIPVisionModel, MaskCLIPVisionModelWithProjection)
 QUARTER = {"name": "random", "mask_ratio": 0.75}
 KEPT = 4  # of 16 patches
 
@@ -122,7 +121,7 @@ SPELLINGS = (
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.__name__)
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ALL_CLASSES, ids=lambda kind: kind.__name__)
 def test_a_mask_that_is_given_masks_is_recorded_and_survives_save_and_load(kind, spelling, folder, forward, tmp_path):
     model = spelling(kind, folder)
     assert type(model) is kind
@@ -168,7 +167,7 @@ def test_automodel_builds_from_a_configuration_that_no_model_has_saved(config_cl
 # ---- Nothing is swallowed --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ALL_CLASSES, ids=lambda kind: kind.__name__)
 def test_a_model_that_is_loaded_without_a_mask_says_so_once(kind, folder, caplog):
     transformers_logging.get_logger("transformers").warning_once.cache_clear()
     kind.from_pretrained(folder, patch_mask="none")
@@ -245,7 +244,7 @@ def test_generator_and_progress_reach_the_mask(make_model, inputs, monkeypatch):
     assert seen == [0.0, 0.25, 0.5, 0.75]
 
 
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ALL_CLASSES, ids=lambda kind: kind.__name__)
 def test_masking_without_a_mask_is_refused(kind, folder, forward):
     with pytest.raises(ValueError, match="apply_patch_mask=True: the model has no patch mask"):
         forward(kind.from_pretrained(folder), apply_patch_mask=True)
@@ -272,7 +271,7 @@ def selection(*shape: int, value: int = 0, dtype=torch.int64, lengths=None) -> P
         (selection(4, 3, lengths=torch.tensor([4, 1, 1, 1])), "lengths: must be from 1 to 3"),
     ],
 )
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ALL_CLASSES, ids=lambda kind: kind.__name__)
 def test_a_selection_that_does_not_fit_is_one_line(kind, given, message, folder, forward):
     with pytest.raises(ValueError, match=message) as error:
         forward(kind.from_pretrained(folder, patch_mask="none"), patch_selection=given)

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from helpers import photo_like
+from model_classes import VISION_CLASSES
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
@@ -16,14 +17,10 @@ from hf_maskclip import (
     MaskCLIPConfig,
     MaskCLIPForImageClassification,
     MaskCLIPModel,
-    MaskCLIPVisionModel,
-    MaskCLIPVisionModelWithProjection,
     PatchMask,
     export_to_clip,
     register_patch_mask,
 )
-
-VISION_CLASSES = (MaskCLIPForImageClassification, MaskCLIPVisionModel, MaskCLIPVisionModelWithProjection)
 
 # Runs in a new process in which `import hf_maskclip` fails. Prints one JSON line.
 CLEAN_PROCESS = """
