@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .models.patch_mask_registry import build_patch_mask, register_patch_mask, resolve_patch_mask
     from .models.patch_masking import Citation, PatchMask, PatchSelection
     from .models.patch_masking_attentive import class_attention
+    from .trainer_callback import PatchMaskCallback
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _MODULES = {
     "MaskCLIPVisionModel": "models.modeling_maskclip_vision",
     "MaskCLIPVisionModelWithProjection": "models.modeling_maskclip",
     "PatchMask": "models.patch_masking",
+    "PatchMaskCallback": "trainer_callback",
     "PatchSelection": "models.patch_masking",
     "SigmoidLoss": "losses",
     "build_patch_mask": "models.patch_mask_registry",
@@ -56,6 +58,7 @@ __all__ = [
     "MaskCLIPVisionModel",
     "MaskCLIPVisionModelWithProjection",
     "PatchMask",
+    "PatchMaskCallback",
     "PatchSelection",
     "SigmoidLoss",
     "build_patch_mask",

@@ -1,8 +1,10 @@
-"""The losses over the pairs of all processes, and their gradient for batches that do not fit into memory.
+"""The losses over the pairs of all processes, their gradient for batches that do not fit into memory, and CLIP's bound on the
+logit scale.
 
 Shapes: B pairs of this process, W processes, E projection size.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,6 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .distributed import gather_numbers, gather_with_gradient, rank, world_size
+
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can diverge
+
+
+@torch.no_grad()
+def clamp_logit_scale(model: nn.Module) -> None:
+    """Keep the logit scale of a model, or of the CLIP in it, at most at its bound."""
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] == "logit_scale":
+            parameter.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def check_equal_batches(features: torch.Tensor) -> None:
@@ -122,8 +135,8 @@ def cached_contrastive_backward(
     """The gradient of one large batch, computed in chunks (GradCache, Gao et al. 2021, arXiv 2101.06983); returns the loss.
 
     Each chunk is encoded twice: without gradients for its embeddings, of which the loss of the whole batch is taken; then with
-    them, and the loss's gradient flows on from its embeddings. Both passes see the same random numbers. Patches must be chosen
-    beforehand and be among the arguments, so that both passes see the same ones.
+    them, and the loss's gradient flows on from its embeddings. Both passes see the same random numbers of PyTorch's own
+    generators, and so the same patches.
 
     Args:
         model: gives `image_embeds` and `text_embeds` (B / k, E) for the arguments of a chunk; DDP waits for the last chunk.

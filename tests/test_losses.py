@@ -2,6 +2,7 @@
 batch, masks on, and that a batch in chunks has the gradient of the batch in one piece."""
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -229,6 +230,22 @@ def test_both_passes_of_a_chunk_see_the_same_random_numbers():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     cached_contrastive_backward(model, model.logit_scale, parts, ContrastiveLoss())
     assert not torch.equal(seen[0], seen[4])  # dropout is active
+
+
+def test_both_passes_of_a_chunk_see_the_same_patches_and_warn_of_nothing():
+    model = tiny_model().train()
+    seen: list[torch.Tensor] = []
+    model.vision_model.register_forward_hook(lambda module, args, output: seen.append(output.patch_selection.indices))
+    batches = [inputs_of(model, start, start + 4) | {"patch_selection": None} for start in (0, 4)]
+    parts = [lambda batch=batch: batch for batch in batches]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cached_contrastive_backward(model, model.logit_scale, parts, ContrastiveLoss())
+    assert len(seen) == 4
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    with torch.no_grad(), pytest.warns(UserWarning, match="here without gradients"):
+        model(**batches[0])
 
 
 def test_no_more_than_a_chunk_is_encoded_at_a_time():

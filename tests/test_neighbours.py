@@ -2,6 +2,7 @@
 Runtime, device maps and bfloat16. Each reads the folder of an export, and gives what the model itself gives."""
 
 import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -134,6 +135,29 @@ def test_sentence_transformers_encodes_pictures_and_texts(export, processor):
     torch.testing.assert_close(torch.tensor(texts), expected.text_embeds, rtol=0, atol=1e-5)
     scores = encoder.similarity(images, texts) * model.logit_scale.exp()
     torch.testing.assert_close(scores, expected.logits_per_image, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_gradient_cache_of_sentence_transformers_trains_on_masked_pictures(make_model, processor, tmp_path):
+    """Its first pass is without gradients, which is meant; both passes see the same patches."""
+    reason = "sentence-transformers is of the test extra"
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason=reason)
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason=reason)
+    make_model("pgs").save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu").train()
+    loss = losses.CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=2)
+    (tower,) = [module for module in encoder.modules() if isinstance(module, MaskCLIPVisionModel)]
+    seen = []
+    tower.register_forward_hook(lambda module, args, output: seen.append(output.patch_selection.indices))
+    parts = [encoder.preprocess([random_picture(number) for number in range(4)]), encoder.preprocess(CAPTIONS)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="a model in training mode masks patches")
+        loss(parts, None).backward()
+    assert len(seen) == 4  # two parts, twice
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    assert tower.encoder.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.slow

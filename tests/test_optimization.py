@@ -3,7 +3,8 @@
 import torch
 
 from hf_maskclip import MaskCLIPModel
-from training.model.optimization import MAX_LOGIT_SCALE, parameter_groups
+from hf_maskclip.losses import MAX_LOGIT_SCALE
+from training.model.optimization import parameter_groups
 
 
 def test_only_matrices_decay(make_model):

@@ -17,7 +17,7 @@ IS_TOKEN = nn.functional.pad(SELECTION.valid(), (1, 0), value=True)
 
 def test_packing_keeps_the_real_tokens_in_order_and_unpacks_them_with_zeros():
     padded = torch.arange(4 * 5 * 2.0).view(4, 5, 2) + 1
-    packing = Packing.of(IS_TOKEN, None)
+    packing = Packing.of(IS_TOKEN)
     packed = packing.pack(padded)
     assert torch.equal(packed, padded[IS_TOKEN])
     assert len(packed) == 14
@@ -27,7 +27,7 @@ def test_packing_keeps_the_real_tokens_in_order_and_unpacks_them_with_zeros():
 
 
 def test_packing_and_unpacking_have_the_gradients_of_their_definitions():
-    packing = Packing.of(IS_TOKEN, None)
+    packing = Packing.of(IS_TOKEN)
     padded = torch.randn(4, 5, 2, dtype=torch.float64, requires_grad=True)
     packed = torch.randn(14, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(packing.pack, padded)

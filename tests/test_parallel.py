@@ -15,11 +15,10 @@ from processes import Processes
 from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
-from hf_maskclip import MaskCLIPModel
+from hf_maskclip import MaskCLIPModel, losses
 from hf_maskclip.errors import ConfigError
 from training import run as run_module
 from training.checkpoint import latest_checkpoint
-from training.model import optimization
 from training.parallel import choose, fsdp
 from training.parallel.deepspeed import TAG, DeepSpeedParallel
 from training.tracking import read_metrics
@@ -77,7 +76,7 @@ def train_with_deepspeed(arguments: list[str]) -> int:
 
 
 def train_with_deepspeed_until_the_loss_fails(arguments: list[str]) -> int:
-    optimization.MAX_LOGIT_SCALE = 2.0  # below where it starts
+    losses.MAX_LOGIT_SCALE = 2.0  # below where it starts
     run_module.ContrastiveLoss, FailingLoss.fails_at = FailingLoss, 3
     return train_with_deepspeed(arguments)
 

@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 
 from hf_maskclip import MaskCLIPModel
+from hf_maskclip.mask_schedule import AttentionTeacher
 from hf_maskclip.models.patch_masking_attentive import class_attention
 from training.config import TrainingConfig
-from training.patch_selection import AttentionTeacher, PatchSelector, mask_seed
+from training.patch_selection import PatchSelector, mask_seed
 
 
 def selector(model: MaskCLIPModel, num_steps: int = 10, **options) -> PatchSelector:
@@ -114,7 +115,9 @@ def test_attentive_steps_use_the_teacher_not_the_student(make_model, inputs):
         for parameter in model.vision_model.parameters():
             parameter.add_(torch.randn_like(parameter))
     assert torch.equal(patches.select(inputs["pixel_values"], 5).indices, before)
-    patches.teacher.mask = SimpleNamespace(momentum=0.0, teacher_image_size=0)  # the average takes the student's weights
-    patches.after_step(1)
-    patches.after_step(1)
+    patches.schedule.teacher.mask = SimpleNamespace(
+        momentum=0.0, teacher_image_size=0
+    )  # the average takes the student's weights
+    patches.schedule.after_step(1)
+    patches.schedule.after_step(1)
     assert not torch.equal(patches.select(inputs["pixel_values"], 5).indices, before)

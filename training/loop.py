@@ -115,7 +115,7 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
         raise NonFiniteLossError(mean_loss)
 
     learner.update()
-    learner.patches.after_step(step)
+    learner.patches.schedule.after_step(step)
     sizes = [len(chunk.pixels) for chunk in chunks]
     kept = learner.model.vision_model.embeddings.num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
     return StepResult(mean_loss, kept)

@@ -131,7 +131,7 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         """
         if input_ids is None or pixel_values is None:
             raise ValueError(f"{'input_ids' if input_ids is None else 'pixel_values'} is None: a CLIP takes texts and images")
-        vision_outputs = self.get_image_features(
+        vision_options = self.vision_model.with_chosen_patches(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             patch_selection=patch_selection,
@@ -140,8 +140,8 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
             progress=progress,
             generator=generator,
             patch_scores=patch_scores,
-            **kwargs,
         )
+        vision_outputs = self.get_image_features(pixel_values, **vision_options, **kwargs)
         if self.training and position_ids is None:
             input_ids, attention_mask = self._trim_captions(input_ids, attention_mask)
         text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
@@ -207,7 +207,7 @@ class MaskCLIPVisionModelWithProjection(MaskCLIPPreTrainedMixin, CLIPVisionModel
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor | None = None, **kwargs) -> MaskCLIPVisionModelOutput:
         """Arguments as in [`MaskCLIPVisionModel`]; `image_embeds` (B, E) are not normalised."""
-        outputs = self.vision_model(pixel_values, **kwargs)
+        outputs = self.vision_model(pixel_values, **self.vision_model.with_chosen_patches(pixel_values, **kwargs))
         return MaskCLIPVisionModelOutput(
             image_embeds=self.visual_projection(outputs.pooler_output),
             last_hidden_state=outputs.last_hidden_state,
@@ -244,7 +244,7 @@ class MaskCLIPForImageClassification(MaskCLIPPreTrainedMixin, CLIPForImageClassi
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
     ) -> MaskCLIPImageClassifierOutput:
         """Arguments as in [`MaskCLIPVisionModel`], and `labels` (B,)."""
-        outputs = self.vision_model(pixel_values, **kwargs)
+        outputs = self.vision_model(pixel_values, **self.vision_model.with_chosen_patches(pixel_values, **kwargs))
         patches = outputs.last_hidden_state[:, 1:, :]  # (B, K, D)
         selection = outputs.patch_selection
         if selection is None or selection.lengths is None:

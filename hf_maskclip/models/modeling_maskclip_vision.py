@@ -3,9 +3,10 @@
 Shapes: B batch, C channels, L patches of an image, K kept patches, T packed tokens, D width.
 """
 
+import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,8 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         self.embeddings.patch_embedding.__class__ = PatchConv2d
         for layer in self.encoder.layers:
             layer.self_attn.__class__ = PackedCLIPAttention
-        self.mask_progress = 0.0  # the share of training that is done, for masks that go by it
+        # What chooses the patches in training mode in place of `select_patches`, such as a callback that goes by the step.
+        self.training_selector: Callable[[torch.Tensor], PatchSelection | None] | None = None
         self.set_patch_mask(self.config.patch_mask if patch_mask is None else patch_mask)
 
     @property
@@ -136,7 +138,7 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         self,
         pixel_values: torch.Tensor,
         *,
-        progress: float | None = None,
+        progress: float = 0.0,
         generator: torch.Generator | None = None,
         patch_mask: PatchMaskSpec | None = None,
         patch_scores: torch.Tensor | None = None,
@@ -145,7 +147,7 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
 
         Args:
             pixel_values: (B, C, H, W).
-            progress: the share of training that is done, in [0, 1]; by default `self.mask_progress`.
+            progress: the share of training that is done, in [0, 1].
             generator: the mask's own source of randomness, on the device of `pixel_values`.
             patch_mask: used in place of the model's, for example at another ratio: a name, a dict or a mask.
             patch_scores: (B, L), for masks that need a teacher's attention.
@@ -160,34 +162,57 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
                 patch_embeds = self.embeddings.patch_embedding(pixel_values.to(weight.dtype))  # (B, D, rows, columns)
                 patch_embeds = patch_embeds.flatten(2).transpose(1, 2)  # (B, L, D)
         scores = {"patch_scores": patch_scores} if mask.needs_patch_scores else {}
-        progress = self.mask_progress if progress is None else progress
         # Without autocast, so that a mask is the same inside and outside of it: similarities need float32's resolution.
         with torch.autocast(pixel_values.device.type, enabled=False):
             return mask(pixel_values, patch_embeds, progress=progress, generator=generator, **scores)
 
-    def _resolve_selection(self, pixel_values, patch_selection, apply_patch_mask, patch_mask, **options):
+    def with_chosen_patches(self, pixel_values: torch.Tensor, **kwargs) -> dict[str, Any]:
+        """The arguments of `forward` with its choice of patches made: which are visible, and how they are packed.
+
+        A choice of varying sizes ends a compiled graph. A model that makes it first has two graphs: the choice, and all else.
+        """
+        options = {key: kwargs.pop(key, None) for key in CHOICE_OPTIONS}
+        pixel_values = self._whole_patches(pixel_values, kwargs.get("interpolate_pos_encoding"))
+        selection, packing = self._choose_patches(pixel_values, **options)
+        return kwargs | {"patch_selection": selection, "packing": packing, "apply_patch_mask": selection is not None}
+
+    def _choose_patches(
+        self, pixel_values, patch_selection=None, apply_patch_mask=None, **options
+    ) -> tuple[PatchSelection | None, Packing | None]:
+        """The visible patches, None where all are, and their packing where images keep different numbers of them."""
+        options = {key: value for key, value in options.items() if value is not None}
+        selection = self._resolve_selection(pixel_values, patch_selection, apply_patch_mask, options)
+        if selection is None or selection.lengths is None:
+            return selection, None
+        is_token = nn.functional.pad(selection.valid(), (1, 0), value=True)  # (B, 1 + K)
+        return selection, Packing.of(is_token, torch.compiler.is_dynamo_compiling())
+
+    def _resolve_selection(self, pixel_values, patch_selection, apply_patch_mask, options) -> PatchSelection | None:
         """The selection that a forward pass goes by; None where every patch is encoded."""
         if patch_selection is not None:
             if apply_patch_mask is False:
                 raise ValueError("apply_patch_mask=False contradicts the given patch_selection: pass one of the two")
             check_selection(patch_selection, pixel_values, self.config.patch_size)
             return patch_selection
-        has_mask = patch_mask is not None or not self.patch_mask.keeps_all
+        if self.training and self.training_selector is not None and apply_patch_mask is None and not options:
+            return self.training_selector(pixel_values)
+        has_mask = "patch_mask" in options or not self.patch_mask.keeps_all
         if apply_patch_mask and not has_mask:
             raise ValueError(
                 "apply_patch_mask=True: the model has no patch mask, give it one by set_patch_mask or patch_mask=..."
             )
         if apply_patch_mask is None:
-            apply_patch_mask = self.training or patch_mask is not None
+            apply_patch_mask = self.training or "patch_mask" in options
             if self.training and not torch.is_grad_enabled() and has_mask:
-                warnings.warn(
-                    "a model in training mode masks patches at random, here without gradients: call model.eval() for whole"
-                    " images, or pass apply_patch_mask=True if masked features are wanted",
-                    stacklevel=2,
-                )
-        if not apply_patch_mask or not has_mask:
-            return None
-        return self.select_patches(pixel_values, patch_mask=patch_mask, **options)
+                warn_of_masks_without_gradients()
+        return self.select_patches(pixel_values, **options) if apply_patch_mask and has_mask else None
+
+    def _whole_patches(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> torch.Tensor:
+        """Images of any size without what the convolution leaves out: less than a patch, at the right and at the bottom."""
+        if not interpolate_pos_encoding:
+            return pixel_values
+        rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        return pixel_values[..., : rows * self.config.patch_size, : columns * self.config.patch_size]
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -201,6 +226,7 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         progress: float | None = None,
         generator: torch.Generator | None = None,
         patch_scores: torch.Tensor | None = None,
+        packing: Packing | None = None,
         **kwargs,
     ) -> MaskCLIPVisionOutput:
         """Encode the visible patches.
@@ -211,36 +237,35 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             patch_selection: the visible patches; used as it is.
             apply_patch_mask: True masks and False does not, in either mode; by default the model masks in training mode only.
             patch_mask, progress, generator, patch_scores: as in `select_patches`. A `patch_mask` given here is applied.
+            packing: of that selection, where `with_chosen_patches` has made it.
 
         Raises:
             ValueError: a selection that does not fit the images; `apply_patch_mask=True` without a mask.
             TypeError: another keyword that speaks of a mask or of patches.
         """
         check_no_typo(kwargs)
-        if interpolate_pos_encoding:
-            # The convolution leaves out what is less than a patch, at the right and at the bottom; so does the mask.
-            rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
-            pixel_values = pixel_values[..., : rows * self.config.patch_size, : columns * self.config.patch_size]
-        patch_selection = self._resolve_selection(
-            pixel_values,
-            patch_selection,
-            apply_patch_mask,
-            patch_mask,
-            progress=progress,
-            generator=generator,
-            patch_scores=patch_scores,
-        )
-        return self._encode(pixel_values, interpolate_pos_encoding, patch_selection, **kwargs)
+        pixel_values = self._whole_patches(pixel_values, interpolate_pos_encoding)
+        if packing is None:
+            patch_selection, packing = self._choose_patches(
+                pixel_values,
+                patch_selection,
+                apply_patch_mask,
+                patch_mask=patch_mask,
+                progress=progress,
+                generator=generator,
+                patch_scores=patch_scores,
+            )
+        return self._encode(pixel_values, interpolate_pos_encoding, patch_selection, packing, **kwargs)
 
-    def _encode(self, pixel_values, interpolate_pos_encoding, patch_selection, **kwargs) -> MaskCLIPVisionOutput:
+    def _encode(self, pixel_values, interpolate_pos_encoding, patch_selection, packing, **kwargs) -> MaskCLIPVisionOutput:
         """The states of the visible patches, packed where images keep different numbers of them."""
-        packing = None
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, patch_selection)  # (B, 1 + K, D)
         if self.training:
             hidden_states = _in_autocast_dtype(hidden_states)
-        if patch_selection is not None and patch_selection.lengths is not None:
-            is_token = nn.functional.pad(patch_selection.valid(), (1, 0), value=True)  # (B, 1 + K)
-            packing = Packing.of(is_token, create_bidirectional_mask(self.config, hidden_states, is_token))
+        if packing is not None:
+            positions = torch.arange(packing.padded_length, device=packing.lengths.device)
+            is_token = positions < packing.lengths[:, None]  # (B, 1 + K)
+            packing = packing._replace(attention_mask=create_bidirectional_mask(self.config, hidden_states, is_token))
             hidden_states = packing.pack(hidden_states)[None]  # (1, T, D)
             kwargs["packing"] = packing
         hidden_states = self.pre_layrnorm(hidden_states)
@@ -257,8 +282,12 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         )
 
 
+# Arguments of `forward` by which patches are chosen.
+CHOICE_OPTIONS = ("patch_selection", "apply_patch_mask", "patch_mask", "progress", "generator", "patch_scores")
 # Keywords of Transformers that speak of masks, too.
 _NO_PATCH_MASKS = ("attention_mask", "bool_masked_pos")
+# What encodes a batch twice, first without gradients. For inference it sets the evaluation mode itself.
+_GRADIENT_CACHES = ("hf_maskclip.losses", "sentence_transformers", "grad_cache")
 
 
 def check_no_typo(kwargs: Mapping[str, Any]) -> None:
@@ -267,6 +296,22 @@ def check_no_typo(kwargs: Mapping[str, Any]) -> None:
         if ("mask" in key or "patch" in key) and key not in _NO_PATCH_MASKS:
             known = "patch_selection, apply_patch_mask, patch_mask, patch_scores"
             raise TypeError(f"unexpected keyword argument {key!r}: those about patches are {known}")
+
+
+def warn_of_masks_without_gradients() -> None:
+    """Warn that a model in training mode masks where no gradient is taken, except in the first pass of a gradient cache."""
+    if torch.compiler.is_compiling():
+        return
+    frame = inspect.currentframe()
+    while frame is not None:
+        if f"{frame.f_globals.get('__name__')}.".startswith(tuple(f"{name}." for name in _GRADIENT_CACHES)):
+            return
+        frame = frame.f_back
+    warnings.warn(
+        "a model in training mode masks patches at random, here without gradients: call model.eval() for whole images,"
+        " or pass apply_patch_mask=True if masked features are wanted",
+        stacklevel=2,
+    )
 
 
 def check_selection(selection: PatchSelection, pixel_values: torch.Tensor, patch_size: int) -> None:

@@ -27,15 +27,20 @@ class Packing(NamedTuple):
     positions: torch.LongTensor
     lengths: torch.LongTensor
     padded_length: int
-    attention_mask: torch.Tensor | None
+    attention_mask: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, is_token: torch.BoolTensor, attention_mask: torch.Tensor | None) -> "Packing":
+    @torch.compiler.disable
+    def of(cls, is_token: torch.BoolTensor, is_compiled: bool = False) -> "Packing":
         """The packing of sequences whose real tokens are marked in a BoolTensor (B, S); a row's come first.
 
-        T is a size, so this waits for the device.
+        T is a size, so this waits for the device, and ends a graph that is compiled. With `is_compiled` the graph that follows
+        takes any T from its first batch on.
         """
-        return cls(is_token.flatten().nonzero()[:, 0], is_token.sum(dim=1), is_token.shape[1], attention_mask)
+        positions = is_token.flatten().nonzero()[:, 0]
+        if is_compiled:
+            torch._dynamo.maybe_mark_dynamic(positions, 0)
+        return cls(positions, is_token.sum(dim=1), is_token.shape[1])
 
     @property
     def starts(self) -> torch.LongTensor:

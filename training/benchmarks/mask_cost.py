@@ -14,9 +14,9 @@ import torch
 from measure import arguments, build_model, print_table, random_batch, side_by_side, training_step
 
 from hf_maskclip import PatchSelection, build_patch_mask
+from hf_maskclip.mask_schedule import AttentionTeacher
 from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking_attentive import AttentivePatchMask
-from training.patch_selection import AttentionTeacher
 
 options = arguments("The cost of making each mask, as a share of the training step that uses it.", rounds=3).parse_args()
 if options.quick:

@@ -1,6 +1,5 @@
-"""The optimizer of a run: which weights decay, the learning rate, CLIP's bound on the logit scale, and averaged weights."""
+"""The optimizer of a run: which weights decay, the learning rate, and averaged weights."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,8 +9,6 @@ from transformers import get_cosine_schedule_with_warmup
 
 from hf_maskclip import MaskCLIPModel
 from training.config import TrainingConfig
-
-MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can diverge
 
 
 def build_optimizer(model: MaskCLIPModel, config: TrainingConfig) -> torch.optim.AdamW:
@@ -50,8 +47,3 @@ def build_average(model: MaskCLIPModel, momentum: float) -> AveragedModel | None
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(momentum))
     average.update_parameters(model)  # its first update copies; from here on it averages
     return average
-
-
-@torch.no_grad()
-def clamp_logit_scale(model: MaskCLIPModel) -> None:
-    model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

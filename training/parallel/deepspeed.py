@@ -11,8 +11,9 @@ from typing import Any
 from accelerate.utils import compare_versions, is_deepspeed_available
 
 from hf_maskclip.errors import fail
+from hf_maskclip.losses import clamp_logit_scale
 from training.config import TrainingConfig
-from training.model.optimization import build_optimizer, clamp_logit_scale
+from training.model.optimization import build_optimizer
 from training.parallel.interface import Parallel, autocast_forward
 
 OLDEST = "0.19"  # in which the loop may say when a step is

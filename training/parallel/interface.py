@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from hf_maskclip import MaskCLIPModel
+from hf_maskclip.losses import clamp_logit_scale
 from training.config import TrainingConfig
-from training.model.optimization import clamp_logit_scale
 
 
 class Parallel(ABC):
