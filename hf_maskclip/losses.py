@@ -18,7 +18,6 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .distributed import gather_numbers, gather_with_gradient, rank, world_size
 
-
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can diverge
 
 

@@ -1,5 +1,5 @@
-"""Proves that `PatchMaskCallback` lets a mask go by the Trainer's steps: progress, ramp, whole images at the end, the teacher of
-the attentive mask, a draw of each process's own, and the bound on the logit scale; and that a resumed training goes on exactly."""
+"""Proves that `PatchMaskCallback` lets a mask go by the Trainer's steps: progress, ramp, whole images at the end, the teacher
+of the attentive mask, a draw for each process, the bound on the logit scale; and that a resumed training goes on exactly."""
 
 import json
 from pathlib import Path
@@ -162,9 +162,7 @@ def test_an_option_out_of_range_is_refused(options, message):
         (lambda make_model, make_clip: make_model("grid"), {"unmasked_tuning_steps": 9}, "unmasked_tuning_steps=9: must be"),
     ],
 )
-def test_a_model_that_cannot_be_scheduled_is_refused_before_the_first_step(
-    make, options, message, make_model, make_clip, tmp_path
-):
+def test_a_model_that_cannot_be_scheduled_is_refused_at_the_start(make, options, message, make_model, make_clip, tmp_path):
     model = make(make_model, make_clip)
     assert isinstance(model, CLIPModel)
     with pytest.raises(ValueError, match=message):

@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention import DEFAULT_ATTENTION
 from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
-from .modeling_maskclip_base import TEXT_KEYS, MaskCLIPPreTrainedMixin, PatchMaskSpec
+from .modeling_maskclip_base import OTHER_TEXTS, TEXT_KEYS, WHOLE_CLIP, MaskCLIPPreTrainedMixin, PatchMaskSpec
 from .modeling_maskclip_vision import MaskCLIPVisionModel, MaskCLIPVisionOutput
 from .patch_masking import PatchSelection
 
@@ -61,6 +61,7 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
     """
 
     config: MaskCLIPConfig
+    _checkpoint_types = WHOLE_CLIP
 
     def __init__(self, config: MaskCLIPConfig, patch_mask: PatchMaskSpec | None = None):
         # CLIPModel.__init__ names the class of its vision tower, so the parts are built here, in its order.
@@ -76,6 +77,17 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(self.config.logit_scale_init_value))
         self.post_init()
+
+    @classmethod
+    def _check_checkpoint(cls, source, **kwargs):
+        """Also refuses a text tower that finds the end of a caption in another way than CLIP's."""
+        saved = super()._check_checkpoint(source, **kwargs)
+        if saved.get("model_type") == "metaclip_2" and saved.get("text_config", {}).get("eos_token_id") == 2:
+            raise ValueError(
+                f"{source}: is a 'metaclip_2' whose eos_token_id is 2: CLIP's text tower reads the largest token then, not the "
+                "end token; its image encoder loads into MaskCLIPVisionModelWithProjection"
+            )
+        return saved
 
     @can_return_tuple
     def get_image_features(
@@ -228,6 +240,7 @@ class MaskCLIPForImageClassification(MaskCLIPPreTrainedMixin, CLIPForImageClassi
 
     config: MaskCLIPConfig
     _keys_to_ignore_on_load_unexpected = [*TEXT_KEYS, r"^visual_projection"]
+    _checkpoint_types = (*WHOLE_CLIP, *OTHER_TEXTS)
     _new_weights_allowed = ("classifier.",)
 
     def __init__(self, config: MaskCLIPConfig, patch_mask: PatchMaskSpec | None = None):

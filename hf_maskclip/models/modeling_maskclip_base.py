@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
 
@@ -20,6 +21,15 @@ register_checkpoint_conversion_mapping(
 # What a checkpoint of a whole CLIP holds beyond its vision tower; the vision classes leave it aside without a report.
 TEXT_KEYS = [r"^text_model", r"^text_projection", r"^logit_scale"]
 
+# Model types of checkpoints whose vision tower is CLIP's: with a text tower that is CLIP's, with another one, and with none.
+WHOLE_CLIP = ("clip", "maskclip", "clipseg", "metaclip_2")
+OTHER_TEXTS = ("chinese_clip", "altclip")
+TOWER_ALONE = (
+    *("clip_vision_model", "maskclip_vision_model", "clipseg_vision_model"),
+    *("chinese_clip_vision_model", "metaclip_2_vision_model"),
+)
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
 # What names a mask: a name, a dict of its options, or the mask.
 PatchMaskSpec = str | Mapping[str, Any] | PatchMask
 
@@ -27,6 +37,8 @@ PatchMaskSpec = str | Mapping[str, Any] | PatchMask
 class MaskCLIPPreTrainedMixin:
     """What all MaskCLIP classes share: a patch mask, CLIP's initial weights, and loading that is complete or fails."""
 
+    # The model types of checkpoints that have the class's weights.
+    _checkpoint_types: tuple[str, ...] = (*WHOLE_CLIP, "chinese_clip", *TOWER_ALONE)
     # Weights that a checkpoint may lack: heads that fine-tuning adds.
     _new_weights_allowed: tuple[str, ...] = ()
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "MaskCLIPVisionEmbeddings"]
@@ -63,14 +75,16 @@ class MaskCLIPPreTrainedMixin:
                 none, and is given none here, trains on whole images, which is logged once.
 
         Raises:
-            ValueError: the checkpoint lacks weights of this class; the message names the first of them. Or no such mask.
+            ValueError: a checkpoint of another type, or one that lacks weights of this class; the message names the first of
+                them. Or no such mask.
         """
+        saved = cls._check_checkpoint(pretrained_model_name_or_path, **kwargs)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         missing = sorted(key for key in info["missing_keys"] if not key.startswith(cls._new_weights_allowed or "\0"))
         if missing:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: has no weights for {len(missing)} tensors of {cls.__name__}, "
-                f"such as {missing[0]!r}"
+                f"such as {missing[0]!r}; it was saved as {', '.join(saved.get('architectures') or ['another class'])}"
             )
         if patch_mask is not None:
             model.set_patch_mask(patch_mask)
@@ -80,6 +94,30 @@ class MaskCLIPPreTrainedMixin:
                 " or patch_mask='none' if that is meant."
             )
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _check_checkpoint(cls, source, **kwargs) -> dict[str, Any]:
+        """The configuration of a checkpoint, as it is saved. Raises ValueError for a type that this class cannot load.
+
+        It is read before the weights: a report of hundreds of them that do not fit says less.
+        """
+        config = kwargs.get("config")
+        if isinstance(config, PreTrainedConfig):
+            saved = config.to_dict()
+        else:
+            options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+            try:
+                saved, _ = PreTrainedConfig.get_config_dict(config or source, **options)
+            except OSError:
+                return {}  # Transformers says what is missing, or finds the base of an adapter
+        found = saved.get("model_type")
+        if found and found not in (*cls._checkpoint_types, cls.config_class.model_type):
+            loads = [other.__name__ for other in MaskCLIPPreTrainedMixin.__subclasses__() if found in other._checkpoint_types]
+            if loads:
+                raise ValueError(f"{source}: is a {found!r}, which {cls.__name__} cannot load; use {' or '.join(loads)}")
+            known = ", ".join(cls._checkpoint_types)
+            raise ValueError(f"{source}: is a {found!r}, which no MaskCLIP class can load; {cls.__name__} loads {known}")
+        return saved
 
     @property
     def patch_mask(self) -> PatchMask:
