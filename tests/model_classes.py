@@ -31,3 +31,8 @@ def as_class(model: MaskCLIPModel, cls):
     weights = {key.removeprefix(prefix): value for key, value in model.state_dict().items()}
     assert set(other.load_state_dict(weights, strict=False).missing_keys) <= {"classifier.weight", "classifier.bias"}
     return other
+
+
+def vision_of(model) -> MaskCLIPVisionModel:
+    """The vision tower of a model, which may be one itself."""
+    return model if isinstance(model, MaskCLIPVisionModel) else model.vision_model

@@ -3,7 +3,7 @@ save and load, and that everything else is an error: no spelling trains on whole
 
 import pytest
 import torch
-from model_classes import ALL_CLASSES
+from model_classes import ALL_CLASSES, vision_of
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPVisionConfig
 from transformers import logging as transformers_logging
 
@@ -12,7 +12,6 @@ from hf_maskclip import (
     MaskCLIPForImageClassification,
     MaskCLIPModel,
     MaskCLIPVisionConfig,
-    MaskCLIPVisionModel,
     PatchMask,
     PatchSelection,
     build_patch_mask,
@@ -21,10 +20,6 @@ from hf_maskclip import (
 
 QUARTER = {"name": "random", "mask_ratio": 0.75}
 KEPT = 4  # of 16 patches
-
-
-def vision_of(model):
-    return model if isinstance(model, MaskCLIPVisionModel) else model.vision_model
 
 
 def config_class_of(kind):

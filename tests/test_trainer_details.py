@@ -3,15 +3,19 @@ collator, tuples that are rebuilt and gathered, the policy of FSDP, and whole gr
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import recursively_apply, send_to_device
+from helpers import photo_like
+from model_classes import ALL_CLASSES, as_class, vision_of
+from processes import Processes
 from torch.utils import _pytree
 from transformers import Trainer, TrainingArguments
 
-from hf_maskclip import MaskCLIPForImageClassification, PatchSelection
+from hf_maskclip import MaskCLIPForImageClassification, MaskCLIPModel, PatchSelection
 
 SELECTIONS = {
     "one count": PatchSelection(torch.tensor([[0, 3], [1, 2]])),
@@ -97,6 +101,27 @@ def test_fsdp_finds_the_layers_that_it_wraps(make_model):
     assert wrapped == {"CLIPTextEmbeddings", "CLIPEncoderLayer", "MaskCLIPVisionEmbeddings"}
 
 
+def train_a_classifier(folder: str) -> int:
+    model = MaskCLIPForImageClassification.from_pretrained(folder, num_labels=2)
+    sizes = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_checkpointing": True}
+    trainer = Trainer(model, arguments(Path(folder) / "run", **sizes), train_dataset=labelled(16))
+    print(f"loss {trainer.train().training_loss}, find_unused_parameters {find_unused(trainer)}")
+    return 0
+
+
+def find_unused(trainer: Trainer) -> bool:
+    return trainer.model_wrapped.find_unused_parameters
+
+
+@pytest.mark.slow
+def test_a_classifier_trains_on_two_processes_with_gradient_checkpointing(make_model, tmp_path):
+    """The Trainer then expects every trainable weight to have a gradient."""
+    make_model("pgs").save_pretrained(tmp_path / "clip")
+    two = Processes(2, tmp_path / "printed", train_a_classifier, str(tmp_path / "clip"))
+    assert two.wait() == [0, 0], two.printed()[-2000:]
+    assert two.printed().count("find_unused_parameters False") == 2
+
+
 # ---- Graphs and sizes ------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +136,46 @@ def test_training_with_a_fixed_count_is_one_graph(patch_mask, make_model, inputs
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.manual_seed(0)
     assert compiled(**inputs, return_loss=True).loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+class Graphs:
+    """A backend that counts the graphs it is given, and runs them as they are."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, graph, example_inputs):
+        self.count += 1
+        return graph.forward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chosen_by", "patch_mask", "kind"),
+    [
+        *[("model", "cluster", kind) for kind in ALL_CLASSES],
+        ("model", "pgs", MaskCLIPModel),
+        ("caller", "pgs", MaskCLIPModel),
+    ],
+)
+def test_masks_of_varying_counts_are_two_graphs_at_most(chosen_by, patch_mask, kind, make_model, inputs):
+    torch._dynamo.reset()
+    model, graphs, sizes = as_class(make_model(patch_mask), kind).train(), Graphs(), set()
+    compiled = torch.compile(model, backend=graphs)
+    for number in range(50):
+        pixel_values = photo_like(4, 64, 64, seed=number)
+        given = {"pixel_values": pixel_values, "interpolate_pos_encoding": True}
+        given |= {"input_ids": inputs["input_ids"]} if kind is MaskCLIPModel else {}
+        if chosen_by == "caller":
+            given["patch_selection"] = vision_of(model).select_patches(pixel_values)
+        output = compiled(**given)
+        sizes.add(int(output.patch_selection.lengths.sum()))
+    assert len(sizes) > 2
+    assert graphs.count <= 2
+    expected = model(**(given | {"patch_selection": output.patch_selection}))
+    for key in ("pooler_output", "logits", "image_embeds", "text_embeds"):
+        if key in expected:
+            torch.testing.assert_close(output[key], expected[key])
 
 
 def test_images_of_odd_sizes_are_cut_as_the_convolution_cuts_them(make_model):

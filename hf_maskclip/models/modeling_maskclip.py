@@ -242,6 +242,7 @@ class MaskCLIPForImageClassification(MaskCLIPPreTrainedMixin, CLIPForImageClassi
     _keys_to_ignore_on_load_unexpected = [*TEXT_KEYS, r"^visual_projection"]
     _checkpoint_types = (*WHOLE_CLIP, *OTHER_TEXTS)
     _new_weights_allowed = ("classifier.",)
+    _frozen_modules = ("vision_model.post_layernorm",)  # of the class token, which has no part in the loss
 
     def __init__(self, config: MaskCLIPConfig, patch_mask: PatchMaskSpec | None = None):
         config = MaskCLIPConfig.of(config)

@@ -41,6 +41,8 @@ class MaskCLIPPreTrainedMixin:
     _checkpoint_types: tuple[str, ...] = (*WHOLE_CLIP, "chinese_clip", *TOWER_ALONE)
     # Weights that a checkpoint may lack: heads that fine-tuning adds.
     _new_weights_allowed: tuple[str, ...] = ()
+    # Modules that are in the checkpoint and have no part in the loss. Trainable, their gradients would be waited for by DDP.
+    _frozen_modules: tuple[str, ...] = ()
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "MaskCLIPVisionEmbeddings"]
     # The losses are means over the batch, so the Trainer has to divide them by the steps that it accumulates over.
     accepts_loss_kwargs = False
@@ -49,6 +51,11 @@ class MaskCLIPPreTrainedMixin:
         super().post_init()
         # The text tower names a class of the vision tower that is not there.
         self._no_split_modules.discard("CLIPVisionEmbeddings")
+        self._freeze_modules()
+
+    def _freeze_modules(self) -> None:
+        for name in self._frozen_modules:
+            self.get_submodule(name).requires_grad_(False)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -86,6 +93,7 @@ class MaskCLIPPreTrainedMixin:
                 f"{pretrained_model_name_or_path}: has no weights for {len(missing)} tensors of {cls.__name__}, "
                 f"such as {missing[0]!r}; it was saved as {', '.join(saved.get('architectures') or ['another class'])}"
             )
+        model._freeze_modules()  # loading has made new parameters
         if patch_mask is not None:
             model.set_patch_mask(patch_mask)
         elif model.patch_mask.keeps_all:
