@@ -172,14 +172,14 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
         A choice of varying sizes ends a compiled graph. A model that makes it first has two graphs: the choice, and all else.
         """
         options = {key: kwargs.pop(key, None) for key in CHOICE_OPTIONS}
-        pixel_values = self._whole_patches(pixel_values, kwargs.get("interpolate_pos_encoding"))
-        selection, packing = self._choose_patches(pixel_values, **options)
+        selection, packing = self._choose_patches(pixel_values, kwargs.get("interpolate_pos_encoding"), **options)
         return kwargs | {"patch_selection": selection, "packing": packing, "apply_patch_mask": selection is not None}
 
     def _choose_patches(
-        self, pixel_values, patch_selection=None, apply_patch_mask=None, **options
+        self, pixel_values, interpolate_pos_encoding, patch_selection, apply_patch_mask, **options
     ) -> tuple[PatchSelection | None, Packing | None]:
         """The visible patches, None where all are, and their packing where images keep different numbers of them."""
+        pixel_values = self._whole_patches(pixel_values, interpolate_pos_encoding)
         options = {key: value for key, value in options.items() if value is not None}
         selection = self._resolve_selection(pixel_values, patch_selection, apply_patch_mask, options)
         if selection is None or selection.lengths is None:
@@ -244,10 +244,10 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             TypeError: another keyword that speaks of a mask or of patches.
         """
         check_no_typo(kwargs)
-        pixel_values = self._whole_patches(pixel_values, interpolate_pos_encoding)
         if packing is None:
             patch_selection, packing = self._choose_patches(
                 pixel_values,
+                interpolate_pos_encoding,
                 patch_selection,
                 apply_patch_mask,
                 patch_mask=patch_mask,
@@ -259,6 +259,7 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
 
     def _encode(self, pixel_values, interpolate_pos_encoding, patch_selection, packing, **kwargs) -> MaskCLIPVisionOutput:
         """The states of the visible patches, packed where images keep different numbers of them."""
+        pixel_values = self._whole_patches(pixel_values, interpolate_pos_encoding)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, patch_selection)  # (B, 1 + K, D)
         if self.training:
             hidden_states = _in_autocast_dtype(hidden_states)
