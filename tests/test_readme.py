@@ -1,5 +1,5 @@
-"""Proves that the README is true: its tree is the tree, its files exist, its commands parse, its code runs, and so do those of
-its commands that convert and export (test_hub.py runs those that push)."""
+"""Proves that README and docs are true: the tree is the tree, named files exist, commands parse, code runs as written, and so
+do those commands that convert and export (test_hub.py runs those that push)."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import random_picture
-from transformers import AutoModel, pipeline
+from helpers import CAPTIONS, random_picture
+from transformers import AutoModel, CLIPModel, pipeline
 
 from hf_maskclip import cli, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser
@@ -18,13 +18,21 @@ from hf_maskclip.evaluation.command import check_options
 from training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
     assert found
     return found
+
+
+# The code of each page, by the page's name and its number there.
+CODE = {
+    f"{page.stem} {number}": code
+    for page in (ROOT / "README.md", ROOT / "docs" / "masks.md", ROOT / "docs" / "fine_tuning.md")
+    for number, code in enumerate(blocks("python", page.read_text(encoding="utf-8")))
+}
 
 
 def paths_of_the_tree() -> tuple[set[str], set[str]]:
@@ -109,16 +117,29 @@ def folder(make_model, processor, tmp_path, monkeypatch) -> Path:
     for number, name in enumerate(("cat", "cat", "dog", "dog")):
         (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
         random_picture(number).save(tmp_path / "photos" / name / f"{number}.jpg")
+    captions = ["file_name,text", *(f"{number}.jpg,{caption}" for number, caption in enumerate(CAPTIONS))]
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "metadata.csv").write_text("\n".join(captions), encoding="utf-8")
+    for number in range(len(CAPTIONS)):
+        random_picture(number).save(tmp_path / "pairs" / f"{number}.jpg")
     torch.manual_seed(0)
     return tmp_path
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=range(len(blocks("python"))))
+@pytest.mark.parametrize("code", CODE.values(), ids=CODE)
 def test_the_code_runs_as_written(code, folder):
+    for package in ("peft", "sentence_transformers", "timm"):
+        if re.search(rf"^(?:from|import) {package}\b", code, flags=re.MULTILINE):
+            pytest.importorskip(package, reason=f"{package} is of the test extra")
+    code = code.replace('"per_device_train_batch_size": 64', '"per_device_train_batch_size": 2')  # of four pairs
+    code = code.replace('"per_device_train_batch_size": 1024', '"per_device_train_batch_size": 4')
+    code = code.replace("chunk_size = 64", "chunk_size = 2").replace("unmasked_tuning_steps=100", "unmasked_tuning_steps=1")
     exec(compile(code, "README.md", "exec"), {})
     if "runs/photos/export" in code:
         classes = pipeline("image-classification", model="runs/photos/export")("photo.jpg")
         assert sorted(score["label"] for score in classes) == ["cat", "dog"]
+    if "runs/pairs/export" in code:
+        assert type(AutoModel.from_pretrained("runs/pairs/export")) is CLIPModel
 
 
 def test_the_commands_that_convert_and_export_run_as_written(folder, make_clip, make_model, processor, monkeypatch, capsys):

@@ -6,6 +6,8 @@ Shapes: B batch, C channels, L patches.
 import torch
 from torch.nn import functional as F
 
+from .patch_masking import patch_grid
+
 EDGE_DETECTORS = ("sobel", "canny", "none")
 
 
@@ -19,16 +21,18 @@ def patch_edges(pixel_values: torch.Tensor, patch_size: int, detector: str = "so
     Returns:
         (B, L) in float32.
     """
+    if detector == "none":
+        rows, columns = patch_grid(pixel_values, patch_size)
+        return pixel_values.new_zeros(len(pixel_values), rows * columns, dtype=torch.float32)
+
     import kornia  # here, for it takes seconds, and only masks that look at edges need it
 
     pixels = pixel_values.float()
     grey = kornia.color.rgb_to_grayscale(pixels) if pixels.shape[1] == 3 else pixels.mean(dim=1, keepdim=True)
     if detector == "sobel":
         magnitude = sobel_magnitude(grey)
-    elif detector == "canny":
-        magnitude = kornia.filters.canny(_unit_range(grey.flatten(1)).view_as(grey))[1]
     else:
-        magnitude = torch.zeros_like(grey)
+        magnitude = kornia.filters.canny(_unit_range(grey.flatten(1)).view_as(grey))[1]
     return _unit_range(F.avg_pool2d(magnitude, patch_size).flatten(1))  # (B, 1, rows, columns) -> (B, L)
 
 

@@ -128,7 +128,7 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
         function()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator only keeps is not in use
-    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+    Path("/proc/self/clear_refs").write_bytes(b"5")  # starts the peak anew
     before = _status_bytes("VmRSS")
     function()
     return _status_bytes("VmHWM") - before
