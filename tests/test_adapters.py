@@ -1,6 +1,7 @@
 """Proves that the masked path calls the modules of CLIP, so that adapters, hooks and checkpointing do there what they do in a
 `CLIPModel`: the same weights get a gradient, whatever mask is on."""
 
+import accelerate
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
@@ -83,6 +84,18 @@ def test_hooks_on_the_embeddings_see_the_masked_path(mask, models, inputs):
         module.register_forward_hook(lambda module, args, output, name=name: seen.append((name, args[0].shape[0])))
     selection = model(**inputs).patch_selection
     assert seen == [("patch_embedding", selection.indices.numel()), ("position_embedding", 4)]
+
+
+@pytest.mark.parametrize("mask", ["random", "pgs", {"name": "cluster", "embedding_weight": 0.5}], ids=str)
+def test_weights_that_lie_elsewhere_come_where_the_masked_path_needs_them(mask, models, inputs):
+    _, model = models(mask)
+    torch.manual_seed(1)
+    expected = model(**inputs, return_loss=True).loss
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    accelerate.cpu_offload(model, execution_device="cpu", state_dict=weights)
+    assert model.vision_model.embeddings.patch_embedding.weight.is_meta
+    torch.manual_seed(1)
+    assert torch.equal(model(**inputs, return_loss=True).loss, expected)
 
 
 def test_an_export_of_what_was_not_merged_is_refused(models, processor, tmp_path):

@@ -243,6 +243,26 @@ def test_masking_without_a_mask_is_refused(kind, folder, forward):
         forward(kind.from_pretrained(folder), apply_patch_mask=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_mask": "grid", "apply_patch_mask": False}, "patch_mask and apply_patch_mask=False: contradict"),
+        ({"patch_selection": 0, "apply_patch_mask": False}, "patch_selection and apply_patch_mask=False: contradict"),
+        (
+            {"patch_selection": 0, "patch_mask": "grid"},
+            "patch_selection and patch_mask: contradict each other",
+        ),
+        ({"patch_scores": 0}, "patch_scores: the patch mask RandomPatchMask takes none"),
+    ],
+)
+@pytest.mark.parametrize("kind", ALL_CLASSES, ids=lambda kind: kind.__name__)
+def test_what_would_be_passed_over_is_refused(kind, options, message, folder, forward):
+    values = {"patch_selection": PatchSelection(torch.zeros(4, 1).long()), "patch_scores": torch.rand(4, 16)}
+    options = {key: values.get(key, value) for key, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        forward(kind.from_pretrained(folder, patch_mask=QUARTER).train(), **options)
+
+
 def selection(*shape: int, value: int = 0, dtype=torch.int64, lengths=None) -> PatchSelection:
     return PatchSelection(torch.full(shape, value, dtype=dtype), lengths)
 

@@ -128,7 +128,7 @@ def test_apply_patch_mask_overrides_the_mode(make_model, inputs):
         assert model(**inputs, apply_patch_mask=True).patch_selection.indices.shape == (4, 8)
         assert model(**inputs, apply_patch_mask=False).patch_selection is None
     assert model.train()(**inputs).patch_selection is not None
-    with pytest.raises(ValueError, match="contradicts the given patch_selection"):
+    with pytest.raises(ValueError, match="patch_selection and apply_patch_mask=False: contradict each other"):
         model(**inputs, apply_patch_mask=False, patch_selection=PatchSelection(torch.zeros(4, 1, dtype=torch.long)))
 
 

@@ -37,7 +37,8 @@ class MaskCLIPVisionModelOutput(CLIPVisionModelOutput):
 
 @dataclass
 class MaskCLIPOutput(CLIPOutput):
-    """Output of [`MaskCLIPModel`]: CLIP's, and the `patch_selection` that was used."""
+    """Output of [`MaskCLIPModel`]: CLIP's, and the `patch_selection` that was used. Of `vision_model_output`, a
+    [`MaskCLIPVisionOutput`], the `hidden_states` are packed where images keep different numbers of patches."""
 
     patch_selection: PatchSelection | None = None
 

@@ -161,6 +161,8 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
                 weight = self.embeddings.patch_embedding.weight
                 patch_embeds = self.embeddings.patch_embedding(pixel_values.to(weight.dtype))  # (B, D, rows, columns)
                 patch_embeds = patch_embeds.flatten(2).transpose(1, 2)  # (B, L, D)
+        if patch_scores is not None and not mask.needs_patch_scores:
+            raise ValueError(f"patch_scores: the patch mask {type(mask).__name__} takes none")
         scores = {"patch_scores": patch_scores} if mask.needs_patch_scores else {}
         # Without autocast, so that a mask is the same inside and outside of it: similarities need float32's resolution.
         with torch.autocast(pixel_values.device.type, enabled=False):
@@ -189,9 +191,12 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
 
     def _resolve_selection(self, pixel_values, patch_selection, apply_patch_mask, options) -> PatchSelection | None:
         """The selection that a forward pass goes by; None where every patch is encoded."""
+        given = {"patch_selection": patch_selection is not None, "patch_mask": "patch_mask" in options}
+        given |= {"apply_patch_mask=False": apply_patch_mask is False}
+        if sum(given.values()) > 1:
+            contradicting = " and ".join(name for name, is_given in given.items() if is_given)
+            raise ValueError(f"{contradicting}: contradict each other, pass one of them")
         if patch_selection is not None:
-            if apply_patch_mask is False:
-                raise ValueError("apply_patch_mask=False contradicts the given patch_selection: pass one of the two")
             check_selection(patch_selection, pixel_values, self.config.patch_size)
             return patch_selection
         if self.training and self.training_selector is not None and apply_patch_mask is None and not options:
