@@ -3,10 +3,8 @@
 Shapes: B batch, C channels, L patches of an image, K kept patches, T packed tokens, D width.
 """
 
-import inspect
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +24,7 @@ from .modeling_maskclip_base import TEXT_KEYS, MaskCLIPPreTrainedMixin, PatchMas
 from .packed_attention import PackedCLIPAttention, Packing
 from .patch_mask_registry import build_patch_mask
 from .patch_masking import PatchMask, PatchSelection, patch_grid, patchify
+from .selection_checks import check_no_typo, check_selection, warn_of_masks_without_gradients
 
 
 @dataclass
@@ -84,6 +83,10 @@ class MaskCLIPVisionEmbeddings(CLIPVisionEmbeddings):
         else:
             positions = self.position_embedding(tokens)  # (B, 1 + K, D)
         return torch.cat([self.class_embedding.expand(batch, 1, -1), patch_embeds], dim=1) + positions
+
+
+# Arguments of `forward` by which patches are chosen.
+CHOICE_OPTIONS = ("patch_selection", "apply_patch_mask", "patch_mask", "progress", "generator", "patch_scores")
 
 
 class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
@@ -286,61 +289,6 @@ class MaskCLIPVisionModel(MaskCLIPPreTrainedMixin, CLIPVisionModel):
             pooler_output=self.post_layernorm(class_states),
             patch_selection=patch_selection,
         )
-
-
-# Arguments of `forward` by which patches are chosen.
-CHOICE_OPTIONS = ("patch_selection", "apply_patch_mask", "patch_mask", "progress", "generator", "patch_scores")
-# Keywords of Transformers that speak of masks, too.
-_NO_PATCH_MASKS = ("attention_mask", "bool_masked_pos")
-# What encodes a batch twice, first without gradients. For inference it sets the evaluation mode itself.
-_GRADIENT_CACHES = ("hf_maskclip.losses", "sentence_transformers", "grad_cache")
-
-
-def check_no_typo(kwargs: Mapping[str, Any]) -> None:
-    """Raise a TypeError for a keyword that is nearly one of ours, which Transformers would pass over in silence."""
-    for key in kwargs:
-        if ("mask" in key or "patch" in key) and key not in _NO_PATCH_MASKS:
-            known = "patch_selection, apply_patch_mask, patch_mask, patch_scores"
-            raise TypeError(f"unexpected keyword argument {key!r}: those about patches are {known}")
-
-
-def warn_of_masks_without_gradients() -> None:
-    """Warn that a model in training mode masks where no gradient is taken, except in the first pass of a gradient cache."""
-    if torch.compiler.is_compiling():
-        return
-    frame = inspect.currentframe()
-    while frame is not None:
-        if f"{frame.f_globals.get('__name__')}.".startswith(tuple(f"{name}." for name in _GRADIENT_CACHES)):
-            return
-        frame = frame.f_back
-    warnings.warn(
-        "a model in training mode masks patches at random, here without gradients: call model.eval() for whole images,"
-        " or pass apply_patch_mask=True if masked features are wanted",
-        stacklevel=2,
-    )
-
-
-def check_selection(selection: PatchSelection, pixel_values: torch.Tensor, patch_size: int) -> None:
-    """Raise a ValueError where a selection does not fit images (B, C, H, W).
-
-    What can be seen without waiting for a device is checked everywhere; the indices themselves on a CPU alone.
-    """
-    if not isinstance(selection, PatchSelection):
-        raise ValueError(f"patch_selection of type {type(selection).__name__}: must be a PatchSelection")
-    batch, (rows, columns) = len(pixel_values), (side // patch_size for side in pixel_values.shape[-2:])
-    indices, lengths = selection.indices, selection.lengths
-    if indices.ndim != 2 or indices.dtype not in (torch.int64, torch.int32) or not 1 <= indices.shape[1] <= rows * columns:
-        found = f"{tuple(indices.shape)} of {indices.dtype}"
-        raise ValueError(f"patch_selection.indices {found}: must be whole numbers (B, K), K from 1 to {rows * columns}")
-    if len(indices) != batch or (lengths is not None and lengths.shape != (batch,)):
-        shape = None if lengths is None else tuple(lengths.shape)
-        raise ValueError(f"patch_selection of {len(indices)} images, lengths {shape}: there are {batch} images")
-    if indices.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if not 0 <= int(indices.min()) <= int(indices.max()) < rows * columns:
-        raise ValueError(f"patch_selection.indices: must be from 0 to {rows * columns - 1}, the patches of an image")
-    if lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= indices.shape[1]:
-        raise ValueError(f"patch_selection.lengths: must be from 1 to {indices.shape[1]}, the columns of indices")
 
 
 def _in_autocast_dtype(states: torch.Tensor) -> torch.Tensor:
