@@ -8,7 +8,8 @@ from helpers import encode_image, random_picture
 from PIL import Image
 from torchvision.transforms import v2
 
-from hf_maskclip.data.decoding import MAX_IMAGE_PIXELS, PairDecoder, SkippedSample, decode_image, sample_key
+from hf_maskclip.data.decoding import PairDecoder, sample_key
+from hf_maskclip.data.pictures import MAX_IMAGE_PIXELS, SkippedSample, decode_image
 from hf_maskclip.data.sources import open_files
 from training.data.batches import train_transform
 

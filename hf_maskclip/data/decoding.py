@@ -1,26 +1,25 @@
-"""From an undecoded row to a picture and its caption, or to the cause why it gives none."""
+"""From an undecoded row to a picture and its captions, or to the cause why it gives none."""
 
-import io
 import json
-import math
-import warnings
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import datasets
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-IMAGE_KEYS = ("image", "jpg", "jpeg", "png", "webp")
-CAPTION_KEYS = ("txt", "text", "caption", "json.caption")
-# Above this many pixels a picture is not decoded: a small file can unfold to gigabytes.
-MAX_IMAGE_PIXELS = 89_478_485
+from .pictures import SkippedSample, decode_image
+from .specs import IMAGE_SUFFIXES
 
-
-class SkippedSample(Exception):
-    """A sample gives no image-text pair; the argument is the cause under which it is counted."""
+# The fields that are read where none is named, in this order; upper case is the same.
+IMAGE_KEYS = (
+    *("image", *(suffix[1:] for suffix in IMAGE_SUFFIXES), "img", "picture", "photo", "images"),
+    *("filepath", "file_path", "image_path", "file_name", "filename", "path"),
+)
+CAPTION_KEYS = ("txt", "text", "caption", "json.caption", "captions", "texts", "sentence", "sentences", "title")
+NUMBERED_CAPTION = re.compile(r"(caption|text|sentence)s?_?\d+", re.IGNORECASE)
 
 
 class Decoder(Protocol):
@@ -70,89 +69,65 @@ class PairDecoder:
 
     def picture(self, row: dict[str, Any]) -> Image.Image:
         value = _first_field(row, self.image_key.split(",") if self.image_key else IMAGE_KEYS)
-        if isinstance(value, dict):  # an undecoded 🤗 Datasets image
-            value = value["bytes"] if value.get("bytes") is not None else _read_file(value.get("path"))
-        if value is None:
-            raise SkippedSample("image_missing")
-        return decode_image(value, self.image_size, self.crop_scale)
+        return decode_image(value, self.image_size, self.crop_scale, str(row.get("__url__", "")).rpartition("/")[0])
 
     def captions(self, row: dict[str, Any], rng: np.random.Generator) -> list[str]:
         value = _first_field(row, self.caption_key.split(",") if self.caption_key else CAPTION_KEYS)
-        if value is None:
-            raise SkippedSample("caption_missing")
-        texts = value if isinstance(value, (list, tuple)) else [value]
-        captions = [caption for caption in map(_decode_text, texts) if caption]
-        if not captions:
-            raise SkippedSample("caption_empty")
-        return captions
+        if value is None and not self.caption_key:
+            value = [row[key] for key in sorted(row, key=_by_number) if NUMBERED_CAPTION.fullmatch(key)]
+        return captions_of(value)
 
 
-def decode_image(content: bytes, image_size: int = 0, crop_scale: float = 0.0) -> Image.Image:
-    """Decode a picture to RGB, upright by its EXIF tag. Raises SkippedSample for what is no picture or far too large.
+def captions_of(value: Any) -> list[str]:
+    """The captions in the value of a field: a text, or a list of texts. What is no text is left out.
 
-    Args:
-        image_size, crop_scale: as in [`PairDecoder`].
+    Raises:
+        SkippedSample: `caption_missing` where there is no text, `caption_empty` where all are blank, `caption_not_utf8`.
     """
+    values = value if isinstance(value, (list, tuple)) else [value]
+    texts = [text for text in values if isinstance(text, (str, bytes))]
+    if not texts:
+        raise SkippedSample("caption_missing")
+    captions = [caption for caption in map(_decode_text, texts) if caption]
+    if not captions:
+        raise SkippedSample("caption_empty")
+    return captions
+
+
+def _decode_text(text: str | bytes) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow warns of is either handled here or harmless
-            picture = Image.open(io.BytesIO(content))
-            if picture.width * picture.height > MAX_IMAGE_PIXELS:
-                raise SkippedSample("image_too_large")
-            if crop_scale:
-                picture.draft(None, draft_size(*picture.size, image_size, crop_scale))  # formats other than JPEG ignore it
-            ImageOps.exif_transpose(picture, in_place=True)
-            return picture if picture.mode == "RGB" else picture.convert("RGB")
-    except (Image.DecompressionBombError, MemoryError):
-        raise SkippedSample("image_too_large") from None
-    except (OSError, ValueError, SyntaxError, EOFError):  # Pillow's decoders raise all of these on damaged files
-        raise SkippedSample("image_undecodable") from None
+        return (text.decode("utf-8-sig") if isinstance(text, bytes) else text).strip()
+    except UnicodeDecodeError:
+        raise SkippedSample("caption_not_utf8") from None
 
 
-def draft_size(width: int, height: int, image_size: int, crop_scale: float) -> tuple[int, int]:
-    """The smallest size at which a JPEG can be decoded such that no random resized crop has to be enlarged.
-
-    A crop has at least `crop_scale` of the area, at an aspect of at most 4 / 3, so its shorter side is at least
-    sqrt(crop_scale * area * 3 / 4); of a long picture it can be the picture's shorter side.
-    """
-    for scale in (8, 4, 2):
-        small = width // scale, height // scale
-        if min(small) >= image_size and crop_scale * math.prod(small) * 3 / 4 >= image_size**2:
-            return small
-    return width, height
+def _by_number(key: str) -> tuple[int, str]:
+    digits = re.sub(r"\D", "", key)
+    return int(digits or 0), key
 
 
 def _first_field(row: dict[str, Any], keys: Iterable[str]) -> Any:
+    """The value of the first of `keys` that a row has. `a.b` is b in the JSON or the structs of a."""
+    names = {name.lower(): name for name in reversed(row)}
     for key in keys:
         field, _, inner = key.partition(".")
-        value = row.get(key)
-        if value is None and inner and row.get(field) is not None:
-            value = _json_field(row[field], inner)
+        value = row.get(key, row.get(names.get(key.lower(), key)))
+        outer = row.get(field, row.get(names.get(field.lower(), field)))
+        if value is None and inner and outer is not None:
+            value = _json_field(outer, inner)
         if value is not None:
             return value
     return None
 
 
-def _json_field(value: bytes | str | dict[str, Any], key: str) -> Any:
+def _json_field(value: Any, key: str) -> Any:
     try:
-        content = value if isinstance(value, dict) else json.loads(value)
+        content = json.loads(value) if isinstance(value, (str, bytes)) else value
     except ValueError:
         raise SkippedSample("json_undecodable") from None
+    if isinstance(content, (list, tuple)):
+        return [part.get(key) for part in content if isinstance(part, dict)]
     return content.get(key) if isinstance(content, dict) else None
-
-
-def _decode_text(value: Any) -> str:
-    try:
-        return (value.decode("utf-8-sig") if isinstance(value, bytes) else str(value)).strip()
-    except UnicodeDecodeError:
-        raise SkippedSample("caption_not_utf8") from None
-
-
-def _read_file(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    with datasets.download.streaming_download_manager.xopen(path, "rb") as file:
-        return file.read()
 
 
 def sample_key(row: dict[str, Any]) -> str:

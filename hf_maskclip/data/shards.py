@@ -5,24 +5,21 @@ row with the cause as `"__error__"`.
 """
 
 import logging
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import fsspec
 import pyarrow.parquet
 
 from .specs import PARQUET_SUFFIXES, TAR_SUFFIXES
+from .tar_files import UNREADABLE, Row, read_tar
 
 logger = logging.getLogger(__name__)
 
 # Seconds to wait before a shard that could not be read is opened again.
 RETRY_SECONDS = (1, 5, 25)
-
-Row = dict[str, Any]
 
 
 class UnreadableShards:
@@ -66,34 +63,11 @@ def read_shards(paths: list[str], read: Callable[[str], Iterator[Row]]) -> Itera
                 if not (waits and may_pass):
                     logger.warning("%s: the rest of this shard is unreadable (%s)", path, error)
                     _unreadable.add(path)
-                    yield {"__error__": "shard_unreadable", "__url__": path}
+                    yield {"__error__": UNREADABLE, "__url__": path}
                     break
                 logger.warning("%s: %s; trying again in %d s", path, error, waits[0])
                 time.sleep(waits[0])
                 waits = waits[1:]
-
-
-def read_tar(path: str) -> Iterator[Row]:
-    """Samples of a webdataset shard: files that share a key, the base name up to its first dot. Extensions are lower-cased."""
-    sample: Row = {}
-    with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-        for member in tar:
-            folder, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            if not member.isfile() or not stem:
-                continue
-            if sample and sample["__key__"] != key:
-                yield sample
-                sample = {}
-            stored = tar.extractfile(member)
-            assert stored is not None  # for the member is a file
-            content = stored.read()
-            if len(content) < member.size:
-                raise tarfile.ReadError("unexpected end of data")
-            sample |= {"__key__": key, "__url__": path, extension.lower(): content}
-    if sample:
-        yield sample
 
 
 def read_parquet(path: str) -> Iterator[Row]:

@@ -9,7 +9,12 @@ from huggingface_hub.utils import validate_repo_id
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet",)
 SHARD_SUFFIXES = (*TAR_SUFFIXES, *PARQUET_SUFFIXES)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Of pictures: what Pillow opens by itself, and what it does not. The latter are read to be counted.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"),
+    *(".jp2", ".j2k", ".jpx", ".jpf", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".icns", ".psd", ".qoi", ".pcx", ".dds"),
+)
+OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".hif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 
 
 def expand_braces(pattern: str) -> list[str]:
