@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import compare_versions
 from matplotlib.figure import Figure
 
 from hf_maskclip.errors import ConfigError
@@ -22,6 +23,8 @@ def check_tracker(name: str) -> None:
     installed = [str(tracker) for tracker in get_available_trackers()]
     if name not in ("none", *installed):
         raise ConfigError(f"report_to={name!r}: this tracker's package is not installed (pip install {name})")
+    if name == "trackio" and compare_versions("accelerate", "<", "1.14"):
+        raise ConfigError("report_to='trackio': needs accelerate 1.14, which tells it the steps")
 
 
 def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:

@@ -6,20 +6,24 @@ data has the cause as `"__error__"`.
 """
 
 import glob
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
 
-from ..errors import ConfigError, as_config_error
+from ..errors import as_config_error, fail
 from . import scene_source
 from .clip_benchmark import ClipBenchmarkFolder
 from .decoding import PairDecoder
+from .folders import Folder, caption_file, is_saved_data_set
 from .shards import SHARD_KINDS, read_shards
 from .source import Source
-from .specs import IMAGE_SUFFIXES, SHARD_SUFFIXES, expand_braces, is_hub_id
+from .specs import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE_SUFFIXES, HubDataSet, ends_in, is_hub_id, patterns_of
+from .tables import parts_of, read_parts
 
 # Sources that are made here, by the name that stands for them. All others are read.
 GENERATED: dict[str, Callable[[str, int], Source]] = {scene_source.NAME: scene_source.open_scenes}
@@ -42,90 +46,145 @@ def open_source(spec: str, *, split: str = "train", seed: int = 0, image_key: st
     return Source(spec, open_files(spec, split), PairDecoder(image_key, caption_key))
 
 
+@dataclass
+class Found:
+    """What a path stands for: a kind of data, and its shards, which the reader of that kind takes."""
+
+    kind: str
+    shards: list[Any]
+
+
 def open_files(spec: str, split: str = "train") -> datasets.IterableDataset:
     """The rows of files, folders, or a Hub data set. Arguments and errors as of [`open_source`]."""
-    paths = [path for pattern in expand_braces(spec) for path in _expand(pattern, spec, split)]
-    if not paths:
-        with as_config_error("Hub data set", spec):
-            paths = _hub_shards(spec, split)
-            if not paths:
-                return _with_undecoded_images(datasets.load_dataset(spec, split=split, streaming=True))
-    kinds = {_kind(path) for path in paths}
+    patterns = patterns_of(spec)
+    hub = HubDataSet.parse(spec)
+    if len(patterns) == 1 and not os.path.exists(patterns[0]) and is_hub_id(hub.id):
+        return _open_hub(spec, hub, split)
+    return _open_paths([path for pattern in patterns for path in _matches(pattern, spec)], spec, split)
+
+
+def _open_paths(paths: list[str], spec: str, split: str) -> datasets.IterableDataset:
+    found = [what for path in paths for what in _look_at(path, spec, split)]
+    kinds = {what.kind for what in found}
     if len(kinds) > 1:
-        raise ConfigError(f"{spec!r}: mixes {' and '.join(sorted(kinds))}; give one kind of data")
-    for kind in SHARD_KINDS:
-        if kinds == {kind.title}:
-            return datasets.IterableDataset.from_generator(read_shards, gen_kwargs={"paths": paths, "read": kind.read})
-    return _image_folders(paths)
+        fail(f"{spec!r}: mixes {' and '.join(sorted(kinds))}; give one kind of data")
+    shards = list({str(shard): shard for what in found for shard in what.shards}.values())
+    (kind,) = kinds
+    if not shards:
+        fail(f"{spec!r}: the {kind} have no rows")
+    return READERS[kind](shards, split)
 
 
-def _expand(pattern: str, spec: str, split: str) -> list[str]:
-    """The files or image folders that a path or glob stands for; none where it can only be a Hub id."""
-    if glob.has_magic(pattern):
-        filesystem, path = fsspec.core.url_to_fs(pattern)
-        remote = "://" in pattern
-        found = [filesystem.unstrip_protocol(p) for p in filesystem.glob(path)] if remote else glob.glob(pattern)
-        if not found:
-            raise ConfigError(f"{spec!r}: no file matches {pattern!r}")
-        return sorted(found)
-    if "://" in pattern:
+def _matches(pattern: str, spec: str) -> list[str]:
+    """The files and folders that a path or glob stands for. Raises ConfigError where there is none."""
+    if "://" not in pattern and os.path.exists(pattern):
         return [pattern]
-    path = Path(pattern)
-    if path.is_dir():
-        layout = ClipBenchmarkFolder.find(pattern)
-        path = path / split if layout and layout.has(split) else path
-        shards = [str(p) for suffix in SHARD_SUFFIXES for p in sorted(path.glob(f"*{suffix}"))]
-        return shards or [str(path)]
-    if path.exists():
-        return [pattern]
-    if is_hub_id(pattern):
-        return []
-    raise ConfigError(f"{spec!r}: there is no {pattern!r}")
+    try:
+        filesystem, path = fsspec.core.url_to_fs(pattern) if "://" in pattern else (None, pattern)
+        if not glob.has_magic(pattern.partition("?")[0] if filesystem else pattern):
+            if filesystem is None:
+                fail(f"{spec!r}: there is no {pattern!r}")
+            return [pattern]
+        remote = filesystem and [filesystem.unstrip_protocol(p) for p in filesystem.glob(path)]
+    except ImportError as error:  # of the client of a file system
+        fail(f"{spec!r}: cannot be read ({error})")
+    found = sorted(glob.glob(pattern, recursive=True) if remote is None else remote)
+    if not found:
+        fail(f"{spec!r}: no file matches {pattern!r}")
+    return found
 
 
-def _hub_shards(name: str, split: str) -> list[str]:
-    """The tar or parquet files of a Hub data set, to be read as any others; none where it is of another kind."""
-    files = datasets.load_dataset_builder(name).config.data_files or {}
-    paths = [str(path) for path in files.get(split, [])]
-    return paths if all(path.endswith(SHARD_SUFFIXES) for path in paths) else []
-
-
-def _kind(path: str) -> str:
+def _look_at(path: str, spec: str, split: str) -> list[Found]:
+    """What a file, an address or a folder is."""
     for kind in SHARD_KINDS:
-        if path.endswith(kind.suffixes):
-            return kind.title
-    if Path(path).is_dir():
-        return "image folders"
-    raise ConfigError(f"{path!r}: must be a folder or end in {', '.join(SHARD_SUFFIXES)}")
-
-
-def _image_folders(paths: list[str]) -> datasets.IterableDataset:
-    """Folders with a `metadata.jsonl` or `.csv` (as 🤗 Datasets has them), or with a caption file beside each picture."""
-    if any(list(Path(path).glob("metadata.*")) for path in paths):
-        patterns = [f"{path}/**" for path in paths]
-        return _with_undecoded_images(datasets.load_dataset("imagefolder", data_files=patterns, split="train", streaming=True))
-    pictures = [p for path in paths for p in sorted(Path(path).rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
-    if not pictures:
-        wanted = ", ".join((*SHARD_SUFFIXES, *IMAGE_SUFFIXES))
-        raise ConfigError(f"{paths[0]!r}: holds no file that ends in {wanted}")
+        if ends_in(path, kind.suffixes):
+            return [Found(kind.title, [path])]
+    if ends_in(path, TABLE_SUFFIXES):
+        return [Found("tables", list(parts_of(path)))]
+    if not Path(path).is_dir():
+        wanted = ", ".join((*SHARD_SUFFIXES, *TABLE_SUFFIXES))
+        fail(f"{path!r}: must be a folder or end in {wanted}")
+    if is_saved_data_set(path):
+        return [Found("saved data sets", [path])]
+    layout = ClipBenchmarkFolder.find(path)
+    folder = Folder.of(f"{path}/{split}" if layout and layout.has(split) else path, split)
+    shards = folder.shards()
+    if shards:
+        return [found for shard in shards for found in _look_at(shard, spec, split)]
+    if tables := folder.metadata():
+        return [Found("tables", parts_of(table, start)) for table, start in tables]
+    if not folder.pictures:
+        fail(f"{path!r}: {folder.explain_nothing()}")
     # A shard is what one worker reads at a time; a few hundred pictures make enough of them to shuffle and to split.
-    shards = [[str(p) for p in pictures[i : i + 256]] for i in range(0, len(pictures), 256)]
+    return [Found("image folders", [folder.pictures[i : i + 256] for i in range(0, len(folder.pictures), 256)])]
+
+
+def _open_shards(read: Callable[[str], Iterator[dict[str, Any]]]) -> Callable[[list[Any], str], datasets.IterableDataset]:
+    return lambda paths, split: datasets.IterableDataset.from_generator(read_shards, gen_kwargs={"paths": paths, "read": read})
+
+
+def _open_tables(parts: list[Any], split: str) -> datasets.IterableDataset:
+    return datasets.IterableDataset.from_generator(read_parts, gen_kwargs={"parts": parts})
+
+
+def _open_pictures(shards: list[Any], split: str) -> datasets.IterableDataset:
     return datasets.IterableDataset.from_generator(_read_pictures, gen_kwargs={"shards": shards})
+
+
+def _open_saved(paths: list[Any], split: str) -> datasets.IterableDataset:
+    """Data sets that `save_to_disk` wrote."""
+    parts = []
+    for path in paths:
+        with as_config_error("saved data set", path):
+            saved = datasets.load_from_disk(path)
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                fail(f"{path!r}: has the splits {', '.join(saved)}, not {split!r}")
+            saved = saved[split]
+        parts.append(_with_undecoded_images(saved))
+    whole = datasets.concatenate_datasets(parts)
+    return whole.to_iterable_dataset(num_shards=max(1, len(whole) // 256))
+
+
+READERS: dict[str, Callable[[list[Any], str], datasets.IterableDataset]] = {
+    **{kind.title: _open_shards(kind.read) for kind in SHARD_KINDS},
+    "tables": _open_tables,
+    "image folders": _open_pictures,
+    "saved data sets": _open_saved,
+}
 
 
 def _read_pictures(shards: list[list[str]]) -> Iterator[dict[str, Any]]:
     for picture in (Path(p) for shard in shards for p in shard):
-        caption = picture.with_suffix(".txt")
-        sample: dict[str, Any] = {"__key__": str(picture), "__url__": str(picture.parent)}
+        sample: dict[str, Any] = {"__key__": str(picture), "__url__": f"{picture.parent}/"}
         try:
-            sample |= {picture.suffix.lower()[1:]: picture.read_bytes()}
-            yield sample | ({"txt": caption.read_bytes()} if caption.is_file() else {})
+            suffix = picture.suffix.lower()
+            sample |= {suffix[1:] if suffix in IMAGE_SUFFIXES else "image": picture.read_bytes()}
+            caption = caption_file(str(picture))
+            yield sample | ({"txt": caption.read_bytes()} if caption else {})
         except OSError:
             yield sample | {"__error__": "file_unreadable"}
 
 
-def _with_undecoded_images(stream: datasets.IterableDataset) -> datasets.IterableDataset:
-    for name, feature in (stream.features or {}).items():
+def _open_hub(spec: str, hub: HubDataSet, split: str) -> datasets.IterableDataset:
+    """A data set on the Hub; its tar or parquet files are read as any others."""
+    split = hub.split or split
+    with as_config_error("Hub data set", spec):
+        try:
+            files = datasets.load_dataset_builder(hub.id, name=hub.config).config.data_files or {}
+        except ValueError as error:
+            if hub.config is None and "config name is missing" in str(error).lower():
+                names = datasets.get_dataset_config_names(hub.id)
+                fail(f"{spec!r}: has the configurations {', '.join(names)}; name one, such as {hub.id}:{names[0]}")
+            raise
+        paths = [str(path) for path in files.get(split, [])]
+        if paths and all(ends_in(path, SHARD_SUFFIXES) for path in paths):
+            return _open_paths(paths, spec, split)
+        return _with_undecoded_images(datasets.load_dataset(hub.id, name=hub.config, split=split, streaming=True))
+
+
+def _with_undecoded_images(data):
+    for name, feature in (data.features or {}).items():
         if isinstance(feature, datasets.Image):
-            stream = stream.cast_column(name, datasets.Image(decode=False))
-    return stream
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data

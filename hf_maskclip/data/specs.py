@@ -1,20 +1,55 @@
 """How data is named: by paths with braces, by the endings of files, or by the id of a Hub data set."""
 
+import os
 import re
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 PARQUET_SUFFIXES = (".parquet",)
 SHARD_SUFFIXES = (*TAR_SUFFIXES, *PARQUET_SUFFIXES)
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 # Of pictures: what Pillow opens by itself, and what it does not. The latter are read to be counted.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"),
     *(".jp2", ".j2k", ".jpx", ".jpf", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".icns", ".psd", ".qoi", ".pcx", ".dds"),
 )
 OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".hif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
+
+
+class HubDataSet(NamedTuple):
+    """A data set on the Hub, named as `org/name`, `org/name:configuration`, `org/name@split` or both."""
+
+    id: str
+    config: str | None
+    split: str | None
+
+    @classmethod
+    def parse(cls, name: str) -> "HubDataSet":
+        rest, _, split = name.partition("@")
+        identifier, _, config = rest.partition(":")
+        return cls(identifier, config or None, split or None)
+
+
+def ends_in(path: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a path or an address ends in one of these, in either case; what follows a `?` in an address is no part of it."""
+    return (urlsplit(path).path if "://" in path else path).lower().endswith(suffixes)
+
+
+def patterns_of(spec: str) -> list[str]:
+    """The paths, addresses, globs and Hub ids in a spec: braces and `~` are expanded, and `::` stands between several.
+
+    A path that is there is taken as it is, whatever characters it has.
+    """
+    if os.path.exists(os.path.expanduser(spec)):
+        return [os.path.expanduser(spec)]
+    # `zip://a.jpg::https://host/b.zip` is one address, of a file system on another.
+    parts = [spec] if re.match(r"(zip|tar|gzip|\w+cache)://", spec) else spec.split("::")
+    return list(dict.fromkeys(path for part in parts for path in expand_braces(os.path.expanduser(part))))
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -31,7 +66,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form `org/name` of a Hub repository, and is no file or folder here."""
-    if name.count("/") != 1 or name.endswith(SHARD_SUFFIXES) or Path(name).exists():
+    if name.count("/") != 1 or ends_in(name, (*SHARD_SUFFIXES, *TABLE_SUFFIXES)) or Path(name).exists():
         return False
     try:
         validate_repo_id(name)

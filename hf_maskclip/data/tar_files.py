@@ -54,10 +54,10 @@ class _WatchedHeader(tarfile.TarInfo):
     def frombuf(cls, buf, encoding, errors):
         try:
             header = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             cls.has_ended, cls.is_in_gap = True, False
             raise
-        except tarfile.EmptyHeaderError:
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError:
             cls.num_gaps += not cls.is_in_gap

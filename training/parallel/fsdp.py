@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import is_torch_version
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -52,7 +53,9 @@ class FullyShardedParallel(Parallel):
 
 
 def check_shardable(model: MaskCLIPModel, config: TrainingConfig) -> None:
-    """Raise a ConfigError for options that need whole weights at every step."""
+    """Raise a ConfigError for options that need whole weights at every step, and for a PyTorch that is too old."""
+    if is_torch_version("<", "2.7"):
+        fail(f"FSDP: needs PyTorch 2.7, this is {torch.__version__}; use DDP")
     name = config.patch_mask["name"] if isinstance(config.patch_mask, dict) else "of the model"
     for option, is_used in {
         "ema_momentum": config.ema_momentum,
