@@ -96,8 +96,8 @@ def captions_of(value: Any) -> list[str]:
 
 def _decode_text(text: str | bytes) -> str:
     try:
-        return (text.decode("utf-8-sig") if isinstance(text, bytes) else text).strip()
-    except UnicodeDecodeError:
+        return (text if isinstance(text, bytes) else text.encode()).decode("utf-8-sig").strip()
+    except UnicodeError:  # a text from a table holds the bytes that are no UTF-8 as lone surrogates
         raise SkippedSample("caption_not_utf8") from None
 
 
