@@ -84,8 +84,6 @@ TRANSPARENT = {
     "GIF": lambda: saved(on_transparency("RGBA"), "GIF"),
     "palette PNG": lambda: saved(palette_picture(), "PNG", transparency=0),
     "grey PNG with a level for it": lambda: saved(grey_picture(), "PNG", transparency=9),
-        on_transparency("RGBA").getchannel("A").point(lambda a: 1 if a else 9), "PNG", transparency=9
-    ),
 }
 
 

@@ -49,6 +49,26 @@ def test_a_share_above_the_limit_stops_with_the_causes_and_the_worst_shard(max_s
     assert f" of them in bad.tar; max_skipped_share={max_share} are allowed" in str(error.value)
 
 
+@pytest.mark.parametrize(("num_lost", "stops"), [(0, False), (2, False), (3, True), (9, True)])
+def test_too_many_lost_shards_stop_though_each_is_one_sample(num_lost, stops):
+    monitor = SkipMonitor(max_share=0.25)
+
+    def read_an_epoch_of_ten_shards() -> None:
+        for number in range(10):
+            for _ in range(50):
+                monitor.count_used(f"{number}.tar")
+            if number < num_lost:
+                monitor.count_skipped("shard_unreadable", "", f"{number}.tar")
+        monitor.end_epoch()
+
+    read_an_epoch_of_ten_shards()
+    if stops:
+        with pytest.raises(TrainingStopped, match=rf"{2 * num_lost} of the last 20 shards could not be .* such as 0.tar"):
+            read_an_epoch_of_ten_shards()
+    else:
+        read_an_epoch_of_ten_shards()
+
+
 def test_nothing_usable_stops_whatever_the_limit():
     monitor = SkipMonitor(max_share=1.0)
     with pytest.raises(TrainingStopped, match="1000 of the last 1000"):
@@ -109,7 +129,7 @@ def test_a_source_that_fails_and_then_answers_gives_every_sample_once(failures, 
     assert keys_of(spec) == [f"a{n}" for n in range(6)]
     assert waits == list(shards.RETRY_SECONDS[:failures])
     assert FailingFiles.failures == 0
-    assert f"{spec}: the network is down; trying again in 1 s" in caplog.messages
+    assert f"{spec}: ConnectionError: the network is down; trying again in 1 s" in caplog.messages
 
 
 def test_a_source_that_keeps_failing_is_skipped_and_next_time_tried_without_waiting(failing_shard, caplog):
@@ -119,7 +139,7 @@ def test_a_source_that_keeps_failing_is_skipped_and_next_time_tried_without_wait
     assert 1 <= len(read) < 6
     assert read[-1] == "shard_unreadable"
     assert waits == list(shards.RETRY_SECONDS)
-    assert f"{spec}: the rest of this shard is unreadable (the network is down)" in caplog.messages
+    assert f"{spec}: the rest of this shard is unreadable (ConnectionError: the network is down)" in caplog.messages
     assert keys_of(spec) == read
     assert len(waits) == len(shards.RETRY_SECONDS)
     FailingFiles.failures = 0

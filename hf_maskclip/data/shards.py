@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import fsspec
+import pyarrow
 import pyarrow.parquet
 
 from .specs import PARQUET_SUFFIXES, TAR_SUFFIXES
@@ -59,24 +60,40 @@ def read_shards(paths: list[str], read: Callable[[str], Iterator[Row]]) -> Itera
                     num_rows, waits, _unreadable.in_a_row = num_rows + 1, patience, 0
                 break
             except Exception as error:  # fsspec passes on what the clients of its file systems raise
-                may_pass = isinstance(error, OSError) or "://" in path
-                if not (waits and may_pass):
-                    logger.warning("%s: the rest of this shard is unreadable (%s)", path, error)
+                reason = f"{type(error).__name__}: {error}"
+                if not (waits and may_pass(error, path)):
+                    logger.warning("%s: the rest of this shard is unreadable (%s)", path, reason)
                     _unreadable.add(path)
-                    yield {"__error__": UNREADABLE, "__url__": path}
+                    yield {"__error__": UNREADABLE, "__reason__": reason, "__url__": path}
                     break
-                logger.warning("%s: %s; trying again in %d s", path, error, waits[0])
+                logger.warning("%s: %s; trying again in %d s", path, reason, waits[0])
                 time.sleep(waits[0])
                 waits = waits[1:]
 
 
+def may_pass(error: Exception, path: str) -> bool:
+    """Whether a failure may be gone when a shard is opened again: one of a network or a disk, not of content or packages."""
+    is_of_the_system = isinstance(error, OSError) and error.errno is not None
+    return not isinstance(error, ImportError) and (is_of_the_system or "://" in path)
+
+
 def read_parquet(path: str) -> Iterator[Row]:
+    """The rows of a parquet file. A group of rows that is damaged on a disk is one row with an `__error__`."""
     number = 0
     with fsspec.open(path, "rb") as file:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                yield {"__key__": f"{path}#{number}", "__url__": path} | row
-                number += 1
+        parquet = pyarrow.parquet.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            first, number = number, number + parquet.metadata.row_group(group).num_rows
+            try:
+                for batch in parquet.iter_batches(batch_size=64, row_groups=[group]):
+                    for row in batch.to_pylist():
+                        yield {"__key__": f"{path}#{first}", "__url__": path} | row
+                        first += 1
+            except (OSError, ValueError, pyarrow.ArrowException) as error:
+                if may_pass(error, path):
+                    raise
+                logger.warning("%s: rows %d to %d are unreadable (%s)", path, first, number - 1, error)
+                yield {"__error__": UNREADABLE, "__reason__": str(error), "__url__": path}
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from PIL import Image
 
 from ..errors import fail
 from .decoding import Decoder, SkippedSample
+from .tar_files import UNREADABLE
 
-# So many samples without one usable pair mean wrong keys, not bad luck.
+# So many samples without one usable pair mean wrong keys, not bad luck; so many shards, that it is not the shard.
 PATIENCE = 1000
+SHARDS_TRIED = 5
 
 
 @dataclass
@@ -39,10 +41,12 @@ class Source:
         """Read up to the first usable pair, so that wrong keys are found before anything expensive starts.
 
         Raises:
-            ConfigError: none in the first samples; the message has the causes and the fields that the last sample has.
+            ConfigError: none in the first samples, or none of the first shards can be read; the message has the causes, and
+                what could be done.
         """
         causes: Counter[str] = Counter()
         fields: list[str] = []
+        reason = ""
         for row in self.stream.take(PATIENCE):
             try:
                 self.decoder(row, np.random.default_rng(0))
@@ -50,11 +54,12 @@ class Source:
             except SkippedSample as skipped:
                 causes[str(skipped)] += 1
                 fields = [key for key in row if not key.startswith("__")] or fields
+                reason = row.get("__reason__", reason)
+            if causes[UNREADABLE] == causes.total() == SHARDS_TRIED:
+                break
         found = ", ".join(f"{cause} {count}" for cause, count in causes.items()) or "it is empty"
-        fail(
-            f"{self.spec!r}: no usable image-text pair in the first {sum(causes.values())} samples ({found}); "
-            f"the samples have the fields {', '.join(fields) or 'none'}: name them by --image_key and --caption_key"
-        )
+        hint = _hint(causes, fields, reason)
+        fail(f"{self.spec!r}: no usable image-text pair in the first {causes.total()} samples ({found}); {hint}")
 
     def captions(self, limit: int) -> Iterator[str]:
         """The captions of the first `limit` samples, pictures untouched."""
@@ -77,3 +82,20 @@ class Source:
             if len(pictures) == count:
                 break
         return pictures
+
+
+def _hint(causes: Counter[str], fields: list[str], reason: str) -> str:
+    """What a person whose data gives no pair could do."""
+    if not causes:
+        return "there are no samples in it"
+    if set(causes) == {UNREADABLE}:
+        return f"no shard can be read ({reason or 'they are damaged'})"
+    if causes["image_is_url"]:
+        return "the pictures are addresses: download them first, for example by img2dataset"
+    if causes["file_unreadable"] == causes.total():
+        return "the paths of the pictures lead nowhere: they start from the folder of the file that they stand in"
+    shown = ", ".join(fields[:10]) + (" and more" if len(fields) > 10 else "")
+    hint = f"the samples have the fields {shown or 'none'}: name them by --image_key and --caption_key"
+    if causes["image_missing"] and causes["caption_missing"]:
+        hint += "; in a tar the files of a sample lie side by side (tar --sort=name), under one name up to its first dot"
+    return hint

@@ -86,7 +86,7 @@ def _matches(pattern: str, spec: str) -> list[str]:
                 fail(f"{spec!r}: there is no {pattern!r}")
             return [pattern]
         remote = filesystem and [filesystem.unstrip_protocol(p) for p in filesystem.glob(path)]
-    except ImportError as error:  # of the client of a file system
+    except (ImportError, ValueError) as error:  # the client of a file system is not installed, or there is no such system
         fail(f"{spec!r}: cannot be read ({error})")
     found = sorted(glob.glob(pattern, recursive=True) if remote is None else remote)
     if not found:

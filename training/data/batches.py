@@ -131,15 +131,17 @@ class PairBatches(torch.utils.data.IterableDataset):
         while True:
             num_rows = first_row
             for num_rows, row in enumerate(islice(self.open_epoch(epoch), first_row, None), start=first_row + 1):
+                shard = str(row.get("__url__", "the stream"))
                 try:
                     sample = self._decode(row, epoch)
-                    monitor.count_used()
+                    monitor.count_used(shard)
                 except SkippedSample as skipped:
                     sample = skipped
-                    monitor.count_skipped(str(skipped), sample_key(row), str(row.get("__url__", "the stream")))
+                    monitor.count_skipped(str(skipped), sample_key(row), shard)
                 yield sample, (epoch, num_rows)
             if num_rows == 0:
                 monitor.count_skipped("epoch_empty", "", "the stream")
+            monitor.end_epoch()
             epoch, first_row = epoch + 1, 0
 
     def _decode(self, row: dict[str, Any], epoch: int) -> Sample:

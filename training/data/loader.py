@@ -10,6 +10,11 @@ from training.data.batches import Batch, PairBatches, Stopped
 from training.stopping import obey_only_the_training_process
 
 
+def usable_workers(num_shards: int, num_readers: int, num_workers: int) -> int:
+    """As many of `num_workers` as there are shards for, where `num_readers` processes share the shards; at least 1 of any."""
+    return min(num_workers, max(1, num_shards // num_readers))
+
+
 def build_loader(batches: PairBatches, num_workers: int) -> DataLoader:
     """The loader of ready batches. It is not for `accelerator.prepare`, which would split the stream a second time."""
     return DataLoader(

@@ -3,12 +3,14 @@
 import logging
 from collections import Counter
 
+from hf_maskclip.data.tar_files import UNREADABLE
 from hf_maskclip.errors import TrainingStopped
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 1000  # of each cause the first sample is logged, and every so many
 WINDOW = 1000  # samples over which the share of skipped ones is taken
+SHARD_WINDOW = 20  # shards, over the epochs of a worker, over which the share of lost ones is taken
 
 
 class SkipMonitor:
@@ -24,12 +26,35 @@ class SkipMonitor:
         self._num_recent = 0
         self._recent_causes: Counter[str] = Counter()
         self._recent_shards: Counter[str] = Counter()
+        self._shards: set[str] = set()  # of this epoch
+        self._lost_shards: set[str] = set()
+        self._num_shards = self._num_lost = 0  # since the share of lost ones was taken last
 
-    def count_used(self) -> None:
+    def count_used(self, shard: str = "") -> None:
+        self._shards.add(shard)
         self._advance()
+
+    def end_epoch(self) -> None:
+        """Raises TrainingStopped where too many of the last shards could not be read: each of them is but one sample."""
+        self._num_shards += len(self._shards)
+        self._num_lost += len(self._lost_shards)
+        example = min(self._lost_shards, default="")
+        self._shards.clear()
+        self._lost_shards.clear()
+        if self._num_shards < SHARD_WINDOW:
+            return
+        if self._num_lost > self.max_share * self._num_shards:
+            raise TrainingStopped(
+                f"{self._num_lost} of the last {self._num_shards} shards could not be read to their end, such as {example}; "
+                f"max_skipped_share={self.max_share} are allowed"
+            )
+        self._num_shards = self._num_lost = 0
 
     def count_skipped(self, cause: str, key: str, shard: str) -> None:
         """Raises TrainingStopped where too many are skipped, with their causes and the shard that has the most of them."""
+        self._shards.add(shard)
+        if cause == UNREADABLE:
+            self._lost_shards.add(shard)
         self.causes[cause] += 1
         self._recent_causes[cause] += 1
         self._recent_shards[shard] += 1

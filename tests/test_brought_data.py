@@ -1,0 +1,456 @@
+"""Proves that the forms of data that people have are read: every pair once, whatever lies beside; that damage in the middle of
+a file costs what it hit and is counted; and that what is not taken is one line that leads on."""
+
+import io
+import json
+import logging
+import random
+import tarfile
+from collections import Counter
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from helpers import pair, write_shard
+
+from hf_maskclip.data.decoding import PairDecoder
+from hf_maskclip.data.pictures import SkippedSample
+from hf_maskclip.data.shards import read_parquet, read_shards
+from hf_maskclip.data.source import Source
+from hf_maskclip.data.sources import open_files, open_source
+from hf_maskclip.data.specs import HubDataSet, patterns_of
+from hf_maskclip.data.tar_files import read_tar
+from hf_maskclip.errors import ConfigError
+
+COUNT = 5
+CAPTIONS = [pair(number)["txt"].decode() for number in range(COUNT)]
+
+
+def read(spec, split: str = "train") -> tuple[list[str], Counter]:
+    """The captions of all pairs of a source, sorted, and the causes of what gives none."""
+    decoder, captions, causes = PairDecoder(), [], Counter()
+    for row in open_files(str(spec), split):
+        try:
+            _, caption = decoder(row, np.random.default_rng(0))
+            captions.append(caption)
+        except SkippedSample as skipped:
+            causes[str(skipped)] += 1
+    return sorted(captions), causes
+
+
+def put_pictures(folder, numbers=range(COUNT), with_captions: bool = False, suffix: str = ".png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        (folder / f"{number}{suffix}").write_bytes(pair(number)["png"])
+        if with_captions:
+            (folder / f"{number}.txt").write_bytes(pair(number)["txt"])
+
+
+def put_parquet(file, columns: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def put_table(file, rows: list[dict], delimiter: str = ",") -> None:
+    lines = [delimiter.join(rows[0]), *(delimiter.join(f'"{value}"' for value in row.values()) for row in rows)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rows(path: str = "file_name", text: str = "text", start: str = "") -> list[dict]:
+    return [{path: f"{start}{number}.png", text: caption} for number, caption in enumerate(CAPTIONS)]
+
+
+# ---- The forms: each makes one in a folder, and returns what names it ------------------------------------------------------
+
+
+def img2dataset_webdataset(folder):
+    write_shard(folder / "00000.tar", {f"{n:09d}": pair(n) for n in range(3)})
+    write_shard(folder / "00001.tar", {f"{n:09d}": pair(n) for n in range(3, COUNT)})
+    for number in range(2):
+        put_parquet(folder / f"0000{number}.parquet", {"url": ["https://x/a.jpg"], "caption": ["x"], "status": ["success"]})
+        (folder / f"0000{number}_stats.json").write_text("{}")
+    return folder
+
+
+def img2dataset_files(folder):
+    put_pictures(folder / "00000", with_captions=True)
+    (folder / "00000" / "0.json").write_text("{}")
+    put_parquet(folder / "00000.parquet", {"url": ["https://x/a.jpg"], "caption": ["x"]})
+    (folder / "00000_stats.json").write_text("{}")
+    return folder
+
+
+def img2dataset_parquet(folder):
+    put_parquet(folder / "00000.parquet", {"jpg": [pair(n)["png"] for n in range(COUNT)], "caption": CAPTIONS})
+    (folder / "00000_stats.json").write_text("{}")
+    return folder
+
+
+def parquet_of_paths(folder):
+    put_pictures(folder / "images")
+    put_parquet(folder / "pairs.parquet", {"image": [f"images/{n}.png" for n in range(COUNT)], "text": CAPTIONS})
+    return folder / "pairs.parquet"
+
+
+def parquet_of_lists(folder):
+    structs = [[{"bytes": pair(n)["png"], "path": "a.png"}] for n in range(COUNT)]
+    put_parquet(folder / "data" / "train-00000.parquet", {"images": structs, "texts": [[c, None] for c in CAPTIONS]})
+    put_parquet(folder / "data" / "test-00000.parquet", {"images": structs[:1], "texts": [["of the test"]]})
+    return folder
+
+
+def csv_beside_pictures(folder):
+    put_pictures(folder / "img")
+    put_table(folder / "train.csv", rows("filepath", "title", "img/"))
+    return folder / "train.csv"
+
+
+def tsv(folder):
+    put_pictures(folder)
+    put_table(folder / "train.tsv", rows("image", "caption"), "\t")
+    return folder / "train.tsv"
+
+
+def semicolons(folder):
+    put_pictures(folder)
+    put_table(folder / "train.CSV", rows("Path", "Caption"), ";")
+    return folder / "train.CSV"
+
+
+def json_lines(folder):
+    put_pictures(folder)
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("image_path", "caption")))
+    return folder / "train.jsonl"
+
+
+def coco(folder):
+    put_pictures(folder)
+    images = [{"id": 10 + number, "file_name": f"{number}.png"} for number in range(COUNT)]
+    annotations = [{"image_id": 10 + number, "caption": caption} for number, caption in enumerate(CAPTIONS)]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder / "captions.json"
+
+
+def kaggle(folder):
+    put_pictures(folder / "Images")
+    put_table(folder / "captions.txt", rows("image", "caption"))
+    return folder
+
+
+def folder_with_metadata(folder):
+    put_pictures(folder / "sub")
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(start="sub/")))
+    return folder
+
+
+def folder_with_splits(folder):
+    put_pictures(folder / "train")
+    put_table(folder / "train" / "metadata.csv", rows())
+    put_pictures(folder / "test", range(2))
+    put_table(folder / "test" / "metadata.csv", rows(text="text")[:2])
+    return folder
+
+
+def folder_with_metadata_parquet(folder):
+    put_pictures(folder)
+    put_parquet(folder / "metadata.parquet", {"file_name": [f"{n}.png" for n in range(COUNT)], "text": CAPTIONS})
+    return folder
+
+
+def linked_folders(folder):
+    put_pictures(folder / "elsewhere", range(2, COUNT), with_captions=True)
+    put_pictures(folder / "photos", range(2), with_captions=True)
+    (folder / "photos" / "more").symlink_to(folder / "elsewhere")
+    (folder / "photos" / "loop").symlink_to(folder / "photos")
+    return folder / "photos"
+
+
+def other_endings(folder):
+    for number, suffix in enumerate((".JPG", ".bmp", ".tif", ".jfif", ".gif")):
+        put_pictures(folder, [number], suffix=suffix)
+        (folder / f"{number}.{'TXT' if number == 0 else 'txt'}").write_bytes(pair(number)["txt"])
+    return folder
+
+
+def other_endings_in_a_tar(folder):
+    endings = ("BMP", "tif", "jp2", "gif", "avif")
+    samples = {str(n): {ending: pair(n)["png"], "txt": pair(n)["txt"]} for n, ending in enumerate(endings)}
+    write_shard(folder / "a.TAR", samples)
+    return folder / "a.TAR"
+
+
+def nested_tars(folder):
+    for number in range(COUNT):
+        (folder / str(number % 2)).mkdir(exist_ok=True)
+        write_shard(folder / str(number % 2) / f"{number}.tar", {str(number): pair(number)})
+    return folder
+
+
+def a_glob_through_folders(folder):
+    return f"{nested_tars(folder)}/**/*.tar"
+
+
+def several_paths(folder):
+    for number in range(COUNT):
+        write_shard(folder / f"{number}.tar", {str(number): pair(number)})
+    return "::".join(str(folder / f"{number}.tar") for number in range(COUNT))
+
+
+def an_odd_name(folder):
+    put_pictures(folder / "photos [2024] {a,b} *", with_captions=True)
+    return folder / "photos [2024] {a,b} *"
+
+
+def saved_to_disk(folder):
+    table = {"image": [{"bytes": pair(n)["png"], "path": None} for n in range(COUNT)], "text": CAPTIONS}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    data = datasets.Dataset.from_dict(table, features=features)
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def tar_bz2(folder):
+    write_shard(folder / "a.tar", {str(n): pair(n) for n in range(COUNT)})
+    with tarfile.open(folder / "a.tar") as source, tarfile.open(folder / "b.tar.bz2", "w:bz2") as packed:
+        for member in source:
+            packed.addfile(member, source.extractfile(member))
+    return folder / "b.tar.bz2"
+
+
+FORMS = (
+    *(
+        img2dataset_webdataset,
+        img2dataset_files,
+        img2dataset_parquet,
+        parquet_of_paths,
+        parquet_of_lists,
+        csv_beside_pictures,
+        tsv,
+    ),
+    *(semicolons, json_lines, coco, kaggle, folder_with_metadata, folder_with_splits, folder_with_metadata_parquet),
+    *(linked_folders, other_endings, other_endings_in_a_tar, nested_tars, a_glob_through_folders, several_paths, an_odd_name),
+    *(saved_to_disk, tar_bz2),
+)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_each_pair_of_each_form_is_read_once(form, tmp_path):
+    spec = form(tmp_path)
+    assert read(spec) == (sorted(CAPTIONS), Counter())
+    Source(str(spec), open_files(str(spec)), PairDecoder()).check()
+
+
+@pytest.mark.parametrize("form", [folder_with_splits, parquet_of_lists, saved_to_disk], ids=lambda form: form.__name__)
+def test_the_split_that_is_asked_for_is_read(form, tmp_path):
+    captions, _ = read(form(tmp_path), "test")
+    assert 0 < len(captions) < COUNT
+
+
+def test_large_tables_and_saved_sets_have_shards_to_split(tmp_path):
+    rows_of_table = [{"file_name": "a.png", "text": f"a {number}"} for number in range(1000)]
+    put_table(tmp_path / "pairs.csv", rows_of_table)
+    stream = open_files(str(tmp_path / "pairs.csv"))
+    assert stream.num_shards == 4
+    assert [row["text"] for row in stream] == [row["text"] for row in rows_of_table]
+    assert len({row["__key__"] for row in stream}) == 1000
+
+
+# ---- What gives no pair is counted -----------------------------------------------------------------------------------------
+
+
+def test_files_that_are_not_there_are_counted(tmp_path):
+    put_pictures(tmp_path, range(3))
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    assert read(tmp_path) == (sorted(CAPTIONS[:3]), Counter(file_unreadable=2))
+
+
+def test_pictures_of_forms_that_pillow_does_not_open_are_counted(tmp_path):
+    put_pictures(tmp_path, range(3), with_captions=True)
+    for name in ("a.heic", "b.HEIF", "c.jxl", "d.svg"):
+        (tmp_path / name).write_bytes(b"not for Pillow")
+        (tmp_path / name).with_suffix(".txt").write_text("a ball")
+    assert read(tmp_path) == (sorted(CAPTIONS[:3]), Counter(image_undecodable=4))
+
+
+def test_a_line_that_is_no_json_costs_itself(tmp_path):
+    put_pictures(tmp_path)
+    lines = [json.dumps(row) for row in rows()]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines[:2], '{"half', "[1]", *lines[2:]]))
+    assert read(tmp_path / "a.jsonl") == (sorted(CAPTIONS), Counter(json_undecodable=2))
+
+
+def test_a_table_in_another_encoding_costs_the_rows_that_it_hits(tmp_path):
+    put_pictures(tmp_path)
+    text = "file_name,text\n0.png,a caf\u00e9\n1.png,a ball\n"
+    (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
+    assert read(tmp_path / "a.csv") == (["a ball"], Counter(caption_not_utf8=1))
+    (tmp_path / "b.csv").write_bytes(text.encode("utf-16"))
+    assert read(tmp_path / "b.csv") == (["a ball", "a caf\u00e9"], Counter())
+
+
+# ---- Damage ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quiet():
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def count(path, read_shard) -> tuple[int, int]:
+    """Of a damaged shard: the samples that give a pair, and those that give none."""
+    good = bad = 0
+    for row in read_shards([str(path)], read_shard):
+        try:
+            PairDecoder()(row, np.random.default_rng(0))
+            good += 1
+        except SkippedSample:
+            bad += 1
+    return good, bad
+
+
+@pytest.mark.slow
+def test_damage_in_a_tar_is_read_on_behind_and_counted(quiet, tmp_path):
+    write_shard(tmp_path / "a.tar", {f"{n:03d}": pair(n) for n in range(60)})
+    whole = (tmp_path / "a.tar").read_bytes()
+    assert count(tmp_path / "a.tar", read_tar) == (60, 0)
+    rng = random.Random(0)
+    for number in range(200):
+        content = bytearray(whole)
+        at = rng.randrange(len(content) - 20_000)
+        length = rng.choice((1, 512, 4096))
+        content[at : at + length] = (bytes(length), rng.randbytes(length), bytes([content[at] ^ 64]) * length)[number % 3]
+        (tmp_path / "b.tar").write_bytes(content)
+        good, bad = count(tmp_path / "b.tar", read_tar)
+        assert good >= 52, (number, at)
+        assert good == 60 or bad, (number, at)
+
+
+@pytest.mark.slow
+def test_a_tar_that_is_cut_says_so_wherever_the_cut_is(quiet, tmp_path):
+    write_shard(tmp_path / "a.tar", {f"{n:03d}": pair(n) for n in range(20)})
+    whole = (tmp_path / "a.tar").read_bytes().rstrip(b"\0")
+    rng = random.Random(1)
+    for number in range(100):
+        cut = rng.randrange(512, len(whole))
+        (tmp_path / "b.tar").write_bytes(whole[: cut if number % 2 else cut // 512 * 512])
+        errors = [row for row in read_shards([str(tmp_path / "b.tar")], read_tar) if "__error__" in row]
+        assert len(errors) == 1, cut
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compression", ["snappy", "none"])
+def test_damage_in_a_parquet_file_costs_a_group_of_rows(compression, quiet, tmp_path):
+    columns = {"image": [pair(n)["png"] for n in range(40)], "text": [f"caption {n}" for n in range(40)]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet", row_group_size=10, compression=compression)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    rng, goods = random.Random(0), []
+    for _ in range(200):
+        content = bytearray(whole)
+        content[rng.randrange(4, len(content) - 2000)] ^= 1 << rng.randrange(8)
+        (tmp_path / "b.parquet").write_bytes(content)
+        good, bad = count(tmp_path / "b.parquet", read_parquet)
+        assert good == 40 or bad or compression == "none"  # a letter of a caption, or a pixel, may be another one
+        goods.append(good)
+    assert min(goods) >= 30
+
+
+# ---- What is not taken -----------------------------------------------------------------------------------------------------
+
+
+def only_addresses(folder):
+    put_parquet(folder / "laion.parquet", {"URL": ["https://x/a.jpg"], "TEXT": ["a ball"]})
+    return folder
+
+
+def a_zip(folder):
+    (folder / "photos.zip").write_bytes(b"PK")
+    return folder
+
+
+def two_kinds(folder):
+    write_shard(folder / "a.tar", {"0": pair(0)})
+    put_parquet(folder / "b.parquet", {"image": [pair(0)["png"]], "text": ["a ball"]})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (only_addresses, "the parquet files hold no pictures .columns URL, TEXT.: img2dataset downloads"),
+        (a_zip, "photos.zip has to be unpacked"),
+        (two_kinds, "mixes parquet files and tar files; give one kind of data"),
+        (lambda folder: folder / "a.rar", "there is no"),
+        (lambda folder: "nothing://bucket/a.tar", "cannot be read|Protocol not known"),
+    ],
+)
+def test_what_is_not_taken_is_one_line_that_leads_on(make, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as error:
+        open_source(str(make(tmp_path))).check()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([("a.png", "png"), ("b.png", "png"), ("a.txt", "txt"), ("b.txt", "txt")], "side by side .tar --sort=name."),
+        ([], "there are no samples in it"),
+        ([("a.url", "url")], "the samples have the fields url: name them by --image_key and --caption_key"),
+    ],
+)
+def test_a_tar_without_pairs_says_what_to_do(files, message, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, field in files:
+            content = pair(0).get(field, b"x")
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    with pytest.raises(ConfigError, match=message):
+        open_source(str(tmp_path / "a.tar")).check()
+
+
+def test_shards_that_cannot_be_read_at_all_end_the_check_at_once(tmp_path, quiet):
+    for number in range(30):
+        (tmp_path / f"{number:02d}.tar").write_text("<html>not found</html>")
+    with pytest.raises(ConfigError, match=r"first 5 samples \(shard_unreadable 5\); no shard can be read") as error:
+        open_source(str(tmp_path)).check()
+    assert "image_key" not in str(error.value)
+
+
+# ---- Names -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "patterns"),
+    [
+        ("a.tar::b.tar", ["a.tar", "b.tar"]),
+        ("{a,b}.tar::c.tar", ["a.tar", "b.tar", "c.tar"]),
+        ("zip://x.jpg::https://host/b.zip", ["zip://x.jpg::https://host/b.zip"]),
+        ("s3://b/0.tar::s3://b/1.tar", ["s3://b/0.tar", "s3://b/1.tar"]),
+        ("https://host/0.tar?token=a", ["https://host/0.tar?token=a"]),
+    ],
+)
+def test_several_paths_are_written_in_one(spec, patterns):
+    assert patterns_of(spec) == patterns
+
+
+def test_a_home_directory_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_shard(tmp_path / "a.tar", {"0": pair(0)})
+    assert read("~/a.tar")[0] == [CAPTIONS[0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("org/name", ("org/name", None, None)),
+        ("org/name:en", ("org/name", "en", None)),
+        ("org/name@test", ("org/name", None, "test")),
+        ("org/name:en@test[:10%]", ("org/name", "en", "test[:10%]")),
+    ],
+)
+def test_a_hub_data_set_is_named_with_configuration_and_split(name, parsed):
+    assert HubDataSet.parse(name) == parsed
