@@ -3,8 +3,12 @@ counted; and that what is not taken is one line that leads on."""
 
 import io
 import json
+import re
 import tarfile
 from collections import Counter
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +24,7 @@ from data_forms import (
     rows,
     saved_to_disk,
 )
-from helpers import pair, write_shard
+from helpers import pair, random_picture, write_shard
 
 from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.pictures import SkippedSample
@@ -28,6 +32,11 @@ from hf_maskclip.data.source import Source
 from hf_maskclip.data.sources import open_files, open_source
 from hf_maskclip.data.specs import HubDataSet, patterns_of
 from hf_maskclip.errors import ConfigError
+from training.data.batches import PairBatches, train_transform
+from training.data.shuffling import shard_stream
+from training.data.text_masking import TextMask
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def read(spec, split: str = "train") -> tuple[list[str], Counter]:
@@ -53,6 +62,37 @@ def test_each_pair_of_each_form_is_read_once(form, tmp_path):
 def test_the_split_that_is_asked_for_is_read(form, tmp_path):
     captions, _ = read(form(tmp_path), "test")
     assert 0 < len(captions) < COUNT
+
+
+CODE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", CODE, ids=lambda code: re.search(r'data = "(.*)"', code)[1])
+def test_training_sees_each_pair_of_the_forms_of_the_documentation_once_an_epoch(code, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    for number in range(8):
+        random_picture(number).convert("RGB").save(f"made/{number}.jpg")
+    names: dict = {}
+    exec(compile(code, "data.md", "exec"), names)
+    source = open_source(names["data"])
+    source.check()
+    split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0, "buffer_size": 4}
+    batches = PairBatches(
+        partial(shard_stream, source.stream, **split),
+        source.decoder,
+        train_transform(32, 0.9, 0.5),
+        tokenizer,
+        TextMask("none", 16),
+        batch_size=2,
+        seed=0,
+    )
+    samples = list(islice(batches.samples((0, 0)), 16))  # two epochs
+    assert [position for _, position in samples] == [(epoch, number) for epoch in (0, 1) for number in range(1, 9)]
+    for epoch in (samples[:8], samples[8:]):
+        keys = [sample[2] for sample, _ in epoch]
+        assert len(set(keys)) == 8
+    assert {sample[2] for sample, _ in samples[:8]} == {sample[2] for sample, _ in samples[8:]}
 
 
 def test_large_tables_and_saved_sets_have_shards_to_split(tmp_path):
