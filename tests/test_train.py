@@ -294,7 +294,6 @@ def test_an_earlier_run_is_moved_aside(tmp_path):
     ("changed", "message"),
     [
         ({"train_data": "absent/train-{0..3}.tar"}, "there is no 'absent/train-0.tar'"),
-        ({"num_workers": 5}, "4 shards for 1 processes x 5 workers: use --num_workers 4"),
         ({"image_key": "jpg"}, "no usable image-text pair in the first 20 samples"),
         ({"model": "hugee"}, "model='hugee': must be one of tiny, tiny-96, small"),
         ({"text_mask": "random", "text_tokens": 78}, "text_tokens=78: the context of model='tiny' has 77"),
@@ -314,3 +313,9 @@ def test_what_cannot_work_is_one_line_and_leaves_an_earlier_run_alone(changed, m
     assert "\n" not in str(error.value)
     assert earlier.read_text() == "precious"
     assert [p.name for p in tmp_path.glob("run*")] == ["run"]
+
+
+def test_a_single_shard_trains_with_one_worker_which_is_said(run, data, capsys):
+    code, steps, _ = run(train_data=f"{data}/train-0.tar", num_workers=2)
+    assert "num_workers=2: uses 1, for train_data=" in capsys.readouterr().out
+    assert len(steps) == 4

@@ -29,7 +29,7 @@ from hf_maskclip.evaluation.tasks import Evaluation
 from training.checkpoint import latest_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data.batches import PairBatches, train_transform
-from training.data.loader import build_loader
+from training.data.loader import build_loader, usable_workers
 from training.data.position import LoaderState, step_of
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
@@ -148,6 +148,7 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
 
     source = open_source(config.train_data, seed=config.seed, image_key=config.image_key, caption_key=config.caption_key)
     source.check()
+    config = with_usable_workers(config, source.stream.num_shards, accelerator)
     open_epoch = epoch_opener(source, config, accelerator)
     model, processor = load_model(config, checkpoint, source.captions(TOKENIZER_CAPTIONS))
     data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor)
@@ -169,6 +170,16 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         use_share_of_cpus()
     set_seed(config.seed)
     return accelerator
+
+
+def with_usable_workers(config: TrainingConfig, num_shards: int, accelerator: Accelerator) -> TrainingConfig:
+    """The options with no more data workers than there are shards for, which is said."""
+    num_readers = accelerator.num_processes if config.stream == "exact" else 1
+    num_workers = usable_workers(num_shards, num_readers, config.num_workers)
+    if num_workers < config.num_workers and accelerator.is_main_process:
+        used = f"uses {num_workers}, for train_data={config.train_data!r} has {num_shards} shards"
+        print(f"num_workers={config.num_workers}: {used}")
+    return replace(config, num_workers=num_workers)
 
 
 def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], IterableDataset]:

@@ -38,7 +38,8 @@ def shard_stream(
             f"train_data has {shards} shards for {num_processes} processes x {workers} workers: "
             f"use --num_workers {shards // num_processes} or split the data into at least {num_processes * workers} shards"
             if shards >= num_processes
-            else f"train_data has {shards} shards for {num_processes} processes: split the data into more shards"
+            else f"train_data has {shards} shards for {num_processes} processes: split the data into more shards, or let each "
+            "process read all of them in an order of its own by --stream resampled"
         )
     stream = stream.shuffle(seed=int(np.random.default_rng(order).integers(2**31)), buffer_size=max(1, buffer_size))
     return stream if resampled else split_dataset_by_node(stream, rank=process, world_size=num_processes, strategy="shards")
