@@ -1,6 +1,7 @@
 """Proves that a batch has the shapes, types and tokens that it should and comes again under its seed, that batches pass over
 every sample once before any comes twice, and that what has no usable pair does not loop."""
 
+from collections import Counter
 from functools import partial
 from itertools import islice
 
@@ -11,7 +12,7 @@ from helpers import CONTEXT_LENGTH, pair, random_picture, write_shard
 from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.scene_source import SceneDecoder
 from hf_maskclip.data.sources import open_files, open_source
-from training.data.batches import PairBatches, pad_tokens, train_transform
+from training.data.batches import PairBatches, Stopped, pad_tokens, train_transform
 from training.data.loader import build_loader
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
@@ -124,3 +125,24 @@ def test_an_empty_shard_does_not_loop(tmp_path, tokenizer):
     write_shard(tmp_path / "empty.tar", {})
     (batch,) = batches_of(open_files(str(tmp_path / "empty.tar")), tokenizer)
     assert "(epoch_empty 1000)" in batch.reason
+
+
+def test_no_key_comes_twice_in_a_batch_and_none_is_lost_in_silence(tmp_path, tokenizer):
+    write_shard(tmp_path / "a.tar", {str(number): pair(number) for number in range(10)})
+    split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0, "buffer_size": 10}
+    made = batches_of(None, tokenizer, batch_size=4)
+    made.open_epoch = partial(shard_stream, open_files(str(tmp_path)), **split)
+    batches = list(islice(made, 20))
+    assert all(len(set(batch.keys)) == 4 for batch in batches)
+    skipped = sum((batch.skipped for batch in batches), Counter())
+    assert 0 < skipped["key_repeated"]
+    num_rows = batches[-1].end[0] * 10 + batches[-1].end[1]
+    assert num_rows == 20 * 4 + skipped["key_repeated"]
+
+
+def test_fewer_pairs_than_a_batch_takes_end_in_one_line(tmp_path, tokenizer):
+    write_shard(tmp_path / "a.tar", {str(number): pair(number) for number in range(5)})
+    (stopped,) = batches_of(open_files(str(tmp_path)), tokenizer, batch_size=8)
+    assert stopped == Stopped(
+        "a data worker has 5 different pairs, too few for batch_size=8: use a smaller one, or fewer num_workers"
+    )

@@ -319,3 +319,11 @@ def test_a_single_shard_trains_with_one_worker_which_is_said(run, data, capsys):
     code, steps, _ = run(train_data=f"{data}/train-0.tar", num_workers=2)
     assert "num_workers=2: uses 1, for train_data=" in capsys.readouterr().out
     assert len(steps) == 4
+
+
+def test_captions_that_come_more_than_once_are_said(run, tmp_path, capsys):
+    write_shard(tmp_path / "equal.tar", {str(number): pair(number, f"a ball {number % 4}") for number in range(24)})
+    run(train_data=str(tmp_path / "equal.tar"))
+    assert "100% of the first 24 captions are there more than once" in capsys.readouterr().out
+    run(output_dir=str(tmp_path / "different"))
+    assert "more than once" not in capsys.readouterr().out

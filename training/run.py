@@ -3,9 +3,11 @@
 Shapes: B pairs of this process.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -42,6 +44,7 @@ from training.patch_selection import PatchSelector
 from training.tracking import check_tracker
 
 TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
+CAPTIONS_COMPARED = 1_000
 
 
 @dataclass
@@ -148,6 +151,8 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
 
     source = open_source(config.train_data, seed=config.seed, image_key=config.image_key, caption_key=config.caption_key)
     source.check()
+    if accelerator.is_main_process:
+        say_equal_captions(source)
     config = with_usable_workers(config, source.stream.num_shards, accelerator)
     open_epoch = epoch_opener(source, config, accelerator)
     model, processor = load_model(config, checkpoint, source.captions(TOKENIZER_CAPTIONS))
@@ -170,6 +175,17 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         use_share_of_cpus()
     set_seed(config.seed)
     return accelerator
+
+
+def say_equal_captions(source: Source) -> None:
+    """Print the share of captions that come more than once, where it is large: the loss takes equal ones for different."""
+    counts = Counter(islice(source.captions(CAPTIONS_COMPARED), CAPTIONS_COMPARED))
+    share = sum(count for count in counts.values() if count > 1) / max(1, counts.total())
+    if share > 0.05:
+        print(
+            f"train_data={source.spec!r}: {share:.0%} of the first {counts.total()} captions are there more than once; "
+            "in a batch the loss takes equal ones for different"
+        )
 
 
 def with_usable_workers(config: TrainingConfig, num_shards: int, accelerator: Accelerator) -> TrainingConfig:

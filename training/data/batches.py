@@ -105,19 +105,32 @@ class PairBatches(torch.utils.data.IterableDataset):
         info = torch.utils.data.get_worker_info()
         worker = 0 if info is None else info.id
         start = self.positions.get(worker, (0, 0))
-        pairs: list[Sample] = []
+        pairs: dict[str, Sample] = {}  # by their keys: in one batch, a pair would be its own negative
         skipped: Counter[str] = Counter()
+        epoch = start[0]  # of the last pair that was added
         try:
             for sample, position in self.samples(start):
                 if isinstance(sample, SkippedSample):
                     skipped[str(sample)] += 1
                     continue
-                pairs.append(sample)
+                if sample[2] in pairs:
+                    skipped["key_repeated"] += 1
+                    self._check_progress(len(pairs), position[0] - epoch)
+                    continue
+                pairs[sample[2]], epoch = sample, position[0]
                 if len(pairs) == self.batch_size:
-                    yield self._collate(pairs, skipped, worker, start, position)
-                    pairs, skipped, start = [], Counter(), position
+                    yield self._collate(list(pairs.values()), skipped, worker, start, position)
+                    pairs, skipped, start = {}, Counter(), position
         except TrainingStopped as stopped:  # raised here, it would reach the training process as a traceback
             yield Stopped(str(stopped))
+
+    def _check_progress(self, num_pairs: int, num_epochs: int) -> None:
+        """Raises TrainingStopped where epochs have brought no other pairs than those of an unfinished batch."""
+        if num_epochs > 2:
+            raise TrainingStopped(
+                f"a data worker has {num_pairs} different pairs, too few for batch_size={self.batch_size}: "
+                "use a smaller one, or fewer num_workers"
+            )
 
     def samples(self, start: Position) -> Iterator[tuple[Sample | SkippedSample, Position]]:
         """Pixels, token ids and key of each sample, epoch after epoch, or the SkippedSample in place of one that gives no pair;
