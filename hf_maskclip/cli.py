@@ -152,7 +152,8 @@ def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
         "--image_backend",
         default="pil",
         choices=("pil", "torchvision"),
-        help="pil gives open_clip's pixels (default: %(default)s)",
+        help="pil gives open_clip's pixels, where an odd margin is cropped too; an exported processor crops as Transformers "
+        "does, which floors it, one pixel off (default: %(default)s)",
     )
     parser.add_argument(
         "--patch_mask", default="", help="evaluate under this mask, a name or {name: ...}; default: whole images"

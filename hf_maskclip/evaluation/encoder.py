@@ -28,6 +28,7 @@ from transformers import CLIPModel, CLIPProcessor
 from ..distributed import gather_pieces, is_mine, usable_cpus
 from ..errors import fail
 from ..models.modeling_maskclip import MaskCLIPModel
+from .pixels import pixels_of
 
 TEXTS_PER_BATCH = 256
 PACKAGES = ("hf_maskclip", "transformers", "torch", "torchvision", "pillow")
@@ -65,7 +66,8 @@ class Encoder:
 
     Args:
         model: any `CLIPModel`; a [`MaskCLIPModel`] where `apply_patch_mask` is set.
-        processor: its processor.
+        processor: its processor; the centre crop is open_clip's ([`pixels_of`]), which Transformers' own misses by a pixel where
+            an odd number of pixels is cut.
         batch_size: pictures a forward pass, by default 16 on a CPU, whose cache more would leave, and else 128. Batches are the
             same ones on any number of processes.
         apply_patch_mask: encode visible patches only; a batch always gets the same mask.
@@ -112,6 +114,7 @@ class Encoder:
             "image_backend": image_processor.backend,
             "resize": settings["size"] if image_processor.do_resize else None,
             "crop": settings["crop_size"] if image_processor.do_center_crop else None,
+            "crop_rounding": "half to even" if image_processor.do_center_crop else None,
             "patch_mask": vision_config.patch_mask if self.apply_patch_mask else None,
             "versions": {name: version(name) for name in PACKAGES},
         }
@@ -167,7 +170,7 @@ class Encoder:
         pixel_values = None
         if usable:
             pictures = [picture.convert("RGB") for picture, _ in usable]
-            pixel_values = self.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+            pixel_values = pixels_of(self.processor.image_processor, pictures)
         return number, pixel_values, [target for _, target in usable], len(loaded) - len(usable)
 
     def _encode_pixels(self, pixel_values: torch.Tensor, seed: int) -> torch.Tensor:
