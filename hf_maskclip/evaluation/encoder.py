@@ -66,8 +66,8 @@ class Encoder:
 
     Args:
         model: any `CLIPModel`; a [`MaskCLIPModel`] where `apply_patch_mask` is set.
-        processor: its processor; the centre crop is open_clip's ([`pixels_of`]), which Transformers' own misses by a pixel where
-            an odd number of pixels is cut.
+        processor: its processor, with open_clip's centre crop ([`pixels_of`]). Transformers' own is one pixel off where an odd
+            number of pixels is cut.
         batch_size: pictures a forward pass, by default 16 on a CPU, whose cache more would leave, and else 128. Batches are the
             same ones on any number of processes.
         apply_patch_mask: encode visible patches only; a batch always gets the same mask.

@@ -42,6 +42,9 @@ def evaluate_linear_probe(
             ([`fit_logistic_regression`]).
         seed: of the classifier's first weights and of the order of its batches, or of the pictures that C is chosen on.
 
+    Returns:
+        the accuracies, and under `settings` what the solver chose, such as C: no metric.
+
     Raises:
         ConfigError: a class index outside the classes, no picture, `logistic_regression` on features that are not numbers.
         ConfigError: `logistic_regression` without scikit-learn.
@@ -62,7 +65,7 @@ def evaluate_linear_probe(
     (classifier, settings), *_ = broadcast_object_list(fitted)
     weight, bias = classifier
     scores = accuracy_over_processes(lambda rows: F.linear(test_features[rows], weight, bias), test_labels)
-    return scores | {"n": len(test_labels), "num_train": len(labels), "solver": solver} | settings
+    return scores | {"n": len(test_labels), "num_train": len(labels), "solver": solver, "settings": settings}
 
 
 def fit_by_gradient_descent(

@@ -1,7 +1,7 @@
 """From pictures to pixels as open_clip makes them.
 
-Transformers and torchvision resize alike, and differ in the centre crop: where an odd number of pixels is cut, Transformers cuts
-the smaller part first, and torchvision, which open_clip uses, rounds half to even.
+Transformers and torchvision, which open_clip uses, resize alike and differ in the centre crop. Where an odd number of pixels is
+cut, Transformers floors its half, and torchvision rounds it to even.
 """
 
 from typing import Any

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data.decoding import Decoder, SkippedSample
 from ..errors import ConfigError, as_config_error, fail
+from .class_names import warn_of_names_without_words
 from .compositionality import evaluate_compositionality
 from .encoder import Encoder, ImageSet
 from .linear_probe import Solver, evaluate_linear_probe
@@ -113,6 +114,7 @@ class ClassificationData:
     is_multi_label: bool = False
 
     def zero_shot(self, split: str = "test", *, family: str = "zero_shot", only_occurring: bool = False) -> Evaluation:
+        warn_of_names_without_words(self.class_names, self.data)
         images = self.images(split)
         about = {"data": self.data, "split": split, "templates": self.templates, "templates_source": self.templates_source}
         if self.is_multi_label:
