@@ -111,6 +111,8 @@ def write_summary(summary: dict[str, Any], path: Path) -> None:
 
 
 def numbers_of(record: dict[str, Any]) -> str:
-    """Its metrics as one line: shares in percent, counts as they are."""
+    """Its metrics as one line: shares in percent, counts as they are, with what was left out."""
     shares = ", ".join(f"{key} {value:.1%}" for key, value in record.items() if isinstance(value, float) and value <= 1)
-    return f"{shares} (n = {record['n']})"
+    unreadable = {"": record.get("num_undecodable"), "training ": record.get("num_train_undecodable")}
+    left_out = "".join(f", {count} unreadable {kind}pictures left out" for kind, count in unreadable.items() if count)
+    return f"{shares or 'too few pictures for a metric'} (n = {record['n']}{left_out})"
