@@ -153,7 +153,7 @@ def test_a_folder_that_is_not_on_this_machine_is_read_by_fsspec(animals, results
     (there,) = results(of_data("memory://wds_animals")).values()
     (here,) = results(of_data(animals)).values()
     differing = {key for key in here if here[key] != there[key]}
-    assert differing == {"data"}
+    assert differing == {"data", "data_fingerprint"}
     assert there["column"] == "animals"
     remote.rm("/wds_animals/test/0.tar")
     with pytest.raises(ConfigError, match="test/0.tar is missing; its nshards.txt says 1 shards"):

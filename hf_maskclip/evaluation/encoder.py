@@ -110,6 +110,7 @@ class Encoder:
         return {
             "model_hash": self.model_hash,
             "precision": str(self.model.dtype).removeprefix("torch."),
+            "batch_size": self.batch_size,
             "image_backend": image_processor.backend,
             "resize": settings["size"] if image_processor.do_resize else None,
             "crop": settings["crop_size"] if image_processor.do_center_crop else None,
