@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ..errors import fail
 from .encoder import Encoder, ImageSet
+from .labels import check_samples, class_label
 from .zero_shot import accuracy_over_processes, class_indices
 
 EPOCHS, LEARNING_RATE, BATCH_SIZE = 10, 0.1, 512  # of CLIP-PGS (arXiv 2503.17080)
@@ -49,6 +50,8 @@ def evaluate_linear_probe(
         ConfigError: a class index outside the classes, no picture, `logistic_regression` on features that are not numbers.
         ConfigError: `logistic_regression` without scikit-learn.
     """
+    for images in (train, test):
+        check_samples(images, class_label, num_classes)
     features, labels, num_train_undecodable = _features_and_labels(encoder, train, num_classes)
     test_features, test_labels, num_undecodable = _features_and_labels(encoder, test, num_classes)
     if solver == "logistic_regression":  # checked on all processes: an error on one alone would leave the others waiting

@@ -23,7 +23,8 @@ def evaluate_retrieval(encoder: Encoder, images: ImageSet) -> dict[str, Any]:
     """
     found = encoder.encode_images(images)
     row_of: dict[str | int, int] = {}  # from a picture to its first row
-    picture_of = [row_of.setdefault(key, row) for row, key in enumerate(found.hashes or range(len(found.targets)))]
+    keys: list[str] | list[int] = found.hashes or list(range(len(found.targets)))
+    picture_of = [row_of.setdefault(key, row) for row, key in enumerate(keys)]
     number_of = {row: number for number, row in enumerate(row_of.values())}
     pictures = found.features[list(number_of)]
     index_of: dict[str, int] = {}

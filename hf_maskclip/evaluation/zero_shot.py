@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..errors import fail
 from .class_names import equal_names, warn_of_equal_names
 from .encoder import Encoder, ImageSet
+from .labels import check_samples, class_label, multi_hot_label
 from .metrics import Accuracy, MeanAveragePrecision, compute_over_processes, rank_of_nearest
 
 PICTURES_PER_CHUNK = 1024
@@ -35,6 +36,7 @@ def evaluate_zero_shot(
     Raises:
         ConfigError: a template without `{c}`, a class index outside the names, no picture.
     """
+    check_samples(images, class_label, len(class_names))
     equal = equal_names(class_names)
     warn_of_equal_names(equal)
     names = list(dict.fromkeys(class_names))
@@ -56,14 +58,15 @@ def evaluate_multi_label(
     """Mean average precision of pictures of several classes each (VOC2007), whose targets are M numbers 0 or 1.
 
     Raises:
-        ConfigError: a template without `{c}`, a target of another length, no picture.
+        ConfigError: a template without `{c}`, a target that is no 0 or 1 for each class, no picture or no 1 at all.
     """
+    check_samples(images, multi_hot_label, len(class_names))
     classes = class_features(encoder, class_names, templates)
     found = encoder.encode_images(images)
-    for target in found.targets:
-        if len(target) != len(class_names):
-            fail(f"a target of {len(target)} classes: there are {len(class_names)} class names")
-    targets = torch.tensor(found.targets, dtype=torch.int8)  # (N, M)
+    rows = [multi_hot_label(t, len(class_names), f"sample number {position}") for position, t in enumerate(found.targets)]
+    targets = torch.tensor(rows, dtype=torch.int8)  # (N, M)
+    if not targets.any():
+        fail("mean average precision: no picture has a class that is 1 in its label")
 
     def chunk(rows: slice) -> dict[str, torch.Tensor]:
         return {"predictions": found.features[rows] @ classes.t(), "references": targets[rows]}
@@ -83,12 +86,8 @@ def class_features(encoder: Encoder, class_names: Sequence[str], templates: Sequ
 
 
 def class_indices(targets: list[int], num_classes: int) -> torch.Tensor:
-    """Targets as a LongTensor (N,). Raises ConfigError for one outside the class names."""
-    labels = torch.tensor(targets)
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        fail(f"class index {int(wrong[0])}: there are {num_classes} class names")
-    return labels
+    """Targets as a LongTensor (N,). Raises ConfigError for one that is no class index, or outside the names."""
+    return torch.tensor([class_label(t, num_classes, f"sample number {position}") for position, t in enumerate(targets)])
 
 
 def accuracy_over_processes(
