@@ -171,7 +171,7 @@ def test_an_image_folder_has_the_classes_of_its_subfolders(tmp_path, results):
     assert (record["n"], record["num_classes"], record["templates_source"]) == (6, 3, "default")
     (probe,) = results(of_data(tmp_path / "pets", "linear_probe")).values()
     assert probe["num_train"] == 6
-    with pytest.raises(ConfigError, match="split='dev': .*pets has test, train"):
+    with pytest.raises(ConfigError, match="split='dev': .*pets has the folders test, train"):
         of_data(tmp_path / "pets", split="dev")
 
 

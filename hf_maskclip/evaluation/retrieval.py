@@ -22,8 +22,8 @@ def evaluate_retrieval(encoder: Encoder, images: ImageSet) -> dict[str, Any]:
     each caption. `num_rows` in the result is how many rows there were.
     """
     found = encoder.encode_images(images)
-    row_of: dict[str | int, int] = {}  # from a picture to its first row
-    keys: list[str] | list[int] = found.hashes or list(range(len(found.targets)))
+    row_of: dict[Any, int] = {}  # from a picture to its first row
+    keys: list[Any] = found.hashes or list(range(len(found.targets)))
     picture_of = [row_of.setdefault(key, row) for row, key in enumerate(keys)]
     number_of = {row: number for number, row in enumerate(row_of.values())}
     pictures = found.features[list(number_of)]

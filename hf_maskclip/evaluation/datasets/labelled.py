@@ -26,7 +26,7 @@ def labelled_data(data: str, split: str, class_names_file: str = "", templates_f
             if not splits:
                 return datasets.load_dataset(data, split=split, streaming=True)
             if split not in splits:
-                fail(f"split={split!r}: {data} has {', '.join(splits)}")
+                fail(f"split={split!r}: {data} has the folders {', '.join(splits)}; pictures are looked for in {split}/CLASS/")
             # All splits at once, so that a class has one index in all of them, also where one split lacks it.
             files = {name: f"{data}/{name}/**" for name in splits}
             return datasets.load_dataset("imagefolder", data_files=files, split=split, streaming=True)
