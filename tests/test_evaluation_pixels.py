@@ -1,5 +1,8 @@
 """Proves that evaluation's pixels are open_clip's for pictures of every size, where Transformers' own crop is one pixel off."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -80,3 +83,20 @@ def test_features_are_those_of_open_clips_pixels(make_model, processor):
         pixels = open_clip.image_transform(32, is_train=False)(picture)[None]
         expected = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def real_pictures() -> list[Image.Image]:
+    """Those that come with Matplotlib and, where it is installed, scikit-learn (a photograph of 640x427)."""
+    found = [find_spec(name) for name in ("matplotlib", "sklearn")]
+    folders = [Path(spec.origin).parent for spec in found if spec and spec.origin]
+    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix in (".jpg", ".png")]
+    return [Image.open(file).convert("RGB") for file in files]
+
+
+@pytest.mark.parametrize("image_size", [32, 224])
+def test_pixels_of_real_pictures_are_open_clips(image_size):
+    pictures = real_pictures()
+    assert len({picture.size for picture in pictures}) > 3
+    transform, processor = open_clip.image_transform(image_size, is_train=False), processor_of(image_size)
+    for picture in pictures:
+        torch.testing.assert_close(pixels_of(processor, [picture])[0], transform(picture), rtol=0, atol=1e-5)
