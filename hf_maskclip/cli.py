@@ -130,7 +130,7 @@ def _add_export_command(commands: argparse._SubParsersAction) -> None:
 def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("evaluate", help="a CLIP on one data set, or on all five families of the papers' tables")
     parser.add_argument("--model", required=True, help="folder or Hub id of a CLIP")
-    parser.add_argument("--output", required=True, help="JSON file for the results")
+    parser.add_argument("--output", required=True, help="JSON file for the results; goes on from those in it")
     parser.add_argument("--suite", choices=SUITES, help="all five families: on embedded scenes, or on the papers' data sets")
     parser.add_argument("--data_root", default="", help="folder of the papers' data sets; what is missing is said first")
     parser.add_argument("--data", default="", help="one data set: a clip-benchmark folder, tars, an image folder, or a Hub id")
@@ -152,7 +152,8 @@ def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
         "--image_backend",
         default="pil",
         choices=("pil", "torchvision"),
-        help="pil gives open_clip's pixels (default: %(default)s)",
+        help="pil gives open_clip's pixels, where an odd margin is cropped too; an exported processor crops as Transformers "
+        "does, which floors it, one pixel off (default: %(default)s)",
     )
     parser.add_argument(
         "--patch_mask", default="", help="evaluate under this mask, a name or {name: ...}; default: whole images"

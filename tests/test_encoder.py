@@ -9,10 +9,12 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
+from hf_maskclip.errors import ConfigError
 from hf_maskclip.evaluation import (
     Encoder,
     ImageSet,
 )
+from hf_maskclip.evaluation.pixels import pixels_of
 
 
 @pytest.fixture
@@ -27,7 +29,8 @@ def test_features_are_those_of_the_model_in_evaluation_mode_and_the_mode_comes_b
     assert model.training
     assert found.targets == [0, 1, 2, 3, 4]
     with torch.no_grad():
-        expected = model.eval().get_image_features(**processor(images=pictures, return_tensors="pt")).pooler_output
+        pixel_values = pixels_of(processor.image_processor, pictures)
+        expected = model.eval().get_image_features(pixel_values=pixel_values).pooler_output
     torch.testing.assert_close(found.features, F.normalize(expected, dim=-1))
 
 
@@ -49,9 +52,38 @@ def test_text_features_do_not_depend_on_padding_and_long_texts_are_cut(encoder):
 
 
 def test_what_cannot_be_decoded_is_left_out_and_counted(encoder):
-    samples = [(lambda: None, 0), (lambda: random_picture(1), 1), (random_picture(2), 2), (lambda: None, 3), (lambda: None, 4)]
+    samples = [(lambda: None, 0), (lambda: random_picture(1), 1), (random_picture(2), 2), (lambda: None, 3)]
     found = encoder.encode_images(ImageSet(samples))
-    assert (found.targets, found.num_undecodable, len(found.features)) == ([1, 2], 3, 2)
+    assert (found.targets, found.num_undecodable, len(found.features)) == ([1, 2], 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "readable", "message"),
+    [
+        (3, 2, "3 of 5 pictures of the evaluation data cannot be read"),
+        (2, 0, "2 of 2 pictures of the evaluation data cannot be read"),
+        (0, 0, "the evaluation data is empty"),
+    ],
+)
+def test_data_of_which_more_than_half_cannot_be_read_is_no_evaluation(unreadable, readable, message, encoder):
+    samples = [(lambda: None, 0)] * unreadable + [(random_picture(n), n) for n in range(readable)]
+    with pytest.raises(ConfigError, match=message):
+        encoder.encode_images(ImageSet(samples))
+
+
+def test_pictures_may_be_paths_and_what_is_none_is_named(encoder, tmp_path):
+    random_picture(3).save(tmp_path / "x.png")
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    file = str(tmp_path / "x.png")
+    found = encoder.encode_images(
+        ImageSet([(file, 0), (tmp_path / "x.png", 1), (random_picture(3), 2), (tmp_path / "no.png", 3)])
+    )
+    assert (found.targets, found.num_undecodable) == ([0, 1, 2], 1)
+    torch.testing.assert_close(found.features[0], found.features[2], rtol=0, atol=1e-6)
+    assert len(set(found.hashes)) == 1
+    for wrong, message in ((str(tmp_path / "absent.png"), "absent.png"), (7, "a picture of type int")):
+        with pytest.raises(ConfigError, match=message):
+            encoder.encode_images(ImageSet([(wrong, 0)]))
 
 
 class CountedSamples:

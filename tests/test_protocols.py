@@ -154,9 +154,9 @@ def test_classes_without_a_picture_can_be_left_out(encoder):
 
 
 def test_targets_outside_the_classes_give_no_number(encoder):
-    with pytest.raises(ValueError, match="class index 2: there are 2 class names"):
+    with pytest.raises(ValueError, match="sample number 0 has class index 2, but there are 2 class names"):
         evaluate_zero_shot(encoder, ImageSet([(random_picture(0), 2)]), ["ball", "fish"], ["a {c}"])
-    with pytest.raises(ValueError, match="a target of 3 classes: there are 2 class names"):
+    with pytest.raises(ValueError, match="sample number 0 has 3 classes, but there are 2 class names"):
         evaluate_multi_label(encoder, ImageSet([(random_picture(0), [0, 1, 0])]), ["ball", "fish"], ["a {c}"])
     with pytest.raises(ValueError, match="evaluation data is empty"):
         evaluate_zero_shot(encoder, ImageSet([]), ["ball", "fish"], ["a {c}"])

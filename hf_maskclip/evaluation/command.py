@@ -1,7 +1,6 @@
 """`hf-maskclip evaluate`: evaluate a CLIP, a folder or Hub id that Transformers loads, on one data set or a suite of them."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..options import TASKS
 from .datasets.find import Request, find_evaluations
 from .datasets.pairs import PairKeys
 from .encoder import Encoder
+from .results_file import ResultsFile
 from .suites import open_suite
 from .tasks import Evaluation, run_evaluations
 
@@ -27,24 +27,31 @@ from .tasks import Evaluation, run_evaluations
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Run the evaluations that the options name, and return what is in the output file.
 
-    The file has one record for each result, is written anew after each, and is what `hf-maskclip report` reads.
+    The file has one record for each result, is written anew after each, and is what `hf-maskclip report` reads. Where it is
+    there already, results of the same weights, data and options are not computed again, and all others in it stay.
 
     Raises:
         ConfigError: an option, or the data that it names, cannot be used.
     """
     check_options(options)
+    file = ResultsFile(options.output, {"model": options.model, "suite": options.suite or None})
     state = start_processes()
     encoder = load_encoder(options, state.device)
-    summary: dict[str, Any] = {"model": options.model, "suite": options.suite or None, "results": {}}
-    for name, record in run_evaluations(encoder, evaluations_of(options, encoder)):
-        summary["results"][name] = record
-        if state.is_main_process:
-            with as_config_error("output", options.output):
-                write_summary(summary, Path(options.output))
-            print(f"{name}: {numbers_of(record)}", flush=True)
-    if not summary["results"]:
+    file.check_model(encoder.model_hash)
+    is_any = False
+    try:
+        for name, record in run_evaluations(encoder, evaluations_of(options, encoder), file.finished):
+            is_any, is_new = True, record is not file.results.get(name)
+            if is_new and state.is_main_process:
+                file.add(name, record)
+            if state.is_main_process:
+                print(f"{name}: {numbers_of(record)}{'' if is_new else ', as it stands in the output file'}", flush=True)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from the results in {file.path}", file=sys.stderr)
+        raise SystemExit(130) from None
+    if not is_any:
         fail(f"--data_root {options.data_root!r}: none of the data sets is there")
-    return summary
+    return file.summary
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -102,15 +109,9 @@ def evaluations_of(options: argparse.Namespace, encoder: Encoder) -> Iterable[Ev
     return find_evaluations(options.data, request)
 
 
-def write_summary(summary: dict[str, Any], path: Path) -> None:
-    """Write results aside and rename them, so that the file is whole at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
 def numbers_of(record: dict[str, Any]) -> str:
-    """Its metrics as one line: shares in percent, counts as they are."""
+    """Its metrics as one line: shares in percent, counts as they are, with what was left out."""
     shares = ", ".join(f"{key} {value:.1%}" for key, value in record.items() if isinstance(value, float) and value <= 1)
-    return f"{shares} (n = {record['n']})"
+    unreadable = {"": record.get("num_undecodable"), "training ": record.get("num_train_undecodable")}
+    left_out = "".join(f", {count} unreadable {kind}pictures left out" for kind, count in unreadable.items() if count)
+    return f"{shares or 'too few pictures for a metric'} (n = {record['n']}{left_out})"

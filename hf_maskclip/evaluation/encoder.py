@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -28,11 +27,10 @@ from transformers import CLIPModel, CLIPProcessor
 from ..distributed import gather_pieces, is_mine, usable_cpus
 from ..errors import fail
 from ..models.modeling_maskclip import MaskCLIPModel
+from .pixels import Picture, load_picture, picture_hash, pixels_of
 
 TEXTS_PER_BATCH = 256
 PACKAGES = ("hf_maskclip", "transformers", "torch", "torchvision", "pillow")
-
-Picture = Image.Image | Callable[[], Image.Image | None]
 
 
 @dataclass
@@ -40,9 +38,9 @@ class ImageSet:
     """Pictures, each with what is known of it (a label, captions, ...).
 
     Args:
-        samples: (picture, target) pairs, the same ones in the same order each time and on every process. A picture may be a
-            function that returns it, which is then called for the pictures of this process only, in a thread; or that returns
-            None for a picture that cannot be decoded, which is left out.
+        samples: (picture, target) pairs, the same ones in the same order each time and on every process. A picture may be its
+            path; or a function that returns it, which is then called for the pictures of this process only, in a thread. The
+            function returns None for a picture that cannot be decoded, which is left out.
         fingerprint: changes whenever the pictures or targets change; features are kept under it. `""`: they are not kept.
     """
 
@@ -52,11 +50,13 @@ class ImageSet:
 
 @dataclass
 class ImageFeatures:
-    """Unit-length features (N, E), float32 on the CPU, the N targets, and how many pictures could not be decoded."""
+    """Unit-length features (N, E), float32 on the CPU, the N targets, how many pictures could not be decoded, and the N hashes
+    of the pictures' pixels."""
 
     features: torch.Tensor
     targets: list[Any]
     num_undecodable: int = 0
+    hashes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -65,7 +65,8 @@ class Encoder:
 
     Args:
         model: any `CLIPModel`; a [`MaskCLIPModel`] where `apply_patch_mask` is set.
-        processor: its processor.
+        processor: its processor, with open_clip's centre crop ([`pixels_of`]). Transformers' own is one pixel off where an odd
+            number of pixels is cut.
         batch_size: pictures a forward pass, by default 16 on a CPU, whose cache more would leave, and else 128. Batches are the
             same ones on any number of processes.
         apply_patch_mask: encode visible patches only; a batch always gets the same mask.
@@ -109,9 +110,11 @@ class Encoder:
         return {
             "model_hash": self.model_hash,
             "precision": str(self.model.dtype).removeprefix("torch."),
+            "batch_size": self.batch_size,
             "image_backend": image_processor.backend,
             "resize": settings["size"] if image_processor.do_resize else None,
             "crop": settings["crop_size"] if image_processor.do_center_crop else None,
+            "crop_rounding": "half to even" if image_processor.do_center_crop else None,
             "patch_mask": vision_config.patch_mask if self.apply_patch_mask else None,
             "versions": {name: version(name) for name in PACKAGES},
         }
@@ -149,26 +152,33 @@ class Encoder:
         shares = []
         bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
         with _evaluation_mode(self.model), bar:
-            for number, pixel_values, targets, num_undecodable in _in_threads(self._load_batch, batches):
+            for number, pixel_values, targets, num_undecodable, hashes in _in_threads(self._load_batch, batches):
                 features = self._encode_pixels(pixel_values, seed=number) if targets else torch.empty(0)
-                shares.append((number, features, targets, num_undecodable))
+                shares.append((number, features, targets, num_undecodable, hashes))
                 bar.update((len(targets) + num_undecodable) * state.num_processes)
         shares = gather_pieces(shares)
-        targets = [target for share in shares for target in share[2]]
+        targets, hashes = ([item for share in shares for item in share[part]] for part in (2, 4))
+        num_undecodable = sum(share[3] for share in shares)
+        if num_undecodable > len(targets):
+            fail(
+                f"{num_undecodable} of {num_undecodable + len(targets)} pictures of the evaluation data cannot be read: "
+                "a result on less than half of them would say little"
+            )
         if not targets:
             fail("no picture to evaluate on: the evaluation data is empty")
         features = torch.cat([share[1] for share in shares if share[2]])
-        return ImageFeatures(features, targets, num_undecodable=sum(share[3] for share in shares))
+        return ImageFeatures(features, targets, num_undecodable, hashes)
 
-    def _load_batch(self, batch: tuple[int, list[tuple[Picture, Any]]]) -> tuple[int, torch.Tensor | None, list[Any], int]:
+    def _load_batch(
+        self, batch: tuple[int, list[tuple[Picture, Any]]]
+    ) -> tuple[int, torch.Tensor | None, list[Any], int, list[str]]:
         number, samples = batch
-        loaded = [(picture() if callable(picture) else picture, target) for picture, target in samples]
+        loaded = [(load_picture(picture), target) for picture, target in samples]
         usable = [(picture, target) for picture, target in loaded if picture is not None]
-        pixel_values = None
-        if usable:
-            pictures = [picture.convert("RGB") for picture, _ in usable]
-            pixel_values = self.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
-        return number, pixel_values, [target for _, target in usable], len(loaded) - len(usable)
+        pictures = [picture for picture, _ in usable]
+        pixel_values = pixels_of(self.processor.image_processor, pictures) if usable else None
+        hashes = [picture_hash(picture) for picture in pictures]
+        return number, pixel_values, [target for _, target in usable], len(loaded) - len(usable), hashes
 
     def _encode_pixels(self, pixel_values: torch.Tensor, seed: int) -> torch.Tensor:
         """Images (B, C, H, W) to features (B, E)."""
@@ -231,6 +241,7 @@ def _save_features(found: ImageFeatures, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
     about = {"targets": json.dumps(found.targets), "num_undecodable": str(found.num_undecodable)}
+    about["hashes"] = json.dumps(found.hashes)
     save_file({"features": found.features}, unfinished, metadata=about)
     unfinished.replace(file)
 
@@ -238,4 +249,5 @@ def _save_features(found: ImageFeatures, file: Path) -> None:
 def _load_features(file: Path) -> ImageFeatures:
     with safe_open(file, framework="pt") as stored:
         about = stored.metadata()
-        return ImageFeatures(stored.get_tensor("features"), json.loads(about["targets"]), int(about["num_undecodable"]))
+        targets, hashes = (json.loads(about[name]) for name in ("targets", "hashes"))
+        return ImageFeatures(stored.get_tensor("features"), targets, int(about["num_undecodable"]), hashes)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ..errors import fail
 from .encoder import Encoder, ImageSet
+from .labels import check_samples, class_label
 from .zero_shot import accuracy_over_processes, class_indices
 
 EPOCHS, LEARNING_RATE, BATCH_SIZE = 10, 0.1, 512  # of CLIP-PGS (arXiv 2503.17080)
@@ -42,12 +43,17 @@ def evaluate_linear_probe(
             ([`fit_logistic_regression`]).
         seed: of the classifier's first weights and of the order of its batches, or of the pictures that C is chosen on.
 
+    Returns:
+        the accuracies, and under `settings` what the solver chose, such as C: no metric.
+
     Raises:
         ConfigError: a class index outside the classes, no picture, `logistic_regression` on features that are not numbers.
         ConfigError: `logistic_regression` without scikit-learn.
     """
-    features, labels = _features_and_labels(encoder, train, num_classes)
-    test_features, test_labels = _features_and_labels(encoder, test, num_classes)
+    for images in (train, test):
+        check_samples(images, class_label, num_classes)
+    features, labels, num_train_undecodable = _features_and_labels(encoder, train, num_classes)
+    test_features, test_labels, num_undecodable = _features_and_labels(encoder, test, num_classes)
     if solver == "logistic_regression":  # checked on all processes: an error on one alone would leave the others waiting
         if find_spec("sklearn") is None:
             fail('solver="logistic_regression": needs scikit-learn: pip install "hf_maskclip[probe]"')
@@ -62,7 +68,9 @@ def evaluate_linear_probe(
     (classifier, settings), *_ = broadcast_object_list(fitted)
     weight, bias = classifier
     scores = accuracy_over_processes(lambda rows: F.linear(test_features[rows], weight, bias), test_labels)
-    return scores | {"n": len(test_labels), "num_train": len(labels), "solver": solver} | settings
+    counts = {"n": len(test_labels), "num_undecodable": num_undecodable}
+    counts |= {"num_train": len(labels), "num_train_undecodable": num_train_undecodable}
+    return scores | counts | {"solver": solver, "settings": settings}
 
 
 def fit_by_gradient_descent(
@@ -122,6 +130,6 @@ def fit_logistic_regression(
     return (weight, bias), {"C": best}
 
 
-def _features_and_labels(encoder: Encoder, images: ImageSet, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _features_and_labels(encoder: Encoder, images: ImageSet, num_classes: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     found = encoder.encode_images(images)
-    return found.features, class_indices(found.targets, num_classes)
+    return found.features, class_indices(found.targets, num_classes), found.num_undecodable

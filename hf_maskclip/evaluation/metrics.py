@@ -76,17 +76,17 @@ def _average_precision(scores: torch.Tensor, relevant: torch.Tensor) -> float:
 class RecallAtK(_Metric):
     """Share of queries with at least one correct item among the k nearest, in [0, 1], for k = 1, 5, 10.
 
-    Among k targets or fewer any model finds: such a k is left out.
+    Among fewer than k wrong targets any model finds: a k that is so for all queries is left out.
 
-    Inputs: `ranks`, for each query how many wrong targets are as near as the nearest right one, or nearer (N,); `num_targets`,
-    among how many it looked (N,).
+    Inputs: `ranks`, for each query how many wrong targets are as near as the nearest right one, or nearer (N,); `num_wrong`,
+    among how many wrong ones it looked (N,).
     """
 
-    inputs = {name: datasets.Value("int64") for name in ("ranks", "num_targets")}
+    inputs = {name: datasets.Value("int64") for name in ("ranks", "num_wrong")}
     KS = (1, 5, 10)
 
-    def _compute(self, ranks: list[int], num_targets: list[int]) -> dict[str, float]:
-        return {f"recall@{k}": _mean(torch.tensor(ranks) < k) for k in self.KS if k < min(num_targets)}
+    def _compute(self, ranks: list[int], num_wrong: list[int]) -> dict[str, float]:
+        return {f"recall@{k}": _mean(torch.tensor(ranks) < k) for k in self.KS if k <= max(num_wrong)}
 
 
 class HardNegativeAccuracy(_Metric):

@@ -18,20 +18,31 @@ def evaluate_retrieval(encoder: Encoder, images: ImageSet) -> dict[str, Any]:
     """Recall at 1, 5 and 10, both ways, of pictures whose targets are lists of captions, at least one each.
 
     A query has found if any of what belongs to it is among the nearest. Captions that are equal are one text, and belong to
-    all of their pictures.
+    all of their pictures. Pictures that are equal are one picture, with the captions of all its rows: data may have a row for
+    each caption. `num_rows` in the result is how many rows there were.
     """
     found = encoder.encode_images(images)
+    row_of: dict[Any, int] = {}  # from a picture to its first row
+    keys: list[Any] = found.hashes or list(range(len(found.targets)))
+    picture_of = [row_of.setdefault(key, row) for row, key in enumerate(keys)]
+    number_of = {row: number for number, row in enumerate(row_of.values())}
+    pictures = found.features[list(number_of)]
     index_of: dict[str, int] = {}
     positives = torch.tensor(
-        [(i, index_of.setdefault(text, len(index_of))) for i, texts in enumerate(found.targets) for text in texts]
+        [
+            (number_of[row], index_of.setdefault(text, len(index_of)))
+            for row, captions in zip(picture_of, found.targets, strict=True)
+            for text in captions
+        ]
     )
     texts = encoder.encode_texts(list(index_of))
-    image_to_text = recall_at_k(found.features, texts, positives)
-    text_to_image = recall_at_k(texts, found.features, positives.flip(1))
+    image_to_text = recall_at_k(pictures, texts, positives)
+    text_to_image = recall_at_k(texts, pictures, positives.flip(1))
     return (
         {f"image_to_text_{name}": value for name, value in image_to_text.items()}
         | {f"text_to_image_{name}": value for name, value in text_to_image.items()}
-        | {"n": len(found.features), "num_texts": len(texts), "num_undecodable": found.num_undecodable}
+        | {"n": len(pictures), "num_rows": len(found.features), "num_texts": len(texts)}
+        | {"num_undecodable": found.num_undecodable}
     )
 
 
@@ -51,6 +62,6 @@ def recall_at_k(queries: torch.Tensor, targets: torch.Tensor, positives: torch.T
         positive = torch.zeros_like(scores, dtype=torch.bool)
         positive[in_chunk[:, 0] - first, in_chunk[:, 1]] = True
         rank = rank_of_nearest(scores, positive)
-        return {"ranks": rank, "num_targets": torch.full_like(rank, len(targets))}
+        return {"ranks": rank, "num_wrong": (~positive).sum(dim=1)}
 
     return compute_over_processes(RecallAtK(), [partial(ranks, q) for q in range(0, len(queries), QUERIES_PER_CHUNK)])

@@ -1,5 +1,7 @@
 """An evaluation: pictures, what is asked of them, and what the record of its result says besides the metrics."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from PIL import Image
 
 from ..data.decoding import Decoder, SkippedSample
 from ..errors import ConfigError, as_config_error, fail
+from .class_names import warn_of_names_without_words
 from .compositionality import evaluate_compositionality
 from .encoder import Encoder, ImageSet
 from .linear_probe import Solver, evaluate_linear_probe
@@ -44,11 +47,21 @@ class Evaluation:
         return f"{self.family}_{self.column}".lower().replace(" ", "_")
 
 
-def run_evaluations(encoder: Encoder, evaluations: Iterable[Evaluation]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and the record of each result, as soon as it is there."""
+def run_evaluations(
+    encoder: Encoder,
+    evaluations: Iterable[Evaluation],
+    finished: Callable[[str, dict[str, Any]], dict[str, Any] | None] = lambda name, expected: None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the record of each result, as soon as it is there.
+
+    Args:
+        finished: from a name, and what its record says of data and options, to a record that need not be computed again.
+    """
     for evaluation in evaluations:
-        table = {"family": evaluation.family, "column": evaluation.column}
-        yield evaluation.name, table | evaluation.run(encoder) | evaluation.about | encoder.describe()
+        about = {"family": evaluation.family, "column": evaluation.column} | evaluation.about | encoder.describe()
+        passing = {"versions"} if encoder.apply_patch_mask else {"versions", "batch_size"}  # a mask is drawn for a batch
+        expected = {key: value for key, value in about.items() if key not in passing}
+        yield evaluation.name, finished(evaluation.name, expected) or evaluation.run(encoder) | about
 
 
 @dataclass
@@ -113,8 +126,10 @@ class ClassificationData:
     is_multi_label: bool = False
 
     def zero_shot(self, split: str = "test", *, family: str = "zero_shot", only_occurring: bool = False) -> Evaluation:
+        warn_of_names_without_words(self.class_names, self.data)
         images = self.images(split)
         about = {"data": self.data, "split": split, "templates": self.templates, "templates_source": self.templates_source}
+        about |= {"class_names_hash": _hash(self.class_names)} | _fingerprint(images)
         if self.is_multi_label:
             run = partial(evaluate_multi_label, images=images, class_names=self.class_names, templates=self.templates)
         else:
@@ -131,46 +146,47 @@ class ClassificationData:
         if self.is_multi_label:
             fail(f"{self.name}: a linear probe needs one class a picture")
         train, test = self.images("train"), self.images(split)
-        about = {"task": "linear_probe", "data": self.data, "split": split, "train_split": "train"}
+        about = {"task": "linear_probe", "data": self.data, "split": split, "train_split": "train", "solver": solver}
+        about |= {"class_names_hash": _hash(self.class_names)} | _fingerprint(train, test)
         run = partial(evaluate_linear_probe, train=train, test=test, num_classes=len(self.class_names), solver=solver)
         return Evaluation("linear_probe", self.name, run, about)
 
 
 def retrieval(name: str, data: str, images: ImageSet, split: str = "test") -> Evaluation:
-    about = {"task": "zero_shot_retrieval", "data": data, "split": split}
+    about = {"task": "zero_shot_retrieval", "data": data, "split": split} | _fingerprint(images)
     return Evaluation("retrieval", name, partial(evaluate_retrieval, images=images), about)
 
 
 def compositionality(kind: str, data: str, images: ImageSet) -> Evaluation:
-    about = {"task": "compositionality", "data": data, "split": "test"}
+    about = {"task": "compositionality", "data": data, "split": "test"} | _fingerprint(images)
     return Evaluation("compositionality", kind, partial(evaluate_compositionality, images=images), about)
 
 
-def check_targets(rows: Rows, num_classes: int | None = None) -> None:
+def _fingerprint(*images: ImageSet) -> dict[str, str]:
+    """What changes with the data, for the record; nothing where that is not known."""
+    known = [one.fingerprint for one in images]
+    return {"data_fingerprint": _hash(known)} if all(known) else {}
+
+
+def _hash(values: list[str]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def check_targets(rows: Rows) -> None:
     """Look at all targets without decoding a picture: a wrong one would end an evaluation of hours at its end.
 
-    What is not on a disk is not looked at, for it would be downloaded twice.
-
-    Args:
-        num_classes: of class indices, or of arrays of 0 and 1; None where the targets are captions.
+    What is not on a disk is not looked at, for it would be downloaded twice. There a wrong one is an error when it comes.
 
     Raises:
-        ConfigError: there is none, one is outside the classes, or a shard cannot be read.
+        ConfigError: there is none, one is no label, no label of several classes has a 1, or a shard cannot be read.
     """
     if "://" in rows.source:
         return
-    is_empty = True
-    for row, target in rows.targets():
-        is_empty = False
-        if num_classes is None:
-            continue
-        sample = f"{rows.source}: sample {row['__key__']!r}"
-        if isinstance(target, list) and len(target) != num_classes:
-            fail(f"{sample} has {len(target)} classes, but there are {num_classes} class names")
-        if isinstance(target, int) and not 0 <= target < num_classes:
-            fail(f"{sample} has class index {target}, but there are {num_classes} class names")
-    if is_empty:
+    targets = [target for _, target in rows.targets()]
+    if not targets:
         fail(f"{rows.source}: the split is empty")
+    if all(isinstance(target, list) and not any(target) for target in targets):
+        fail(f"{rows.source}: no label of its {len(targets)} samples has a 1, so that there is nothing to find")
 
 
 def choose_templates(file: str, own: str | None) -> tuple[list[str], str]:

@@ -11,7 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import fail
+from .class_names import equal_names, warn_of_equal_names
 from .encoder import Encoder, ImageSet
+from .labels import check_samples, class_label, multi_hot_label
 from .metrics import Accuracy, MeanAveragePrecision, compute_over_processes, rank_of_nearest
 
 PICTURES_PER_CHUNK = 1024
@@ -22,6 +24,9 @@ def evaluate_zero_shot(
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy and its mean over classes, of pictures whose targets are class indices.
 
+    Of classes of one name, as ImageNet's two "missile", the first wins, as in clip_benchmark; `equal_names` are in the result.
+    Any other tie counts as wrong.
+
     Args:
         class_names: M names.
         templates: prompts with `{c}` for the name; a class is the mean of its prompts.
@@ -31,14 +36,20 @@ def evaluate_zero_shot(
     Raises:
         ConfigError: a template without `{c}`, a class index outside the names, no picture.
     """
-    classes = class_features(encoder, class_names, templates)
+    check_samples(images, class_label, len(class_names))
+    equal = equal_names(class_names)
+    warn_of_equal_names(equal)
+    names = list(dict.fromkeys(class_names))
+    text_of = torch.tensor([names.index(name) for name in class_names])  # (M,): from a class to the row of its features
+    classes = class_features(encoder, names, templates)
     found = encoder.encode_images(images)
     labels = class_indices(found.targets, len(class_names))
     if only_occurring:
         occurring, labels = labels.unique(return_inverse=True)
-        classes = classes[occurring]
-    scores = accuracy_over_processes(lambda rows: found.features[rows] @ classes.t(), labels)
-    return scores | {"n": len(labels), "num_classes": len(classes), "num_undecodable": found.num_undecodable}
+        text_of = text_of[occurring]
+    scores = accuracy_over_processes(lambda rows: (found.features[rows] @ classes.t())[:, text_of], labels, text_of)
+    about = {"equal_names": equal} if equal else {}
+    return scores | {"n": len(labels), "num_classes": len(text_of), "num_undecodable": found.num_undecodable} | about
 
 
 def evaluate_multi_label(
@@ -47,14 +58,15 @@ def evaluate_multi_label(
     """Mean average precision of pictures of several classes each (VOC2007), whose targets are M numbers 0 or 1.
 
     Raises:
-        ConfigError: a template without `{c}`, a target of another length, no picture.
+        ConfigError: a template without `{c}`, a target that is no 0 or 1 for each class, no picture or no 1 at all.
     """
+    check_samples(images, multi_hot_label, len(class_names))
     classes = class_features(encoder, class_names, templates)
     found = encoder.encode_images(images)
-    for target in found.targets:
-        if len(target) != len(class_names):
-            fail(f"a target of {len(target)} classes: there are {len(class_names)} class names")
-    targets = torch.tensor(found.targets, dtype=torch.int8)  # (N, M)
+    rows = [multi_hot_label(t, len(class_names), f"sample number {position}") for position, t in enumerate(found.targets)]
+    targets = torch.tensor(rows, dtype=torch.int8)  # (N, M)
+    if not targets.any():
+        fail("mean average precision: no picture has a class that is 1 in its label")
 
     def chunk(rows: slice) -> dict[str, torch.Tensor]:
         return {"predictions": found.features[rows] @ classes.t(), "references": targets[rows]}
@@ -74,24 +86,26 @@ def class_features(encoder: Encoder, class_names: Sequence[str], templates: Sequ
 
 
 def class_indices(targets: list[int], num_classes: int) -> torch.Tensor:
-    """Targets as a LongTensor (N,). Raises ConfigError for one outside the class names."""
-    labels = torch.tensor(targets)
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        fail(f"class index {int(wrong[0])}: there are {num_classes} class names")
-    return labels
+    """Targets as a LongTensor (N,). Raises ConfigError for one that is no class index, or outside the names."""
+    return torch.tensor([class_label(t, num_classes, f"sample number {position}") for position, t in enumerate(targets)])
 
 
-def accuracy_over_processes(scores: Callable[[slice], torch.Tensor], labels: torch.Tensor) -> dict[str, float]:
+def accuracy_over_processes(
+    scores: Callable[[slice], torch.Tensor], labels: torch.Tensor, text_of: torch.Tensor | None = None
+) -> dict[str, float]:
     """[`Accuracy`] of pictures in chunks.
 
     Args:
         scores: from a slice of the pictures to their scores, a tensor (n, M).
         labels: the class indices, LongTensor (N,).
+        text_of: LongTensor (M,), equal for classes of one name, of which a later one does not win over an earlier one.
     """
 
     def chunk(rows: slice) -> dict[str, torch.Tensor]:
         own, of_chunk = labels[rows], scores(rows)
+        if text_of is not None:
+            is_later_twin = (text_of[own, None] == text_of) & (torch.arange(len(text_of)) > own[:, None])  # (n, M)
+            of_chunk = of_chunk.masked_fill(is_later_twin, -torch.inf)
         ranks = rank_of_nearest(of_chunk, F.one_hot(own, of_chunk.shape[1]).bool())
         return {"ranks": ranks, "references": own, "num_classes": torch.full_like(ranks, of_chunk.shape[1])}
 

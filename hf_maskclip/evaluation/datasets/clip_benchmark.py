@@ -1,6 +1,7 @@
 """Evaluations of folders in clip-benchmark's layout."""
 
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 from ...data.clip_benchmark import ClipBenchmarkFolder
 from ...data.decoding import PairDecoder
 from ...data.sources import open_files
-from ...errors import ConfigError, fail
+from ...errors import fail
 from ..encoder import ImageSet
+from ..labels import class_label, multi_hot_label
 from ..tasks import ClassificationData, Evaluation, Rows, check_targets, choose_templates, lines_of_file, retrieval, split_lines
 
 
@@ -25,10 +27,10 @@ def classification(folder: ClipBenchmarkFolder, class_names_file: str = "", temp
         fail(f"{folder.root}: has no classnames.txt")
     templates, source = choose_templates(templates_file, folder.text("zeroshot_classification_templates.txt"))
     is_multi_label = folder.kind == "multilabel"
-    target = multi_hot if is_multi_label else class_index
+    target = partial(multi_hot if is_multi_label else class_index, num_classes=len(class_names), source=folder.root)
 
     def images(split: str) -> ImageSet:
-        return _images(folder, split, target, len(class_names))
+        return _images(folder, split, target)
 
     return ClassificationData(folder.name, folder.root, images, class_names, templates, source, is_multi_label)
 
@@ -38,28 +40,29 @@ def captioned(folder: ClipBenchmarkFolder, split: str = "test") -> Evaluation:
     return retrieval(folder.name, folder.root, _images(folder, split, captions_by_line), split)
 
 
-def _images(
-    folder: ClipBenchmarkFolder, split: str, target: Callable[[dict[str, Any]], Any], num_classes: int | None = None
-) -> ImageSet:
-    """The pictures of a split, their targets checked: `target` is that of [`Rows`], `num_classes` of [`check_targets`]."""
+def _images(folder: ClipBenchmarkFolder, split: str, target: Callable[[dict[str, Any]], Any]) -> ImageSet:
+    """The pictures of a split, their targets checked: `target` is that of [`Rows`]."""
     shards = folder.shards(split)
     rows = Rows([open_files(shard) for shard in shards], target, PairDecoder(), folder.root)
-    check_targets(rows, num_classes)
+    check_targets(rows)
     return ImageSet(rows, folder.fingerprint(split, shards))
 
 
-def class_index(row: dict[str, Any]) -> int:
-    try:
-        return int(row["cls"])
-    except (KeyError, ValueError):
-        raise ConfigError(f"sample {row.get('__key__')!r}: has no class index in its field cls") from None
+def class_index(row: dict[str, Any], num_classes: int, source: str) -> int:
+    sample = f"{source}: sample {row.get('__key__')!r}"
+    if "cls" not in row:
+        fail(f"{sample}: has no class index in its field cls")
+    value = row["cls"]
+    return class_label(value.decode(errors="replace").strip() if isinstance(value, bytes) else value, num_classes, sample)
 
 
-def multi_hot(row: dict[str, Any]) -> list[int]:
+def multi_hot(row: dict[str, Any], num_classes: int, source: str) -> list[int]:
+    sample = f"{source}: sample {row.get('__key__')!r}"
     try:
-        return [int(value) for value in np.load(BytesIO(row["npy"]), allow_pickle=False)]
-    except (KeyError, ValueError):
-        raise ConfigError(f"sample {row.get('__key__')!r}: has no array of classes in its field npy") from None
+        value = np.load(BytesIO(row["npy"]), allow_pickle=False)
+    except (KeyError, ValueError, EOFError):
+        fail(f"{sample}: has no array of classes in its field npy")
+    return multi_hot_label(value, num_classes, sample)
 
 
 def captions_by_line(row: dict[str, Any]) -> list[str] | None:

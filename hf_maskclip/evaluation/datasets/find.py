@@ -76,7 +76,7 @@ def _evaluation_of_folder(folder: str, paths: list[str], request: Request) -> Ev
         if layout and layout.kind == "retrieval":
             return captioned(layout, request.split)
         if layout and request.task:
-            fail(f"data={folder!r}: is a data set of classes, and has no captions for retrieval")
+            fail(f"data={folder!r}: {_why_not_for_retrieval(layout)}")
         return pairs(_name_of(folder), paths, request.keys, request.split)
     if layout and layout.kind == "retrieval":
         fail(f"data={folder!r}: is a retrieval data set, and has no classes for {task}")
@@ -84,6 +84,20 @@ def _evaluation_of_folder(folder: str, paths: list[str], request: Request) -> Ev
     if task == "linear_probe":
         return labelled.linear_probe(request.split, request.solver)
     return labelled.zero_shot(request.split)
+
+
+KINDS = ("retrieval", "multilabel", "classification")
+
+
+def _why_not_for_retrieval(layout: ClipBenchmarkFolder) -> str:
+    """What is wrong with a folder in clip-benchmark's layout of another kind than retrieval."""
+    said = layout.text("dataset_type.txt")
+    wanted = "write retrieval into it for a data set of captions"
+    if said is not None and layout.kind not in KINDS:
+        return f"its dataset_type.txt says {said.strip()!r}, which is none of {', '.join(KINDS)}; {wanted}"
+    if layout.text("classnames.txt") is None:
+        return f"has {'no dataset_type.txt' if said is None else f'{said.strip()!r} in its dataset_type.txt'}; {wanted}"
+    return "is a data set of classes, and has no captions for retrieval"
 
 
 def _own_task(layout: ClipBenchmarkFolder | None) -> str:

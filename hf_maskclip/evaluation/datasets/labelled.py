@@ -1,13 +1,15 @@
 """Pictures with labels: image folders and Hub data sets, whose labels 🤗 Datasets knows by name."""
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 
-from ...data.decoding import PairDecoder
+from ...data.decoding import PairDecoder, sample_key
 from ...errors import as_config_error, fail
 from ..encoder import ImageSet
-from ..tasks import ClassificationData, Rows, choose_templates, lines_of_file
+from ..labels import class_label
+from ..tasks import ClassificationData, Rows, check_targets, choose_templates, lines_of_file
 
 
 def labelled_data(data: str, split: str, class_names_file: str = "", templates_file: str = "") -> ClassificationData:
@@ -24,7 +26,7 @@ def labelled_data(data: str, split: str, class_names_file: str = "", templates_f
             if not splits:
                 return datasets.load_dataset(data, split=split, streaming=True)
             if split not in splits:
-                fail(f"split={split!r}: {data} has {', '.join(splits)}")
+                fail(f"split={split!r}: {data} has the folders {', '.join(splits)}; pictures are looked for in {split}/CLASS/")
             # All splits at once, so that a class has one index in all of them, also where one split lacks it.
             files = {name: f"{data}/{name}/**" for name in splits}
             return datasets.load_dataset("imagefolder", data_files=files, split=split, streaming=True)
@@ -42,6 +44,13 @@ def labelled_data(data: str, split: str, class_names_file: str = "", templates_f
 
     def images(split: str) -> ImageSet:
         stream = open_split(split).cast_column(pictures[0], datasets.Image(decode=False))
-        return ImageSet(Rows([stream], lambda row: int(row[field]), PairDecoder(image_key=pictures[0]), data))
+
+        def label_of(row: dict[str, Any]) -> int:
+            return class_label(row[field], len(class_names), f"{data}: sample {sample_key(row)!r}")
+
+        rows = Rows([stream], label_of, PairDecoder(image_key=pictures[0]), data)
+        if splits:  # on a disk
+            check_targets(rows)
+        return ImageSet(rows)
 
     return ClassificationData(Path(data).name, data, images, class_names, templates, source)
