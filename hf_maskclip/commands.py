@@ -85,14 +85,19 @@ def run_demo(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Convert a checkpoint of open_clip to a folder of Transformers, or back."""
     import torch
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor
 
     from .conversion.open_clip import MODELS, convert_open_clip_checkpoint, export_to_open_clip
+    from .models.modeling_maskclip import MaskCLIPModel
 
     if options.to == "open_clip":
+        if options.open_clip_model:
+            fail(f"--open_clip_model {options.open_clip_model}: is of checkpoints; --to open_clip takes the folder's own sizes")
+        source = _model_of(options.source)
         with as_config_error("source", options.source):
-            model = CLIPModel.from_pretrained(options.source, dtype=torch.float32)
-            processor = CLIPProcessor.from_pretrained(options.source)
+            # Not CLIPModel, which fills what a folder lacks with random weights.
+            model = MaskCLIPModel.from_pretrained(source, patch_mask="none", dtype=torch.float32)
+            processor = CLIPProcessor.from_pretrained(source)
         with as_config_error("output", options.output):
             export_to_open_clip(model, options.output, processor)
         print(f'written to {options.output}: open_clip.create_model_and_transforms("local-dir:{options.output}")')

@@ -185,3 +185,17 @@ def test_convert_goes_to_open_clip_and_back(make_clip, processor, tmp_path, monk
         for p in (plain, tmp_path / "back")
     ]
     assert torch.equal(*pixels)
+
+
+def test_a_folder_without_a_whole_clip_is_not_filled_with_random_weights(run_dir, processor, tmp_path, capsys):
+    tower, plain = tmp_path / "tower", tmp_path / "plain"
+    assert main(["export", str(run_dir), str(plain)]) == 0
+    MaskCLIPVisionModel.from_pretrained(plain).save_pretrained(tower)
+    processor.save_pretrained(tower)
+    capsys.readouterr()
+    assert main(["convert", str(tower), str(tmp_path / "out"), "--to", "open_clip"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert main(["convert", str(plain), str(tmp_path / "out"), "--to", "open_clip", "--open_clip_model", "ViT-B-16"]) == 2
+    assert "--open_clip_model ViT-B-16: is of checkpoints" in capsys.readouterr().err
+    assert main(["convert", str(run_dir), str(tmp_path / "out"), "--to", "open_clip"]) == 0
