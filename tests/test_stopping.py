@@ -14,8 +14,8 @@ from hf_maskclip import MaskCLIPModel
 from hf_maskclip.errors import TrainingStopped
 from training import loop
 from training import run as run_module
-from training.checkpoint import latest_checkpoint
 from training.data.skipping import WINDOW
+from training.saving.checkpoint import latest_checkpoint
 from training.train import program
 
 

@@ -139,7 +139,8 @@ def test_no_tracker_is_started_unless_asked_for():
 
 
 def test_the_progress_bar_counts_pairs_and_is_off_where_nobody_looks(monkeypatch, capsys):
-    run = SimpleNamespace(num_steps=10, steps_done=4, samples_per_step=64, accelerator=SimpleNamespace(is_main_process=True))
+    main_process = SimpleNamespace(is_main_process=True)
+    run = SimpleNamespace(num_steps=10, steps_done=4, samples_seen=lambda step: 64 * step, accelerator=main_process)
     bar = progress_bar(run)
     assert bar.disable
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

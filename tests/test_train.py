@@ -17,8 +17,8 @@ from hf_maskclip.errors import ConfigError
 from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking import keep_count
 from training import loop
-from training.checkpoint import prepare_output_dir
 from training.config import TrainingConfig, load_config
+from training.saving.checkpoint import prepare_output_dir
 from training.tracking import read_metrics
 from training.train import main
 

@@ -161,9 +161,14 @@ class TrainingConfig:
         """The options by the names that `--config` and the command line have for them."""
         return {option_name(item): getattr(self, item.name) for item in dataclasses.fields(self)}
 
-    def schedule(self, num_processes: int) -> tuple[int, int]:
-        """The optimizer steps of the run on that many processes, and how many of them warm up."""
-        steps = self.max_steps or -(-self.samples_seen // (self.batch_size * num_processes))
+    def schedule(self, num_processes: int, steps_done: int = 0, samples_before: int = 0) -> tuple[int, int]:
+        """The optimizer steps of the run on that many processes, and how many of them warm up.
+
+        Args:
+            steps_done, samples_before: of the checkpoint that the run goes on from, which other processes may have made.
+        """
+        samples_left = max(0, self.samples_seen - samples_before)
+        steps = self.max_steps or steps_done + -(-samples_left // (self.batch_size * num_processes))
         warmup = steps // 10 if self.warmup_steps == -1 else self.warmup_steps
         for name, value in (("warmup_steps", warmup), ("unmasked_tuning_steps", self.unmasked_tuning_steps)):
             if value > steps:

@@ -138,7 +138,7 @@ def write_step(
         learning_rate=learning_rate,
         logit_scale=run.learner.model.logit_scale.exp().item(),
         kept_patches=result.kept_patches,
-        samples_seen=step * run.samples_per_step,
+        samples_seen=run.samples_seen(step),
         samples_per_second=run.samples_per_step / step_seconds,
         data_seconds=data_seconds,
         step_seconds=step_seconds,
@@ -148,7 +148,7 @@ def write_step(
 
 def progress_bar(run: Run) -> tqdm:
     """In pairs; off where the output is no terminal."""
-    total, initial = (steps * run.samples_per_step for steps in (run.num_steps, run.steps_done))
+    total, initial = (run.samples_seen(step) for step in (run.num_steps, run.steps_done))
     shows = run.accelerator.is_main_process and sys.stderr.isatty()
     return tqdm(total=total, initial=initial, unit="pair", unit_scale=True, disable=not shows)
 

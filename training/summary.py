@@ -12,8 +12,8 @@ from hf_maskclip.distributed import sum_counts
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.tasks import run_evaluations
 from hf_maskclip.visualization import draw_patch_masks
-from training.checkpoint import prepare_output_dir
 from training.run import Run
+from training.saving.checkpoint import prepare_output_dir
 from training.tracking import MetricsLog, draw_curves, start_tracker
 
 # The masks of `masks.png`.
@@ -54,7 +54,7 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
         "eval_data": run.eval_data,
         "ema_momentum": run.config.ema_momentum,
         "steps": run.num_steps,
-        "samples_seen": run.num_steps * run.samples_per_step,
+        "samples_seen": run.samples_seen(run.num_steps),
         "train_seconds": round(run.data.state.train_seconds, 1),
         "skipped": sum_counts(run.data.state.skipped),
         "results": results,
