@@ -3,6 +3,7 @@
 Shapes: B pairs of this process.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,8 +42,8 @@ from training.parallel.choose import check_checkpoint, requested_parallel
 from training.parallel.interface import Parallel
 from training.patch_selection import PatchSelector
 from training.saving.checkpoint import latest_checkpoint, save_checkpoint
+from training.saving.folder import FolderLock, check_output_dir
 from training.saving.record import (
-    check_average,
     check_budget,
     check_data,
     check_options,
@@ -102,6 +103,7 @@ class Run:
         checkpoint: that the run goes on from, or None.
         samples_before: the pairs of all processes that the checkpoint has seen.
         data_identity: what tells the training data, wherever it lies.
+        lock: of the run's folder, on the main process, from its first file on.
     """
 
     config: TrainingConfig
@@ -112,6 +114,7 @@ class Run:
     data_identity: dict[str, Any]
     data: RunData
     learner: Learner
+    lock: FolderLock | None = None
 
     @property
     def steps_done(self) -> int:
@@ -157,10 +160,11 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     Raises:
         ConfigError: an option or the data it names cannot be used.
     """
+    if int(os.environ.get("RANK", 0)) == 0:  # before the processes know of each other
+        check_output_dir(Path(config.output_dir))
     checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume == "auto" else None
     if checkpoint:
         check_options(checkpoint, config)
-        check_average(checkpoint, config)
     else:
         check_names(config.model, config.tokenizer)
     check_tracker(config.report_to)
@@ -288,7 +292,8 @@ def prepare_learner(
     """The model in its wrapper, its optimizer and schedule, as the checkpoint has them if there is one."""
     average = build_average(model, config.ema_momentum)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # The older name is deprecated where Transformers has the newer one.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
@@ -297,7 +302,12 @@ def prepare_learner(
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
     if checkpoint:
-        accelerator.load_state(str(checkpoint))
+        try:
+            accelerator.load_state(str(checkpoint))
+        except RuntimeError as error:
+            if "custom checkpoints" not in str(error):
+                raise
+            fail(f"resume: {checkpoint} has other averaged weights than this run: give its ema_momentum and patch_mask")
     # Not prepared: Accelerate would step it once for every process.
     schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, step_of(checkpoint))
     return Learner(model, processor, wrapped, average, schedule, patches, ContrastiveLoss())

@@ -109,13 +109,3 @@ def check_budget(checkpoint: Path, config: TrainingConfig, num_steps: int, sampl
         budget = f"max_steps={config.max_steps}" if config.max_steps else f"samples_seen={config.samples_seen}"
         seen = f"{done} steps" if config.max_steps else f"{samples_seen} pairs in {done} steps"
         fail(f"{budget}: {checkpoint} has {seen} behind it already: give as many or more, or another output_dir")
-
-
-def check_average(checkpoint: Path, config: TrainingConfig) -> None:
-    """Raise a ConfigError where only one of the run and the checkpoint has averaged weights."""
-    has_average = any(checkpoint.glob("custom_checkpoint_*.pkl"))
-    if has_average != bool(config.ema_momentum):
-        fail(
-            f"resume: ema_momentum={config.ema_momentum}: {checkpoint} was saved {'with' if has_average else 'without'} "
-            f"a moving average of the weights; {'give its ema_momentum' if has_average else 'give 0'}, or another output_dir"
-        )
