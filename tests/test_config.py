@@ -74,7 +74,7 @@ BAD = [
     (["--image_size", "96"], "unknown option 'image_size': must be one of output_dir"),
     (
         ["--config", str(ROOT / "training/launch/ddp.yaml")],
-        f"config='{ROOT}/training/launch/ddp.yaml': is for accelerate launch",
+        f"config='{ROOT}/training/launch/ddp.yaml': is for accele",
     ),
     (["--config"], "--config: needs a value"),
     (["--qqq", "1"], "unknown option 'qqq': must be one of output_dir"),

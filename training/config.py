@@ -280,9 +280,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         fail(f"config={str(path)!r}: must hold 'key: value' lines")
     if "compute_environment" in values or "distributed_type" in values:
-        fail(
-            f"config={str(path)!r}: is a launch file: accelerate launch --config_file {path} training/train.py --config RECIPE"
-        )
+        fail(f"config={str(path)!r}: is for accelerate launch --config_file {path}; --config takes a recipe")
     return values
 
 

@@ -234,7 +234,7 @@ def load_model(config: TrainingConfig, checkpoint: Path | None, source: Source) 
     tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, name)
     if tokenizer is None:
         tokenizer = train_tokenizer(source.captions(TOKENIZER_CAPTIONS), config.vocab_size, CONTEXT_LENGTH)
-    tokenizer_name = config.tokenizer or f"of model {name}"
+    tokenizer_name = config.tokenizer or name
     check_tokens(tokenizer, tokenizer_name)
     model = build_model(name, config.patch_mask, tokenizer)
     check_tokenizer(tokenizer, tokenizer_name, model.config.text_config, name, source.captions(LOOKED_AT))

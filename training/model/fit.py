@@ -10,7 +10,15 @@ from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig, P
 from hf_maskclip.errors import fail
 
 LOOKED_AT = 200  # captions of the run
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 LEGACY_END_TOKEN = 2  # of a text tower that Transformers pools at the highest id of a caption
+
+
+def check_has_tokenizer(name: str) -> None:
+    """Raise a ConfigError for a folder without tokenizer files, of which Transformers makes a tokenizer of two tokens."""
+    folder = Path(name)
+    if folder.is_dir() and not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        fail(f"tokenizer={name!r}: the folder has no tokenizer files ({', '.join(TOKENIZER_FILES)}); name one by --tokenizer")
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTr
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.data.specs import is_hub_id
 from hf_maskclip.errors import as_config_error, fail
-from training.model.fit import check_image_processor, check_is_no_run
+from training.model.fit import check_has_tokenizer, check_image_processor, check_is_no_run
 from training.model.initialization import initialize_as_clip
 
 CONTEXT_LENGTH = 77  # caption tokens, as in CLIP
@@ -64,6 +64,7 @@ def load_tokenizer(tokenizer: str, model: str) -> PreTrainedTokenizerBase | None
     source = tokenizer or (None if model in PRESETS else model)
     if source is None:
         return None
+    check_has_tokenizer(source)
     with as_config_error("tokenizer", source):
         return AutoTokenizer.from_pretrained(source)
 
