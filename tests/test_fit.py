@@ -81,6 +81,7 @@ def with_processor_size(clip: Path, **values) -> None:
     ("spoil", "message"),
     [
         (without_tokenizer, "tokenizer='.*clip': the folder has no tokenizer files .*; name one by --tokenizer"),
+        (with_a_partial_tokenizer, r"tokenizer='.*clip' \(2 tokens, end token 2 .*\) does not fit .*end token 5\d\d\)"),
         (
             lambda f: word_tokenizer(f, [f"w{n}" for n in range(2000)], -1),
             r"\(2004 tokens, end token 2003 '</s>'\) does not",
