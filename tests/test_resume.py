@@ -181,3 +181,8 @@ def test_samples_seen_counts_what_was_seen(two_steps, run):
     summary, steps, _ = run(max_steps=0, samples_seen=110, resume="auto")
     assert [record["samples_seen"] for record in steps] == [4, 8, 104, 108, 112]
     assert (summary["steps"], summary["samples_seen"]) == (5, 112)
+
+
+def test_data_that_cannot_be_read_for_now_is_not_taken_for_other_data(two_steps, run, data):
+    (data / "train-1.tar").write_bytes(b"an error page")
+    assert len(run(max_steps=4, resume="auto")[1]) == 4

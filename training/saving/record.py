@@ -30,19 +30,26 @@ LOOKED_AT = 16  # shards of which the first captions are read
 
 
 def data_identity(source: Source) -> dict[str, Any]:
-    """What tells training data wherever it lies: how many shards, and a hash of the first captions of some of them."""
+    """What tells training data wherever it lies: how many shards, and the first captions of some of them, as a hash each.
+
+    The hash is None where a shard cannot be read now, which says nothing of its captions.
+    """
     number = source.stream.num_shards
+    chosen = sorted({round(shard) for shard in np.linspace(0, number - 1, min(number, LOOKED_AT))})
+    return {"shards": number, "captions": {str(shard): _hash_of_captions(source, shard) for shard in chosen}}
+
+
+def _hash_of_captions(source: Source, shard: int) -> str | None:
     digest = hashlib.sha256()
-    for shard in sorted(set(np.linspace(0, number - 1, min(number, LOOKED_AT)).astype(int).tolist())):
-        for row in islice(source.stream.shard(number, shard), 4):
-            if "__error__" in row:
-                continue
-            try:
-                captions = list(source.decoder.captions(row, np.random.default_rng(0)))
-            except SkippedSample:
-                continue
-            digest.update(json.dumps(captions).encode())
-    return {"shards": number, "captions": digest.hexdigest()}
+    for row in islice(source.stream.shard(source.stream.num_shards, shard), 4):
+        if "__error__" in row:
+            return None
+        try:
+            captions = list(source.decoder.captions(row, np.random.default_rng(0)))
+        except SkippedSample:
+            continue
+        digest.update(json.dumps(captions).encode())
+    return digest.hexdigest()
 
 
 def write_record(folder: Path, config: TrainingConfig, data: dict[str, Any], samples_seen: int) -> None:
@@ -91,11 +98,13 @@ def check_data(checkpoint: Path, config: TrainingConfig, data: dict[str, Any]) -
     """Raise a ConfigError where the training data is not the checkpoint's, wherever it lies now."""
     record = read_record(checkpoint)
     saved = record.get("data", data)
-    if saved == data:
+    hashes = [(saved["captions"].get(shard), now) for shard, now in data["captions"].items()]
+    if data["shards"] != saved["shards"]:
+        difference = f"{data['shards']} shards, there {saved['shards']}"
+    elif any(None not in pair and pair[0] != pair[1] for pair in hashes):
+        difference = "its captions are others"
+    else:
         return
-    difference = (
-        f"{data['shards']} shards, there {saved['shards']}" if data["shards"] != saved["shards"] else "its captions are others"
-    )
     fail(
         f"resume: train_data={config.train_data!r} is other data than {record['options']['train_data']!r}, which {checkpoint} "
         f"was trained on ({difference}): give the same, or another output_dir"
