@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_maskclip.errors import ConfigError
-from training.config import TrainingConfig, load_config
+from training.config import OTHER_NAMES, TrainingConfig, load_config, option_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +39,18 @@ def test_a_mask_is_a_name_or_a_mapping():
     assert load_config(["--patch_mask", "{name: random, mask_ratio: 0.75}"]).patch_mask["mask_ratio"] == 0.75
 
 
+@pytest.mark.parametrize("name", [name for names in OTHER_NAMES.values() for name in names.split()])
+def test_what_other_programs_call_an_option_is_no_option_and_leads_to_one(name):
+    with pytest.raises(ConfigError, match=f"unknown option '{name}': did you mean '\\w+' "):
+        load_config([f"--{name}", "1"])
+    assert OTHER_NAMES.keys() <= {option_name(item) for item in dataclasses.fields(TrainingConfig)}
+
+
+def test_a_switch_alone_is_true():
+    assert load_config(["--compile"]).compile
+    assert load_config(["--compile", "--model", "small"]).compile
+
+
 def test_text_that_looks_like_a_number_stays_text():
     assert load_config(["--train_data", "2024", "--output_dir", "1e3"]).train_data == "2024"
 
@@ -52,6 +64,19 @@ def test_the_budget_is_in_steps_or_samples():
 
 BAD = [
     (["--learning_rat", "1"], "unknown option 'learning_rat': did you mean 'learning_rate'?"),
+    (["--lr", "1e-3"], "unknown option 'lr': did you mean 'learning_rate' (peak of the cosine schedule)?"),
+    (["--epochs", "3"], "unknown option 'epochs': did you mean 'samples_seen' (image-text pairs over all processes; 0:"),
+    (["--name", "x"], "unknown option 'name': did you mean 'output_dir' (folder of the run; an earlier run"),
+    (["--val-frequency", "2"], "unknown option 'val_frequency': did you mean 'eval_every' (steps between evaluations;"),
+    (["--accum-freq", "2"], "unknown option 'accum_freq': did you mean 'chunk_size' (pairs encoded at a time"),
+    (["--siglip", "true"], "unknown option 'siglip': must be one of output_dir"),
+    (["--lr_scheduler", "constant"], "unknown option 'lr_scheduler': must be one of output_dir"),
+    (["--image_size", "96"], "unknown option 'image_size': must be one of output_dir"),
+    (
+        ["--config", str(ROOT / "training/launch/ddp.yaml")],
+        f"config='{ROOT}/training/launch/ddp.yaml': is for accele",
+    ),
+    (["--config"], "--config: needs a value"),
     (["--qqq", "1"], "unknown option 'qqq': must be one of output_dir"),
     (["--max_steps", "many"], "max_steps='many': must be a whole number"),
     (["--max_steps", "1.5"], "max_steps=1.5: must be a whole number"),

@@ -18,9 +18,9 @@ from transformers import AutoModel
 from hf_maskclip import MaskCLIPModel, losses
 from hf_maskclip.errors import ConfigError
 from training import run as run_module
-from training.checkpoint import latest_checkpoint
 from training.parallel import choose, fsdp
 from training.parallel.deepspeed import TAG, DeepSpeedParallel
+from training.saving.checkpoint import latest_checkpoint
 from training.tracking import read_metrics
 from training.train import program
 

@@ -1,6 +1,7 @@
 """Proves that each recipe and each launch file is read as it is meant, with the papers' numbers, and that a dry run of a recipe
 says what the run would take."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -188,3 +189,22 @@ def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
     assert "one step    of 4 pairs" in printed
     assert program([*words, *small_data, "--train_data", "absent.tar"]) == 2
     assert capsys.readouterr().err == "error: 'absent.tar': there is no 'absent.tar'\n"
+
+
+def test_under_slurm_each_process_gets_the_signal_itself_and_minutes_to_save():
+    """`accelerate launch` would kill it after 30 seconds."""
+    script = (ROOT / "training" / "launch" / "multi-node.sbatch").read_text(encoding="utf-8")
+    seconds = re.search(r"^#SBATCH --signal=TERM@(\d+)$", script, re.MULTILINE)
+    assert seconds
+    assert int(seconds[1]) >= 300
+    (command,) = [word for word in shlex.split(script, comments=True) if "exec python training/train.py" in word]
+    given = set(re.findall(r"(\w+)=", script))
+    assert {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= given
+    assert "--resume auto" in command
+    assert "accelerate" not in " ".join(shlex.split(script, comments=True))
+
+
+def test_launch_files_of_several_processes_say_what_the_launcher_does_at_sigterm():
+    several = [file for file in LAUNCH_FILES if file.stem != "one-gpu"]
+    assert len(several) == 6
+    assert all("killed 30 s later, and the launcher exits with 1" in file.read_text(encoding="utf-8") for file in several)

@@ -117,3 +117,72 @@ def test_a_resampled_stream_goes_on_in_another_order_and_with_other_workers(run,
     assert [record["step"] for record in steps] == list(range(1, 11))
     assert len(keys) == 5
     assert keys != first[5:]  # nothing was read again
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "tiny-96"}, r"model='tiny-96' \(there 'tiny'\)"),
+        ({"seed": 7}, r"seed=7 \(there 0\)"),
+        ({"batch_size": 2}, r"batch_size=2 \(there 4\)"),
+        ({"shuffle_buffer": 10, "seed": 1}, r"shuffle_buffer=10 \(there 2000\), seed=1 \(there 0\)"),
+        ({"patch_mask": "random"}, r"patch_mask=\{'name': 'random', 'mask_ratio': 0.5\} \(there ''\)"),
+        ({"stream": "resampled"}, r"stream='resampled' \(there 'exact'\)"),
+        ({"weight_decay": 0.1}, r"weight_decay=0.1 \(there 0.2\)"),
+        ({"flip": 0.0}, r"flip=0.0 \(there 0.5\)"),
+        ({"ema_momentum": 0.9}, r"ema_momentum=0.9 \(there 0.0\)"),
+        ({"train_data": "{data}/train-[0-2].tar"}, r"is other data than .*/train-\*.tar', which .* \(3 shards, there 4\)"),
+        ({"train_data": "{data}/other/*.tar"}, r"is other data than .*/train-\*.tar', which .* \(its captions are others\)"),
+        ({"max_steps": 1}, r"^max_steps=1: .*step-00000002 has 2 steps behind it already"),
+        ({"max_steps": 0, "samples_seen": 7}, r"^samples_seen=7: .*step-00000002 has 8 pairs in 2 steps behind it already"),
+    ],
+)
+def test_what_makes_another_run_is_refused_in_one_line(changed, message, two_steps, run, data):
+    (data / "other").mkdir()
+    for index in range(4):
+        write_shard(data / "other" / f"train-{index}.tar", {f"{index}-{n}": pair(50 + 5 * index + n) for n in range(5)})
+    changed = {key: value.replace("{data}", str(data)) if isinstance(value, str) else value for key, value in changed.items()}
+    before = (two_steps / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=message) as error:
+        run(**({"max_steps": 4} | changed), resume="auto")
+    assert "\n" not in str(error.value)
+    assert (two_steps / "config.yaml").read_text() == before
+
+
+@pytest.fixture
+def two_steps(run) -> Path:
+    """A run of two steps, with a checkpoint at its end."""
+    return run(max_steps=2, checkpoint_every=2)[2]
+
+
+def test_an_average_that_the_checkpoint_lacks_is_one_line_without_a_record_too(two_steps, run):
+    (two_steps / "checkpoints" / "step-00000002" / "run.json").unlink()
+    with pytest.raises(
+        ConfigError, match="resume: .*step-00000002 has other averaged weights than this run: give its ema_momentum"
+    ) as error:
+        run(max_steps=4, resume="auto", ema_momentum=0.9)
+    assert "\n" not in str(error.value)
+
+
+def test_what_may_change_passes_and_moved_data_is_the_same_data(run, data):
+    _, expected, folder = run(checkpoint_every=2)
+    as_killed_at(folder, 2)
+    moved = data.rename(data.with_name("moved"))
+    free = {"log_every": 1, "eval_data": f"{moved}/val-0.tar", "keep_checkpoints": 1, "gradient_checkpointing": True}
+    summary, steps, _ = run(max_steps=4, resume="auto", train_data=f"{moved}/train-*.tar", **free)
+    assert same(steps) == same(expected)
+    assert (summary["steps"], summary["samples_seen"], summary["model"]) == (4, 16, "tiny")
+
+
+def test_samples_seen_counts_what_was_seen(two_steps, run):
+    """A resampled stream goes on with other processes: 100 pairs of two steps stand for a run on more of them."""
+    record = two_steps / "checkpoints" / "step-00000002" / "run.json"
+    record.write_text(record.read_text().replace('"samples_seen": 8', '"samples_seen": 100'))
+    summary, steps, _ = run(max_steps=0, samples_seen=110, resume="auto")
+    assert [record["samples_seen"] for record in steps] == [4, 8, 104, 108, 112]
+    assert (summary["steps"], summary["samples_seen"]) == (5, 112)
+
+
+def test_data_that_cannot_be_read_for_now_is_not_taken_for_other_data(two_steps, run, data):
+    (data / "train-1.tar").write_bytes(b"an error page")
+    assert len(run(max_steps=4, resume="auto")[1]) == 4

@@ -2,6 +2,7 @@
 it goes on from there."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hf_maskclip import MaskCLIPModel
 from hf_maskclip.errors import TrainingStopped
 from training import loop
 from training import run as run_module
-from training.checkpoint import latest_checkpoint
 from training.data.skipping import WINDOW
+from training.saving.checkpoint import latest_checkpoint
+from training.stopping import StopRequest
 from training.train import program
 
 
@@ -121,3 +123,48 @@ def test_the_end_of_one_process_ends_the_other(options, tmp_path):
     codes = processes.wait(60)
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, -signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_first_ctrl_c_saves_as_sigterm_does(num_processes, options, tmp_path):
+    """Sent to the whole group, data workers too, as a terminal does."""
+    options |= {"max_steps": 2000, "num_workers": 2}
+    processes = Processes(num_processes, tmp_path / "printed", program, words(options))
+    wait_for_steps(processes, options["output_dir"], 3)
+    processes.signal(signal.SIGINT)
+    assert set(processes.wait()) == {0}, processes.printed()[-3000:]
+    stopped_at = latest_checkpoint(Path(options["output_dir"])).name.removeprefix("step-").lstrip("0")
+    assert f"Ctrl-C after step {stopped_at}; saved " in processes.printed()
+    assert "Traceback" not in processes.printed()
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.agreed(None) == StopRequest.INTERRUPT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupted_program_ends_with_code_130_and_without_a_traceback(options, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "open_source", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+    assert program(words(options)) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_killed_data_worker_is_one_line_after_the_state_is_saved(options, tmp_path):
+    options |= {"max_steps": 100_000, "num_workers": 2}
+    processes = Processes(1, tmp_path / "printed", program, words(options))
+    wait_for_steps(processes, options["output_dir"], 3)
+    children = Path(f"/proc/{processes.processes[0].pid}/task/{processes.processes[0].pid}/children").read_text().split()
+    assert len(children) >= 2
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert processes.wait() == [2]
+    last = processes.printed().splitlines()[-1]
+    where = latest_checkpoint(Path(options["output_dir"]))
+    assert "a data worker was killed (DataLoader worker (pid(s) " in last
+    assert last.endswith(f"saved {where}")
+    assert "Traceback" not in processes.printed()

@@ -1,6 +1,7 @@
 """Proves that what a run reports is complete, comes from one process, goes on after a resumption, and is never public."""
 
 import json
+import math
 import os
 import sys
 from types import ModuleType, SimpleNamespace
@@ -13,9 +14,10 @@ from helpers import losses_of
 from processes import Processes
 
 from hf_maskclip.errors import ConfigError
+from training import tracking
 from training.config import TrainingConfig
 from training.loop import progress_bar
-from training.tracking import MetricsLog, SlowDataWarning, check_tracker, read_metrics, start_tracker
+from training.tracking import MetricsLog, ProgressLines, SlowDataWarning, check_tracker, read_metrics, start_tracker
 from training.train import main
 
 NAMES = "loss learning_rate logit_scale kept_patches samples_seen samples_per_second data_seconds step_seconds skipped"
@@ -95,19 +97,24 @@ def test_a_tracker_gets_each_step_once_under_the_name_of_the_folder(name, run, m
     fake = FakeTracker(name)
     monkeypatch.setitem(sys.modules, name, fake)
     monkeypatch.setattr(accelerate_tracking, "_available_trackers", [LoggerType(name)])
-    for resume in ("none", "auto"):
+    for resume in ("none", "auto", "none"):
         _, _, folder = run(report_to=name, checkpoint_every=2, resume=resume)
         if resume == "none":
-            (folder / "checkpoints" / "step-00000004").rename(folder / "checkpoints" / "gone")
+            (folder / "checkpoints" / "step-00000004").rename(folder / "gone")
     starts = [call[1] for call in fake.calls if call[0] == "init"]
-    assert len(starts) == 2
+    assert len(starts) == 3
     assert starts[0] == starts[1]
+    identity = "name" if name == "trackio" else "id"
+    ids = [start[identity] for start in starts]
+    assert all(each.startswith("run-") for each in ids)
+    assert ids[2] != ids[0]  # a new run under an old name
     assert starts[0]["project"] == "hf_maskclip"
-    assert starts[0]["name"] == "run"
+    if name == "wandb":
+        assert (starts[0]["name"], starts[0]["dir"]) == ("run", str(folder))
     assert starts[0]["resume"] == "allow"
-    assert starts[0].get("private" if name == "trackio" else "id") in (True, "run")
+    assert starts[0].get("private", False) == (name == "trackio")
     logged = [call[1] for call in fake.calls if call[0] == "log"]
-    assert logged == [1, 2, 3, 4, 3, 4]
+    assert logged == [1, 2, 3, 4, 3, 4, 1, 2, 3, 4]
     assert set(NAMES.split()) - {"skipped"} <= fake.calls[-2][2].keys()
     assert fake.calls[-1] == ("finish",)
 
@@ -139,7 +146,8 @@ def test_no_tracker_is_started_unless_asked_for():
 
 
 def test_the_progress_bar_counts_pairs_and_is_off_where_nobody_looks(monkeypatch, capsys):
-    run = SimpleNamespace(num_steps=10, steps_done=4, samples_per_step=64, accelerator=SimpleNamespace(is_main_process=True))
+    main_process = SimpleNamespace(is_main_process=True)
+    run = SimpleNamespace(num_steps=10, steps_done=4, samples_seen=lambda step: 64 * step, accelerator=main_process)
     bar = progress_bar(run)
     assert bar.disable
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -147,3 +155,37 @@ def test_the_progress_bar_counts_pairs_and_is_off_where_nobody_looks(monkeypatch
     assert (bar.total, bar.n, bar.unit, bar.disable) == (640, 256, "pair", False)
     run.accelerator.is_main_process = False
     assert progress_bar(run).disable
+
+
+def test_a_log_that_is_no_terminal_has_a_line_a_minute(capsys, monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
+    monkeypatch.setattr(tracking, "time", clock)
+    lines = ProgressLines(num_steps=1000, is_on=True)
+    for step in range(1, 101):
+        lines.step(step, 8 * step, loss=2.0, learning_rate=1e-3, data_seconds=0.5, step_seconds=2.0)
+        clock.now += 2.0
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0] == "step 1 of 1000, 8 samples, loss 2.0000, learning rate 0.001"
+    rest = "loss 2.0000, learning rate 0.001, 4.0 images/s, 25% of the time waiting for data"
+    assert printed[1:] == [
+        f"step 31 of 1000, 248 samples, {rest}, 0:32:18 left",
+        f"step 61 of 1000, 488 samples, {rest}, 0:31:18 left",
+        f"step 91 of 1000, 728 samples, {rest}, 0:30:18 left",
+    ]
+
+
+def test_a_run_says_its_first_step_its_checkpoints_and_its_evaluations(run, data, capsys):
+    _, _, folder = run(checkpoint_every=2, eval_every=2, eval_data=f"{data}/val-0.tar")
+    printed = capsys.readouterr().err
+    assert "step 1 of 4, 4 samples, loss " in printed
+    assert f"step 2: saved {folder}/checkpoints/step-00000002\n" in printed
+    assert "step 2: retrieval_data: image_to_text_recall@1 " in printed
+
+
+@pytest.mark.parametrize(("losses", "is_said"), [([math.log(16)] * 20, True), ([3.0] * 20 + [1.0] * 10, False), ([], False)])
+def test_a_loss_that_ends_at_chance_is_said(losses, is_said, caplog):
+    lines = ProgressLines(num_steps=40, is_on=False)
+    for step, loss in enumerate(losses, start=1):
+        lines.step(step, 16 * step, loss, 0.1, 0.0, 1.0)
+    lines.warn_of_chance(16)
+    assert ("which is chance for 16 pairs (ln 16)" in caplog.text) == is_said

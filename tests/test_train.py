@@ -17,8 +17,8 @@ from hf_maskclip.errors import ConfigError
 from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking import keep_count
 from training import loop
-from training.checkpoint import prepare_output_dir
 from training.config import TrainingConfig, load_config
+from training.saving.checkpoint import prepare_output_dir
 from training.tracking import read_metrics
 from training.train import main
 
@@ -58,7 +58,8 @@ def test_a_run_trains_evaluates_and_exports(run, data, capsys):
 
     checkpoint = MaskCLIPModel.from_pretrained(folder / "checkpoints" / "step-00000003")
     assert checkpoint.config.vision_config.patch_mask["name"] == "pgs"
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000003"]
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["step-00000003", "step-00000004"]  # the last state, too
 
 
 @pytest.fixture
@@ -126,8 +127,10 @@ def test_the_mask_ratio_grows_over_the_schedule(run):
 @pytest.mark.parametrize("patch_mask", ["random", "pgs"])
 def test_gradient_checkpointing_changes_no_loss(patch_mask, run, tmp_path, monkeypatch):
     calls, losses = [], []
-    original = MaskCLIPModel.gradient_checkpointing_enable
-    monkeypatch.setattr(MaskCLIPModel, "gradient_checkpointing_enable", lambda model: calls.append(model) or original(model))
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    name = next(name for name in names if hasattr(MaskCLIPModel, name))
+    original = getattr(MaskCLIPModel, name)
+    monkeypatch.setattr(MaskCLIPModel, name, lambda model: calls.append(model) or original(model))
     for checkpointing in (False, True):
         output_dir = str(tmp_path / f"checkpointing-{checkpointing}")
         _, steps, _ = run(patch_mask=patch_mask, gradient_checkpointing=checkpointing, output_dir=output_dir)

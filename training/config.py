@@ -21,6 +21,40 @@ from training.data.text_masking import TextMaskName
 
 # About two and a half minutes for the tiny model on two CPU cores.
 QUICKSTART_STEPS = 300
+# What other programs call an option, open_clip and Transformers' Trainer first: what it is here.
+OTHER_NAMES = {
+    "learning_rate": "lr base_lr peak_lr max_lr",
+    "samples_seen": "epochs num_epochs num_train_epochs train_num_samples total_samples",
+    "max_steps": "steps num_steps total_steps train_steps iterations",
+    "output_dir": "name logs logs_dir log_dir out output save_dir run_dir run_name",
+    "eval_every": "val_frequency eval_steps eval_frequency zeroshot_frequency val_every",
+    "checkpoint_every": "save_frequency save_steps save_every ckpt_every checkpoint_frequency",
+    "keep_checkpoints": "save_total_limit delete_previous_checkpoint save_most_recent",
+    "log_every": "log_every_n_steps logging_steps log_frequency print_freq",
+    "chunk_size": "accum_freq gradient_accumulation_steps grad_accum accumulation_steps micro_batch_size",
+    "batch_size": "per_device_train_batch_size train_batch_size bs",
+    "warmup_steps": "warmup warmup_ratio warmup_epochs",
+    "weight_decay": "wd",
+    "max_grad_norm": "grad_clip_norm clip_grad grad_clip gradient_clipping",
+    "mixed_precision": "precision amp fp16 bf16 dtype",
+    "num_workers": "workers dataloader_num_workers num_data_workers",
+    "gradient_checkpointing": "grad_checkpointing activation_checkpointing",
+    "compile": "torchcompile torch_compile",
+    "model": "pretrained model_name model_name_or_path arch",
+    "tokenizer": "tokenizer_name hf_tokenizer_name",
+    "train_data": "dataset data data_path train_file dataset_name train_dataset",
+    "eval_data": "val_data imagenet_val validation_data eval_dataset",
+    "image_key": "csv_img_key image_column img_key",
+    "caption_key": "csv_caption_key caption_column text_key text_column",
+    "stream": "dataset_resampled resampled",
+    "ema_momentum": "ema ema_decay",
+    "patch_mask": "mask mask_ratio force_patch_dropout patch_dropout",
+    "shuffle_buffer": "shuffle_size buffer_size",
+    "text_tokens": "force_context_length context_length",
+    "crop_scale": "aug_cfg scale",
+    "resume": "resume_from_checkpoint",
+    "report_to": "wandb tensorboard tracker log_with",
+}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", dict: "a mapping such as {name: pgs}"}
 
 
@@ -161,9 +195,14 @@ class TrainingConfig:
         """The options by the names that `--config` and the command line have for them."""
         return {option_name(item): getattr(self, item.name) for item in dataclasses.fields(self)}
 
-    def schedule(self, num_processes: int) -> tuple[int, int]:
-        """The optimizer steps of the run on that many processes, and how many of them warm up."""
-        steps = self.max_steps or -(-self.samples_seen // (self.batch_size * num_processes))
+    def schedule(self, num_processes: int, steps_done: int = 0, samples_before: int = 0) -> tuple[int, int]:
+        """The optimizer steps of the run on that many processes, and how many of them warm up.
+
+        Args:
+            steps_done, samples_before: of the checkpoint that the run goes on from, which other processes may have made.
+        """
+        samples_left = max(0, self.samples_seen - samples_before)
+        steps = self.max_steps or steps_done + -(-samples_left // (self.batch_size * num_processes))
         warmup = steps // 10 if self.warmup_steps == -1 else self.warmup_steps
         for name, value in (("warmup_steps", warmup), ("unmasked_tuning_steps", self.unmasked_tuning_steps)):
             if value > steps:
@@ -240,14 +279,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         fail(f"config={str(path)!r}: not valid YAML ({' '.join(str(error).split())})")
     if not isinstance(values, dict):
         fail(f"config={str(path)!r}: must hold 'key: value' lines")
+    if "compute_environment" in values or "distributed_type" in values:
+        fail(f"config={str(path)!r}: is for accelerate launch --config_file {path}; --config takes a recipe")
     return values
 
 
 def _field(key: str) -> dataclasses.Field:
     known = {option_name(f): f for f in dataclasses.fields(TrainingConfig)}
     if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
-        fail(f"unknown option {key!r}" + (f": did you mean {close[0]!r}?" if close else f": must be one of {', '.join(known)}"))
+        meant = next((name for name, others in OTHER_NAMES.items() if key.lower() in others.split()), None)
+        close = [meant] if meant else difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+        about = f" ({known[close[0]].metadata['help']})" if meant else ""
+        hint = f"did you mean {close[0]!r}{about}?" if close else f"must be one of {', '.join(known)}"
+        fail(f"unknown option {key!r}: {hint}")
     return known[key]
 
 

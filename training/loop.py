@@ -22,9 +22,9 @@ from training.data.batches import Batch, Stopped
 from training.data.loader import start_workers
 from training.patch_selection import Chunk, kept_shares
 from training.run import Run
-from training.stopping import NumbersOnHost, StopRequest
-from training.summary import evaluate, report_evaluation
-from training.tracking import MetricsLog, SlowDataWarning
+from training.stopping import NumbersOnHost, StopRequest, leave_worker_deaths_to_the_loader, next_item
+from training.summary import evaluate, report_evaluation, results_in_words
+from training.tracking import MetricsLog, ProgressLines, SlowDataWarning
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -45,7 +45,7 @@ class StepResult:
 
 
 def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
-    """The steps that are left of a run. False where SIGTERM has ended it early.
+    """The steps that are left of a run. False where a signal has ended it early.
 
     Raises:
         TrainingStopped: training cannot go on; what it had learnt is in a checkpoint.
@@ -53,13 +53,15 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     config, state = run.config, run.data.state
     bar = progress_bar(run)
     slow_data = SlowDataWarning()
+    lines = ProgressLines(run.num_steps, is_on=bar.disable and run.accelerator.is_main_process)
     run.learner.parallel.wrapped_model.train()
     batches = start_workers(run.data.loader)
+    leave_worker_deaths_to_the_loader()
     step_end = time.perf_counter()
     for _ in range(run.data.num_batches_used):
-        state.use_again(expect_batch(next(batches), config.train_data))
+        state.use_again(expect_batch(next_item(batches), config.train_data))
     for step in range(run.steps_done + 1, run.num_steps + 1):
-        batch = next(batches)
+        batch = next_item(batches)
         data_seconds = time.perf_counter() - step_end
         if reason := stop.agreed(batch):
             bar.close()
@@ -79,13 +81,24 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
             write_step(run, log, step, result, learning_rate, data_seconds, step_seconds)
             bar.set_postfix_str(f"loss {result.loss:.3f}, {result.kept_patches:.0f} patches")
         bar.update(run.samples_per_step)
-        if config.checkpoint_every and step % config.checkpoint_every == 0:
-            run.save(step)
-        if config.eval_every and step % config.eval_every == 0 and step < run.num_steps:
-            report_evaluation(log, step, evaluate(run, run.learner.result()))
+        lines.step(step, run.samples_seen(step), result.loss, learning_rate, data_seconds, step_seconds)
+        save_and_evaluate(run, log, lines, step)
         step_end = time.perf_counter()
     bar.close()
+    if run.accelerator.is_main_process:
+        lines.warn_of_chance(run.samples_per_step)
     return True
+
+
+def save_and_evaluate(run: Run, log: MetricsLog, lines: ProgressLines, step: int) -> None:
+    """What is due after a step. The last state is saved, too, so that a longer budget can go on from it."""
+    config, is_last = run.config, step == run.num_steps
+    if config.checkpoint_every and (step % config.checkpoint_every == 0 or is_last):
+        lines.say(f"step {step}: saved {run.save(step)}")
+    if config.eval_every and step % config.eval_every == 0 and not is_last:
+        results = evaluate(run, run.learner.result())
+        report_evaluation(log, step, results)
+        lines.say(f"step {step}: {results_in_words(results)}")
 
 
 def training_step(run: Run, batch: Batch, step: int) -> StepResult:
@@ -138,7 +151,7 @@ def write_step(
         learning_rate=learning_rate,
         logit_scale=run.learner.model.logit_scale.exp().item(),
         kept_patches=result.kept_patches,
-        samples_seen=step * run.samples_per_step,
+        samples_seen=run.samples_seen(step),
         samples_per_second=run.samples_per_step / step_seconds,
         data_seconds=data_seconds,
         step_seconds=step_seconds,
@@ -148,7 +161,7 @@ def write_step(
 
 def progress_bar(run: Run) -> tqdm:
     """In pairs; off where the output is no terminal."""
-    total, initial = (steps * run.samples_per_step for steps in (run.num_steps, run.steps_done))
+    total, initial = (run.samples_seen(step) for step in (run.num_steps, run.steps_done))
     shows = run.accelerator.is_main_process and sys.stderr.isatty()
     return tqdm(total=total, initial=initial, unit="pair", unit_scale=True, disable=not shows)
 
@@ -172,7 +185,8 @@ def end_early(run: Run, last_step: int, reason: int, item: Batch | Stopped) -> N
     if reason == StopRequest.DATA:
         raise TrainingStopped(f"another process ran out of data after step {last_step}; {where}")
     if run.accelerator.is_main_process:
-        print(f"SIGTERM after step {last_step}; {where}; the same command with --resume auto goes on from there")
+        signal = StopRequest.TITLES[reason]
+        print(f"{signal} after step {last_step}; {where}; the same command with --resume auto goes on from there")
 
 
 def stop_at_nonfinite_loss(run: Run, step: int, loss: str, keys: list[str]) -> NoReturn:

@@ -3,12 +3,14 @@
 Shapes: B pairs of this process.
 """
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,19 +30,29 @@ from hf_maskclip.errors import as_config_error, fail
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
 from hf_maskclip.evaluation.datasets.pairs import PairKeys
 from hf_maskclip.evaluation.tasks import Evaluation
-from training.checkpoint import latest_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.data.batches import PairBatches, train_transform
 from training.data.loader import build_loader, usable_workers
 from training.data.position import LoaderState, step_of
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
+from training.model.fit import LOOKED_AT, check_tokenizer, check_tokens
 from training.model.optimization import build_average, build_schedule
 from training.model.presets import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
 from training.model.tokenizer import train_tokenizer
 from training.parallel.choose import check_checkpoint, requested_parallel
 from training.parallel.interface import Parallel
 from training.patch_selection import PatchSelector
+from training.saving.checkpoint import latest_checkpoint, save_checkpoint
+from training.saving.folder import FolderLock, check_output_dir
+from training.saving.record import (
+    check_budget,
+    check_data,
+    check_options,
+    data_identity,
+    samples_seen_by,
+    write_record,
+)
 from training.tracking import check_tracker
 
 TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
@@ -92,14 +104,20 @@ class Run:
 
     Attributes:
         checkpoint: that the run goes on from, or None.
+        samples_before: the pairs of all processes that the checkpoint has seen.
+        data_identity: what tells the training data, wherever it lies.
+        lock: of the run's folder, on the main process, from its first file on.
     """
 
     config: TrainingConfig
     accelerator: Accelerator
     num_steps: int
     checkpoint: Path | None
+    samples_before: int
+    data_identity: dict[str, Any]
     data: RunData
     learner: Learner
+    lock: FolderLock | None = None
 
     @property
     def steps_done(self) -> int:
@@ -113,6 +131,10 @@ class Run:
     @property
     def samples_per_step(self) -> int:
         return self.config.batch_size * self.accelerator.num_processes
+
+    def samples_seen(self, step: int) -> int:
+        """The pairs of all processes that the run has seen after a step, its checkpoint's included."""
+        return self.samples_before + (step - self.steps_done) * self.samples_per_step
 
     @property
     def eval_data(self) -> str:
@@ -128,7 +150,8 @@ class Run:
         """Write a checkpoint after a step. All processes have to call this."""
         learner, keep = self.learner, self.config.keep_checkpoints
         model = learner.parallel.whole_model(learner.model)
-        return save_checkpoint(self.accelerator, model, learner.processor, self.data.state, self.output_dir, step, keep)
+        record = partial(write_record, config=self.config, data=self.data_identity, samples_seen=self.samples_seen(step))
+        return save_checkpoint(self.accelerator, model, learner.processor, self.data.state, self.output_dir, step, keep, record)
 
 
 def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> Run:
@@ -140,25 +163,35 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     Raises:
         ConfigError: an option or the data it names cannot be used.
     """
-    check_names(config.model, config.tokenizer)
+    if int(os.environ.get("RANK", 0)) == 0:  # before the processes know of each other
+        check_output_dir(Path(config.output_dir))
+    checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume == "auto" else None
+    if checkpoint:
+        check_options(checkpoint, config)
+    else:
+        check_names(config.model, config.tokenizer)
     check_tracker(config.report_to)
     parallel = parallel or requested_parallel()
     accelerator = start_accelerator(config)
-    num_steps, warmup_steps = config.schedule(accelerator.num_processes)
-    checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume == "auto" else None
+    samples_before = samples_seen_by(checkpoint, config.batch_size * accelerator.num_processes) if checkpoint else 0
+    num_steps, warmup_steps = config.schedule(accelerator.num_processes, step_of(checkpoint), samples_before)
     if checkpoint:
         check_checkpoint(checkpoint, parallel)
+        check_budget(checkpoint, config, num_steps, samples_before)
 
     source = open_source(config.train_data, seed=config.seed, image_key=config.image_key, caption_key=config.caption_key)
     source.check()
+    identity = data_identity(source)
+    if checkpoint:
+        check_data(checkpoint, config, identity)
     if accelerator.is_main_process:
         say_equal_captions(source)
     config = with_usable_workers(config, source.stream.num_shards, accelerator)
     open_epoch = epoch_opener(source, config, accelerator)
-    model, processor = load_model(config, checkpoint, source.captions(TOKENIZER_CAPTIONS))
+    model, processor = load_model(config, checkpoint, source)
     data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor)
     learner = prepare_learner(model, processor, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
-    return Run(config, accelerator, num_steps, checkpoint, data, learner)
+    return Run(config, accelerator, num_steps, checkpoint, samples_before, identity, data, learner)
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
@@ -218,13 +251,20 @@ def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerato
     return open_epoch
 
 
-def load_model(config: TrainingConfig, checkpoint: Path | None, captions: Iterator[str]) -> tuple[MaskCLIPModel, CLIPProcessor]:
-    """The model and its processor, of the checkpoint or as the options say; a missing tokenizer is trained on the captions."""
+def load_model(config: TrainingConfig, checkpoint: Path | None, source: Source) -> tuple[MaskCLIPModel, CLIPProcessor]:
+    """The model and its processor, of the checkpoint or as the options say; a missing tokenizer is trained on the captions.
+
+    Raises:
+        ConfigError: model, tokenizer and image processor do not fit each other.
+    """
     name = str(checkpoint) if checkpoint else config.model
     tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, name)
     if tokenizer is None:
-        tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
+        tokenizer = train_tokenizer(source.captions(TOKENIZER_CAPTIONS), config.vocab_size, CONTEXT_LENGTH)
+    tokenizer_name = config.tokenizer or name
+    check_tokens(tokenizer, tokenizer_name)
     model = build_model(name, config.patch_mask, tokenizer)
+    check_tokenizer(tokenizer, tokenizer_name, model.config.text_config, name, source.captions(LOOKED_AT))
     return model, build_processor(name, model, tokenizer)
 
 
@@ -279,7 +319,8 @@ def prepare_learner(
     """The model in its wrapper, its optimizer and schedule, as the checkpoint has them if there is one."""
     average = build_average(model, config.ema_momentum)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # The older name is deprecated where Transformers has the newer one.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
@@ -288,7 +329,12 @@ def prepare_learner(
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
     if checkpoint:
-        accelerator.load_state(str(checkpoint))
+        try:
+            accelerator.load_state(str(checkpoint))
+        except RuntimeError as error:
+            if "custom checkpoints" not in str(error):
+                raise
+            fail(f"resume: {checkpoint} has other averaged weights than this run: give its ema_momentum and patch_mask")
     # Not prepared: Accelerate would step it once for every process.
     schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, step_of(checkpoint))
     return Learner(model, processor, wrapped, average, schedule, patches, ContrastiveLoss())

@@ -1,4 +1,4 @@
-"""When training ends before its budget: a signal to end, data that gives out, a loss that is not finite.
+"""When training ends before its budget: a signal to end, data or a data worker that gives out, a loss that is not finite.
 
 All processes come to the same decision at the same step, so that they can save a checkpoint together.
 """
@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import ClassVar
 
 import torch
 
@@ -15,31 +18,58 @@ from training.data.batches import Batch, Stopped
 
 
 class StopRequest:
-    """SIGTERM, by which schedulers announce the end of a job, as something to ask about between two steps.
+    """SIGTERM, by which schedulers announce the end of a job, or Ctrl-C, as something to ask about between two steps.
 
-    A context manager: the signal's former handler is back at its end.
+    A second Ctrl-C is a `KeyboardInterrupt` at once. A context manager: the signals' former handlers are back at its end.
     """
 
-    NONE, SIGTERM, DATA = range(3)
+    NONE, SIGTERM, INTERRUPT, DATA = range(4)
+    TITLES: ClassVar = {SIGTERM: "SIGTERM", INTERRUPT: "Ctrl-C"}
 
     def __enter__(self) -> "StopRequest":
-        self._is_terminated = False
+        self._asked = self.NONE
         # Python lets the main thread alone handle signals; a run in another one, as in a notebook's server, goes without.
         self._handles = threading.current_thread() is threading.main_thread()
         if self._handles:
-            self._former = signal.signal(signal.SIGTERM, self._note)
+            self._former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *error) -> None:
         if self._handles:
-            signal.signal(signal.SIGTERM, self._former)
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
 
-    def _note(self, *frame) -> None:
-        self._is_terminated = True
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked == self.INTERRUPT:
+            raise KeyboardInterrupt
+        self._asked = self.INTERRUPT if number == signal.SIGINT else self.SIGTERM
+        if number == signal.SIGINT:
+            print("Ctrl-C: this step is finished and saved; a second Ctrl-C ends at once", file=sys.stderr)
 
     def agreed(self, item: Batch | Stopped) -> int:
-        """What ends the training of this or another process: `NONE`, `SIGTERM`, or `DATA` where one has no more batch."""
-        return largest(self.DATA if isinstance(item, Stopped) else self.SIGTERM if self._is_terminated else self.NONE)
+        """What ends the training of this or another process: `NONE`, a signal, or `DATA` where one has no more batch."""
+        return largest(self.DATA if isinstance(item, Stopped) else self._asked)
+
+
+def leave_worker_deaths_to_the_loader() -> None:
+    """Undo what starting data workers does to SIGCHLD: a handler of PyTorch, which raises wherever the program is.
+
+    In the middle of a step that leaves half a step. Without it the loader finds the death where it waits for a batch.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        return
+    if getattr(signal.getsignal(signal.SIGCHLD), "__module__", "") == "torch.utils.data._utils.signal_handling":
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def next_item(batches: Iterator[Batch | Stopped]) -> Batch | Stopped:
+    """The next batch, or a [`Stopped`] where a data worker was killed."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        return Stopped(f"a data worker was killed ({error}); where memory ran out, fewer num_workers take less")
 
 
 class NumbersOnHost:
@@ -63,7 +93,8 @@ def all_finite(model: torch.nn.Module) -> bool:
 
 
 def obey_only_the_training_process(worker: int) -> None:
-    """Let a data worker end by the SIGTERM of its training process, and not by one that goes to all processes of a job."""
+    """Let a data worker end by the SIGTERM of its training process, and not by a signal to all processes of a job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_when_the_training_process_says_so, daemon=True).start()

@@ -12,8 +12,9 @@ from hf_maskclip.distributed import sum_counts
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.tasks import run_evaluations
 from hf_maskclip.visualization import draw_patch_masks
-from training.checkpoint import prepare_output_dir
 from training.run import Run
+from training.saving.checkpoint import prepare_output_dir
+from training.saving.folder import FolderLock, write_state
 from training.tracking import MetricsLog, draw_curves, start_tracker
 
 # The masks of `masks.png`.
@@ -32,10 +33,12 @@ def start_reports(run: Run) -> MetricsLog:
             print(f"going on from {run.checkpoint}")
         elif moved := prepare_output_dir(run.output_dir):
             print(f"{run.output_dir} held an earlier run: moved to {moved}")
+        run.lock = FolderLock(run.output_dir)
+        write_state(run.output_dir, is_resumed=run.checkpoint is not None)
         options = yaml.safe_dump(run.config.as_options(), sort_keys=False, allow_unicode=True)
         (run.output_dir / "config.yaml").write_text(options, encoding="utf-8")
     run.accelerator.wait_for_everyone()
-    start_tracker(run.accelerator, run.config)
+    start_tracker(run.accelerator, run.config, run.steps_done)
     log = MetricsLog(run.accelerator, run.output_dir)
     log.forget_after(run.steps_done)
     return log
@@ -54,7 +57,7 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
         "eval_data": run.eval_data,
         "ema_momentum": run.config.ema_momentum,
         "steps": run.num_steps,
-        "samples_seen": run.num_steps * run.samples_per_step,
+        "samples_seen": run.samples_seen(run.num_steps),
         "train_seconds": round(run.data.state.train_seconds, 1),
         "skipped": sum_counts(run.data.state.skipped),
         "results": results,
@@ -80,6 +83,16 @@ def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, A
         log.write(step, **{key: value for key, value in numbers.items() if isinstance(value, (int, float))})
 
 
+def results_in_words(results: dict[str, dict[str, Any]]) -> str:
+    """The main numbers of evaluations, as one line."""
+    parts = []
+    for name, metrics in results.items():
+        recall = "recall@10" if any(key.endswith("recall@10") for key in metrics) else "recall@1"  # of fewer than ten
+        shown = {k: v for k, v in metrics.items() if k in ("top1", "mean_per_class") or k.endswith(recall)}
+        parts.append(f"{name}: " + ", ".join(f"{key} {value:.1%}" for key, value in shown.items()))
+    return "; ".join(parts) or "no data to evaluate on"
+
+
 def draw_pictures(run: Run) -> None:
     """Write `masks.png` (eight training pictures) and `curves.png`."""
     vision = run.learner.model.config.vision_config
@@ -95,8 +108,7 @@ def print_summary(output_dir: Path, summary: dict[str, Any]) -> None:
     if summary["skipped"]:
         print("skipped samples: " + ", ".join(f"{cause} {count}" for cause, count in summary["skipped"].items()))
     for name, metrics in summary["results"].items():
-        shown = {k: v for k, v in metrics.items() if k in ("top1", "mean_per_class") or k.endswith("recall@10")}
-        print(f"{name}: " + ", ".join(f"{key} {value:.1%}" for key, value in shown.items()))
+        print(results_in_words({name: metrics}))
     print(f"""
 Written to {output_dir}: export/, eval.json, metrics.jsonl, masks.png, curves.png. To load the model:
 

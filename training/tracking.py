@@ -3,8 +3,13 @@
 import json
 import logging
 import math
+import sys
+import time
+from collections import deque
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,8 +19,11 @@ from matplotlib.figure import Figure
 
 from hf_maskclip.errors import ConfigError
 from training.config import TrainingConfig
+from training.saving.folder import read_state
 
 logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 60  # between two lines of a log that is no terminal
 
 
 def check_tracker(name: str) -> None:
@@ -27,14 +35,19 @@ def check_tracker(name: str) -> None:
         raise ConfigError("report_to='trackio': needs accelerate 1.14, which tells it the steps")
 
 
-def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """Start or, in a resumed run, continue the tracker's run, which is named after the output folder. Nothing is public."""
+def start_tracker(accelerator: Accelerator, config: TrainingConfig, steps_done: int = 0) -> None:
+    """Start or, in a resumed run, continue the tracker's run under the id of the folder's `run.json`. Nothing is public.
+
+    Args:
+        steps_done: of the checkpoint that the run goes on from; TensorBoard forgets what it has of later ones.
+    """
     if config.report_to == "none":
         return
-    name = Path(config.output_dir).name
+    tracker_id = read_state(Path(config.output_dir)).get("tracker_id")
     options = {
-        "wandb": {"id": name, "name": name, "resume": "allow"},
-        "trackio": {"name": name, "resume": "allow", "private": True},
+        "tensorboard": {"purge_step": steps_done + 1},
+        "wandb": {"id": tracker_id, "name": Path(config.output_dir).name, "resume": "allow", "dir": config.output_dir},
+        "trackio": {"name": tracker_id, "resume": "allow", "private": True},
     }
     settings = {key: str(value) if isinstance(value, dict) else value for key, value in asdict(config).items()}
     accelerator.init_trackers("hf_maskclip", config=settings, init_kwargs=options)
@@ -53,6 +66,58 @@ class SlowDataWarning:
                 "training waits for its data for more than 30 %% of its time: use more num_workers or faster storage"
             )
             self.num_slow_steps = -math.inf
+
+
+class ProgressLines:
+    """What a person follows where there is no progress bar: a line at the first step and then every `LINE_SECONDS`.
+
+    Args:
+        is_on: whether this process writes it.
+    """
+
+    def __init__(self, num_steps: int, is_on: bool):
+        self.num_steps, self.is_on = num_steps, is_on
+        self.line_at = -math.inf
+        self.steps, self.seconds, self.data_seconds = 0, 0.0, 0.0  # since the last line
+        self.samples_before: int | None = None
+        self.losses: deque[float] = deque(maxlen=10)
+
+    def say(self, line: str) -> None:
+        if self.is_on:
+            print(line, file=sys.stderr, flush=True)
+
+    def step(
+        self, step: int, samples_seen: int, loss: float, learning_rate: float, data_seconds: float, step_seconds: float
+    ) -> None:
+        """Count a step, and write a line where it is time for one. Rates are means since the last line."""
+        self.losses.append(loss)
+        self.steps, self.seconds, self.data_seconds = (
+            self.steps + 1,
+            self.seconds + step_seconds,
+            self.data_seconds + data_seconds,
+        )
+        if time.monotonic() - self.line_at < LINE_SECONDS:
+            return
+        self.line_at = time.monotonic()
+        speed = ""
+        if self.samples_before is not None:  # of the first step most is start-up, which says nothing of the others
+            left = timedelta(seconds=round((self.num_steps - step) * self.seconds / self.steps))
+            rate = (samples_seen - self.samples_before) / self.seconds
+            speed = f", {rate:.1f} images/s, {self.data_seconds / self.seconds:.0%} of the time waiting for data, {left} left"
+        where = f"step {step} of {self.num_steps}, {samples_seen} samples"
+        self.say(f"{where}, loss {loss:.4f}, learning rate {learning_rate:.3g}{speed}")
+        self.samples_before, self.steps, self.seconds, self.data_seconds = samples_seen, 0, 0.0, 0.0
+
+    def warn_of_chance(self, pairs: int) -> None:
+        """Say where the loss ends at that of chance, ln of the pairs of a step: the model tells no pair from another."""
+        if self.losses and abs(fmean(self.losses) / math.log(pairs) - 1) < 0.01:
+            logger.warning(
+                "the loss ends at %.4f, which is chance for %d pairs (ln %d): nothing was learnt; another learning_rate, "
+                "more steps or captions that fit their pictures may help",
+                fmean(self.losses),
+                pairs,
+                pairs,
+            )
 
 
 class MetricsLog:

@@ -18,7 +18,7 @@ from training.config import TrainingConfig, describe_options, load_config
 
 
 def main(config: TrainingConfig) -> dict[str, Any]:
-    """Run a training and return its evaluation, which is also in `eval.json`; `{}` where SIGTERM ended it.
+    """Run a training and return its evaluation, which is also in `eval.json`; `{}` where a signal ended it.
 
     Raises:
         ConfigError: an option or the data it names cannot be used; raised before training starts.
@@ -31,16 +31,21 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     from training.summary import finish, start_reports
 
     run = prepare(config)
-    log = start_reports(run)
-    with StopRequest() as stop:
-        is_complete = train(run, log, stop)
-    results = finish(run, log) if is_complete else {}
-    run.accelerator.end_training()
+    try:
+        log = start_reports(run)
+        with StopRequest() as stop:
+            is_complete = train(run, log, stop)
+        results = finish(run, log) if is_complete else {}
+        run.accelerator.end_training()
+    finally:
+        if run.lock:
+            run.lock.release()
     return results
 
 
 def program(arguments: list[str]) -> int:
-    """The command line; returns the exit code: 0, or 2 after one line that says what cannot be used or why training stopped."""
+    """The command line; returns the exit code: 0, 2 after one line that says what cannot be used or why training
+    stopped, or 130 where Ctrl-C ended it at once."""
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\nOptions, with their defaults:\n{describe_options()}")
         return 0
@@ -57,6 +62,9 @@ def program(arguments: list[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTr
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
 from hf_maskclip.data.specs import is_hub_id
 from hf_maskclip.errors import as_config_error, fail
+from training.model.fit import check_has_tokenizer, check_image_processor, check_is_no_run
 from training.model.initialization import initialize_as_clip
 
 CONTEXT_LENGTH = 77  # caption tokens, as in CLIP
@@ -63,6 +64,7 @@ def load_tokenizer(tokenizer: str, model: str) -> PreTrainedTokenizerBase | None
     source = tokenizer or (None if model in PRESETS else model)
     if source is None:
         return None
+    check_has_tokenizer(source)
     with as_config_error("tokenizer", source):
         return AutoTokenizer.from_pretrained(source)
 
@@ -71,6 +73,8 @@ def check_names(model: str, tokenizer: str) -> None:
     """Raise a ConfigError for a model or tokenizer that is neither a preset, nor a folder, nor in the form of a Hub id."""
     for option, name, presets in (("model", model, PRESETS), ("tokenizer", tokenizer, {"": None})):
         if name in presets or Path(name).is_dir():
+            if option == "model":
+                check_is_no_run(name)
             continue
         if not is_hub_id(name):
             allowed = f"one of {', '.join(PRESETS)}, " if option == "model" else ""
@@ -78,10 +82,16 @@ def check_names(model: str, tokenizer: str) -> None:
 
 
 def build_processor(name: str, model: MaskCLIPModel, tokenizer: PreTrainedTokenizerBase) -> CLIPProcessor:
-    """The processor that is saved with the model: the checkpoint's image processor, or CLIP's at the preset's image size."""
+    """The processor that is saved with the model: the checkpoint's image processor, or CLIP's at the preset's image size.
+
+    Raises:
+        ConfigError: the checkpoint has none, or one of another size than the model.
+    """
     if name in PRESETS:
         size = model.config.vision_config.image_size
         image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     else:
-        image_processor = CLIPImageProcessor.from_pretrained(name)
+        with as_config_error("model", name):
+            image_processor = CLIPImageProcessor.from_pretrained(name)
+    check_image_processor(image_processor, model.config.vision_config, name)
     return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)

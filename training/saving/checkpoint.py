@@ -5,6 +5,7 @@ Accelerate's state (optimizer, random numbers) and, for each process, where its 
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -24,8 +25,12 @@ def save_checkpoint(
     output_dir: Path,
     step: int,
     keep: int,
+    write_record: Callable[[Path], None],
 ) -> Path:
     """Write the checkpoint of a step, where it is not there yet, and return it; of all, keep the last `keep` (0: all).
+
+    Args:
+        write_record: writes what the checkpoint records of its run into the folder that it is given.
 
     Raises:
         TrainingStopped: a weight is not a number. Nobody can go on from that, so the checkpoints that are there stay.
@@ -51,6 +56,7 @@ def save_checkpoint(
         else:  # the weights are split over the processes, and Accelerate does not know of them
             model.save_pretrained(partial)
         processor.save_pretrained(partial)
+        write_record(partial)
         partial.rename(final)
         for old in _complete(output_dir)[:-keep] if keep else []:
             shutil.rmtree(old)

@@ -1,0 +1,103 @@
+"""Whether model, tokenizer and image processor fit each other, found before a run starts."""
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerBase
+
+from hf_maskclip.errors import fail
+
+LOOKED_AT = 200  # captions of the run
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+LEGACY_END_TOKEN = 2  # of a text tower that Transformers pools at the highest id of a caption
+
+
+def check_has_tokenizer(name: str) -> None:
+    """Raise a ConfigError for a folder without tokenizer files, of which Transformers makes a tokenizer of two tokens."""
+    folder = Path(name)
+    if folder.is_dir() and not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        fail(f"tokenizer={name!r}: the folder has no tokenizer files ({', '.join(TOKENIZER_FILES)}); name one by --tokenizer")
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise a ConfigError for a tokenizer without the tokens that CLIP's text tower needs, whatever its size."""
+    missing = [key for key in ("eos_token", "pad_token") if getattr(tokenizer, f"{key}_id") is None]
+    if missing:
+        fail(f"tokenizer={name!r}: has no {' and no '.join(missing)}; CLIP pools a caption at its end token")
+    token_ids = tokenizer("a dog")["input_ids"]
+    if not token_ids or token_ids[-1] != tokenizer.eos_token_id:
+        fail(
+            f"tokenizer={name!r}: does not end a caption with its end token {_end_of(tokenizer)}; CLIP pools a caption at it "
+            f"('a dog' is {token_ids})"
+        )
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, name: str, text: CLIPTextConfig, model: str, captions: Iterable[str]
+) -> None:
+    """Raise a ConfigError for a tokenizer that does not fit a text tower or tells nothing of captions apart.
+
+    Args:
+        name, model: what messages call the two.
+        captions: of the run; the first of them are looked at.
+    """
+    sizes = (
+        f"tokenizer={name!r} ({len(tokenizer)} tokens, end token {_end_of(tokenizer)}) does not fit "
+        f"model={model!r} (vocabulary of {text.vocab_size}, end token {text.eos_token_id})"
+    )
+    vocabulary = tokenizer.get_vocab().values()
+    if max(vocabulary) >= text.vocab_size:
+        fail(f"{sizes}: its highest id is {max(vocabulary)}")
+    end = tokenizer.eos_token_id
+    if text.eos_token_id == LEGACY_END_TOKEN:
+        if end != max(vocabulary):
+            fail(f"{sizes}: with the end token {LEGACY_END_TOKEN} Transformers pools at a caption's highest id, not at {end}")
+    elif end != text.eos_token_id:
+        fail(f"{sizes}: the text tower pools at another token than the captions end with")
+    _check_captions(tokenizer, sizes, captions)
+
+
+def _check_captions(tokenizer: PreTrainedTokenizerBase, sizes: str, captions: Iterable[str]) -> None:
+    """Of captions that differ in more than case, more than half must differ in known tokens."""
+    special = set(tokenizer.all_special_ids)
+    texts = {" ".join(caption.casefold().split()) for caption in islice(captions, LOOKED_AT)}
+    tokens = {tuple(i for i in tokenizer(text, verbose=False)["input_ids"] if i not in special) for text in sorted(texts)}
+    if texts and (tokens == {()} or (len(texts) > 1 and len(tokens) <= len(texts) / 2)):
+        known = 0 if tokens == {()} else len(tokens)
+        fail(
+            f"{sizes}: of {len(texts)} captions it tells {known} apart; a folder without tokenizer files gives such a one, "
+            "name another by --tokenizer"
+        )
+
+
+def _end_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    return f"{tokenizer.eos_token_id} {str(tokenizer.eos_token)!r}"
+
+
+def check_image_processor(image_processor: CLIPImageProcessor, vision: CLIPVisionConfig, model: str) -> None:
+    """Raise a ConfigError for a processor whose pictures the vision tower does not take."""
+    if vision.num_channels != 3:
+        fail(f"model={model!r}: its vision tower takes {vision.num_channels} channels; training reads pictures of 3")
+    options: dict[str, Any] = image_processor.to_dict()
+    size = options["crop_size"] if options.get("do_center_crop") else options["size"]
+    found = (size.get("height"), size.get("width"))
+    if found != (vision.image_size, vision.image_size):
+        is_square = None not in found
+        gives = f"{found[0]} x {found[1]} pixels" if is_square else f"pictures of any shape ({dict(size)})"
+        fail(
+            f"model={model!r}: its image processor gives {gives}, its vision tower takes "
+            f"{vision.image_size} x {vision.image_size}: change preprocessor_config.json or config.json"
+        )
+
+
+def check_is_no_run(model: str) -> None:
+    """Raise a ConfigError for the folder of a run in the place of its export."""
+    folder = Path(model)
+    if not (folder / "config.yaml").is_file() or (folder / "config.json").exists():
+        return
+    checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.suffix != ".partial")
+    models = [folder / "export"] if (folder / "export").is_dir() else checkpoints[-1:]
+    where = f"its model is {models[0]}" if models else "it has no export and no checkpoint yet"
+    fail(f"model={model!r}: is the folder of a run; {where}")

@@ -1,0 +1,120 @@
+"""What a checkpoint records of its run, so that a run that goes on from it is the same run.
+
+The record is `run.json` in the checkpoint's folder: the options, what tells the training data, and the pairs that were seen.
+"""
+
+import dataclasses
+import hashlib
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_maskclip.data.decoding import SkippedSample
+from hf_maskclip.data.source import Source
+from hf_maskclip.errors import fail
+from training.config import TrainingConfig, option_name
+from training.data.position import step_of
+
+FILE = "run.json"
+# What may change where a run goes on: places, the budget and its schedule, reports, and how fast or safely a step is made.
+FREE = frozenset(
+    "output_dir train_data eval_data max_steps samples_seen learning_rate warmup_steps unmasked_tuning_steps max_grad_norm "
+    "log_every eval_every checkpoint_every keep_checkpoints resume report_to num_workers max_skipped_share chunk_size compile "
+    "gradient_checkpointing import dry_run debug".split()
+)
+PLACES = ("model", "tokenizer")  # of options that can name a folder
+LOOKED_AT = 16  # shards of which the first captions are read
+
+
+def data_identity(source: Source) -> dict[str, Any]:
+    """What tells training data wherever it lies: how many shards, and the first captions of some of them, as a hash each.
+
+    The hash is None where a shard cannot be read now, which says nothing of its captions.
+    """
+    number = source.stream.num_shards
+    chosen = sorted({round(shard) for shard in np.linspace(0, number - 1, min(number, LOOKED_AT))})
+    return {"shards": number, "captions": {str(shard): _hash_of_captions(source, shard) for shard in chosen}}
+
+
+def _hash_of_captions(source: Source, shard: int) -> str | None:
+    digest = hashlib.sha256()
+    for row in islice(source.stream.shard(source.stream.num_shards, shard), 4):
+        if "__error__" in row:
+            return None
+        try:
+            captions = list(source.decoder.captions(row, np.random.default_rng(0)))
+        except SkippedSample:
+            continue
+        digest.update(json.dumps(captions).encode())
+    return digest.hexdigest()
+
+
+def write_record(folder: Path, config: TrainingConfig, data: dict[str, Any], samples_seen: int) -> None:
+    record = {"options": config.as_options(), "data": data, "samples_seen": samples_seen}
+    (folder / FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """The record of a checkpoint; empty where an older version saved it."""
+    file = checkpoint / FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def samples_seen_by(checkpoint: Path, samples_per_step: int) -> int:
+    """The pairs that a checkpoint has seen; of one without a record, as if each step had been of this size."""
+    return read_record(checkpoint).get("samples_seen", step_of(checkpoint) * samples_per_step)
+
+
+def check_options(checkpoint: Path, config: TrainingConfig) -> None:
+    """Raise a ConfigError where the options make another run than the checkpoint's."""
+    saved = read_record(checkpoint).get("options")
+    if saved is None:
+        return
+    given = json.loads(json.dumps(config.as_options()))
+    defaults = {option_name(item): item.default for item in dataclasses.fields(TrainingConfig)}
+    changed = [
+        f"{key}={value!r} (there {saved.get(key, defaults[key])!r})"
+        for key, value in given.items()
+        if key not in FREE and not _is_equal(key, value, saved.get(key, defaults[key]))
+    ]
+    if changed:
+        fail(
+            f"resume: {checkpoint} is of a run with other options than {', '.join(changed)}: "
+            "give the same, or another output_dir (--model takes the export of a run)"
+        )
+
+
+def _is_equal(key: str, value: Any, saved: Any) -> bool:
+    if value == saved:
+        return True
+    are_places = key in PLACES and value and saved and Path(value).is_dir()
+    return bool(are_places) and Path(value).resolve() == Path(saved).resolve()
+
+
+def check_data(checkpoint: Path, config: TrainingConfig, data: dict[str, Any]) -> None:
+    """Raise a ConfigError where the training data is not the checkpoint's, wherever it lies now."""
+    record = read_record(checkpoint)
+    saved = record.get("data", data)
+    hashes = [(saved["captions"].get(shard), now) for shard, now in data["captions"].items()]
+    if data["shards"] != saved["shards"]:
+        difference = f"{data['shards']} shards, there {saved['shards']}"
+    elif any(None not in pair and pair[0] != pair[1] for pair in hashes):
+        difference = "its captions are others"
+    else:
+        return
+    fail(
+        f"resume: train_data={config.train_data!r} is other data than {record['options']['train_data']!r}, which {checkpoint} "
+        f"was trained on ({difference}): give the same, or another output_dir"
+    )
+
+
+def check_budget(checkpoint: Path, config: TrainingConfig, num_steps: int, samples_seen: int) -> None:
+    """Raise a ConfigError where a budget ends before the checkpoint."""
+    done = step_of(checkpoint)
+    if num_steps < done or (config.samples_seen and config.samples_seen < samples_seen):
+        budget = f"max_steps={config.max_steps}" if config.max_steps else f"samples_seen={config.samples_seen}"
+        seen = f"{done} steps" if config.max_steps else f"{samples_seen} pairs in {done} steps"
+        fail(f"{budget}: {checkpoint} has {seen} behind it already: give as many or more, or another output_dir")
