@@ -115,6 +115,7 @@ def _add_convert_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("output", type=Path, help="folder, made if it does not exist")
     parser.add_argument("--to", default="transformers", choices=("transformers", "open_clip"), help="default: %(default)s")
     parser.add_argument("--open_clip_model", help="what the checkpoint is of, such as ViT-B-16 or ViT-B-32-quickgelu")
+    parser.add_argument("--weights", default="", metavar="KEY", help="which of a checkpoint's, such as state_dict_ema")
     parser.add_argument("--tokenizer", default=CLIP_TOKENIZER, help="folder or Hub id (default: %(default)s, CLIP's own)")
     parser.set_defaults(command="convert")
 

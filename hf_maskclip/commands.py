@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import as_config_error, fail
+from .model_folder import find_model
 from .options import QUICKSTART_MODEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
+    from transformers import PreTrainedTokenizerBase
+
+KEPT_CARD = "{} has a card that was edited on the Hub: it is kept, delete its README.md there to get the new one"
 
 
 def draw_masks(options: argparse.Namespace) -> None:
     """Draw what each mask leaves of pictures, or the stages of PGS."""
     from .models.modeling_maskclip_vision import MaskCLIPVisionModel
+    from .models.patch_mask_registry import patch_masks
     from .visualization import draw_patch_masks, draw_pgs_steps
 
     masks = _masks_to_draw(options)
@@ -26,7 +31,7 @@ def draw_masks(options: argparse.Namespace) -> None:
     if options.model:
         with as_config_error("--model", options.model):
             loading = {"attn_implementation": "eager", "patch_mask": "none"}
-            teacher = MaskCLIPVisionModel.from_pretrained(options.model, **loading).eval()
+            teacher = MaskCLIPVisionModel.from_pretrained(find_model(options.model), **loading).eval()
         image_size, patch_size = teacher.config.image_size, teacher.config.patch_size
         if options.patch_size not in (None, patch_size):
             fail(f"--patch_size {options.patch_size}: the patches of {options.model} have {patch_size} pixels")
@@ -38,6 +43,9 @@ def draw_masks(options: argparse.Namespace) -> None:
         else:
             figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes, seed=options.seed)
     _save_figure(figure, options.output)
+    if not options.mask and not options.model:
+        left_out = [name for name, mask in patch_masks().items() if mask.needs_patch_scores]
+        print(f"{', '.join(left_out)} is left out: it goes by a model's attention, see --model")
 
 
 def _masks_to_draw(options: argparse.Namespace) -> list[str]:
@@ -58,7 +66,6 @@ def _masks_to_draw(options: argparse.Namespace) -> list[str]:
         return masks
     if options.mask:
         fail(f"--mask {need_teacher[0]} goes by a model's attention: give --model")
-    print(f"{', '.join(need_teacher)} is left out: it goes by a model's attention, see --model")
     return [name for name in masks if name not in need_teacher]
 
 
@@ -71,8 +78,9 @@ def run_demo(options: argparse.Namespace) -> None:
     if options.model == QUICKSTART_MODEL and not Path(QUICKSTART_MODEL).is_dir():
         make = "`accelerate launch training/train.py` makes it"
         fail(f"{QUICKSTART_MODEL}: no such folder; {make}, or give --model")
+    model = find_model(options.model)
     with as_config_error("--model", options.model):
-        page = build_demo(options.model)
+        page = build_demo(model)
     where = {"server_name": options.host, "server_port": options.port, "share": False}
     try:
         page.launch(**where, quiet=True, prevent_thread_lock=True)
@@ -87,17 +95,23 @@ def convert(options: argparse.Namespace) -> None:
     import torch
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor
 
+    from .conversion.checkpoint import other_weights
+    from .conversion.clip import save_processor
     from .conversion.open_clip import MODELS, convert_open_clip_checkpoint, export_to_open_clip
     from .models.modeling_maskclip import MaskCLIPModel
 
     if options.to == "open_clip":
-        if options.open_clip_model:
-            fail(f"--open_clip_model {options.open_clip_model}: is of checkpoints; --to open_clip takes the folder's own sizes")
-        source = _model_of(options.source)
-        with as_config_error("source", options.source):
-            # Not CLIPModel, which fills what a folder lacks with random weights.
-            model = MaskCLIPModel.from_pretrained(source, patch_mask="none", dtype=torch.float32)
+        if options.open_clip_model or options.weights:
+            fail("--open_clip_model and --weights are of a checkpoint of open_clip, and not for --to open_clip")
+        source = find_model(options.source)
+        with as_config_error("source", source):
+            model, info = MaskCLIPModel.from_pretrained(
+                source, patch_mask="none", dtype=torch.float32, output_loading_info=True
+            )
             processor = CLIPProcessor.from_pretrained(source)
+        if unknown := sorted(name for name in info["unexpected_keys"] if not name.endswith("position_ids")):
+            fail(f"{source}: has {len(unknown)} weights that a CLIP has not, such as {unknown[0]!r}")
+        _check_tokenizer(processor.tokenizer, model.config.text_config.vocab_size, source)
         with as_config_error("output", options.output):
             export_to_open_clip(model, options.output, processor)
         print(f'written to {options.output}: open_clip.create_model_and_transforms("local-dir:{options.output}")')
@@ -108,15 +122,24 @@ def convert(options: argparse.Namespace) -> None:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     token_ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with as_config_error("source", options.source):
-        converted = convert_open_clip_checkpoint(options.source, options.open_clip_model, token_ids)
+        averages = other_weights(Path(options.source))
+        converted = convert_open_clip_checkpoint(options.source, options.open_clip_model, token_ids, options.weights)
+    _check_tokenizer(tokenizer, converted.model.config.text_config.vocab_size, options.source)
     size = converted.model.config.vision_config.image_size
     image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     with as_config_error("output", options.output):
         converted.model.save_pretrained(options.output)
-        CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(options.output)
+        save_processor(CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer), options.output)
+    if averages and not options.weights:
+        print(f"taken: the weights that were trained; their average is there too: --weights {averages[0]}")
     if converted.extra:
         print(f"left out, for a CLIP has no such weights: {', '.join(converted.extra)}")
     print(f'written to {options.output}: AutoModel.from_pretrained("{options.output}")')
+
+
+def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, source: str) -> None:
+    if len(tokenizer) != vocab_size:
+        fail(f"{source}: its text tower has {vocab_size} tokens, the tokenizer {len(tokenizer)}: give its own by --tokenizer")
 
 
 def export(options: argparse.Namespace) -> None:
@@ -126,7 +149,7 @@ def export(options: argparse.Namespace) -> None:
     from .conversion.clip import export_to_clip, load_maskclip
     from .models.modeling_maskclip import MaskCLIPModel
 
-    source = _model_of(options.source)
+    source = find_model(options.source)
     with as_config_error("source", source):
         model = load_maskclip(source)
         processor_class = CLIPProcessor if isinstance(model, MaskCLIPModel) else CLIPImageProcessor
@@ -137,21 +160,11 @@ def export(options: argparse.Namespace) -> None:
     print(f'{source} written to {options.output}: AutoModel.from_pretrained("{options.output}"{trust})')
 
 
-def _model_of(source: str) -> str:
-    """The folder of the model that a run's folder holds: its export, or its last checkpoint where it has not ended."""
-    folder = Path(source)
-    if not folder.is_dir() or (folder / "config.json").is_file():
-        return source
-    models = [*sorted(folder.glob("checkpoints/step-*[0-9]/config.json")), *folder.glob("export/config.json")]
-    if not models:
-        fail(f"{source}: holds no model, it has neither config.json nor export/ nor checkpoints/")
-    return str(models[-1].parent)
-
-
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a model on a data set or a suite."""
     from .evaluation.command import evaluate
 
+    options.model = find_model(options.model)
     evaluate(options)
 
 
@@ -193,8 +206,15 @@ def push(options: argparse.Namespace) -> None:
     if not options.dry_run:
         for repository in repositories:
             with as_config_error("repository", options.repo_id):
+                if repository is repositories[0] and repository.edited_card():
+                    print(KEPT_CARD.format(options.repo_id))
                 print(f"pushed to {repository.push(private=not options.public)}")
         return
+    try:
+        if repositories[0].edited_card():
+            print(KEPT_CARD.format(options.repo_id))
+    except OSError:
+        print(f"the Hub cannot be asked whether the card of {options.repo_id} was edited there; a push keeps one that was")
     for repository, content in zip(repositories, contents, strict=True):
         print(content["README.md"].decode())
         target = f"{'the Space ' if repository.repo_type == 'space' else ''}{options.repo_id}"

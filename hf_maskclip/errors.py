@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import yaml
+from safetensors import SafetensorError
 
 
 class ConfigError(ValueError):
@@ -30,5 +31,5 @@ def as_config_error(name: str, value: Any) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, SafetensorError) as error:
         raise ConfigError(f"{name}={str(value)!r}: cannot be used ({' '.join(str(error).split())})") from error

@@ -1,6 +1,7 @@
 """From MaskCLIP to folders that need no package: plain CLIP, or the masked model with its code."""
 
 import copy
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -99,7 +100,16 @@ def export_to_clip(
         plain = TWINS[type(model)].plain
         clip = plain.from_pretrained(None, config=_plain_config(model.config), state_dict=model.state_dict())
         clip.save_pretrained(output_dir)
+    save_processor(processor, output_dir)
+
+
+def save_processor(processor: "CLIPProcessor | CLIPImageProcessor", output_dir: str | Path) -> None:
+    """Write a processor with the file that Transformers 4 reads beside that of Transformers 5."""
     processor.save_pretrained(output_dir)
+    image_processor = getattr(processor, "image_processor", processor)
+    content = json.loads(image_processor.to_json_string()) | {"image_processor_type": "CLIPImageProcessor"}
+    text = json.dumps(content, indent=2) + "\n"
+    Path(output_dir, "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
 def _check_exportable(model: PreTrainedModel) -> None:

@@ -3,18 +3,20 @@
 Shapes: D width, E projection size, P patch size, L patches, S context length.
 """
 
+import copy
 import json
-import pickle
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from ..errors import ConfigError
+from .checkpoint import read_checkpoint
 
 if TYPE_CHECKING:  # it imports torchvision, which takes seconds
     from transformers import CLIPProcessor
@@ -129,7 +131,7 @@ class Conversion:
 
 
 def convert_open_clip_checkpoint(
-    checkpoint: str | Path, model_name: str, token_ids: Mapping[str, int] | None = None
+    checkpoint: str | Path, model_name: str, token_ids: Mapping[str, int] | None = None, key: str = ""
 ) -> Conversion:
     """Read a checkpoint of open_clip, or of a fork of it such as those of CLIP-PGS and cluster masking.
 
@@ -138,12 +140,14 @@ def convert_open_clip_checkpoint(
             `.safetensors`.
         model_name: open_clip's name, such as `ViT-B-16`; with `-quickgelu` for OpenAI's activation.
         token_ids: the tokenizer's `bos_token_id`, `eos_token_id` and `pad_token_id`; by default those of CLIP.
+        key: which of the file's sets of weights, such as `state_dict_ema`.
 
     Raises:
         ConfigError: an unknown name, a file of another kind, or weights that are missing or of other sizes.
     """
-    config = clip_config(model_name, token_ids or {})
-    weights = read_checkpoint(Path(checkpoint))
+    clip_config(model_name, {})  # an unknown name is said first
+    weights = read_checkpoint(Path(checkpoint), key)
+    config = clip_config(model_name, token_ids or {}, weights)
     with torch.device("meta"):
         expected = {name: weight for name, weight in CLIPModel(config).state_dict().items()}
     shapes = {name: tuple(weight.shape) for name, weight in to_open_clip_weights(expected).items()}
@@ -164,15 +168,18 @@ def convert_open_clip_checkpoint(
     return Conversion(model, extra)
 
 
-def clip_config(model_name: str, token_ids: Mapping[str, int]) -> CLIPConfig:
-    """The configuration of a model of open_clip. Raises ConfigError for an unknown name."""
-    plain_name = model_name.removesuffix(QUICK_GELU)
+def clip_config(model_name: str, token_ids: Mapping[str, int], weights: Mapping[str, torch.Tensor] | None = None) -> CLIPConfig:
+    """The configuration of a model of open_clip, with the sizes that follow from weights. Raises ConfigError for an unknown name."""
+    is_quick = model_name.lower().endswith(QUICK_GELU)
+    spelled = {_spelling(name): name for name in MODELS}
+    plain_name = model_name[: -len(QUICK_GELU)] if is_quick else model_name
+    plain_name = spelled.get(_spelling(plain_name), plain_name)
     if plain_name not in MODELS:
         raise ConfigError(f"open_clip model {model_name!r}: must be one of {', '.join(MODELS)}, each also with {QUICK_GELU}")
-    cfg = MODELS[plain_name]
+    cfg = _with_sizes_of(weights or {}, MODELS[plain_name])
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     # open_clip's models have GELU where their name does not say otherwise; Transformers' default is OpenAI's approximation.
-    activation = "quick_gelu" if model_name.endswith(QUICK_GELU) else "gelu"
+    activation = "quick_gelu" if is_quick else "gelu"
 
     def tower(part: dict[str, Any], heads: int) -> dict[str, Any]:
         inner = round(part.get("mlp_ratio", 4) * part["width"])
@@ -195,20 +202,24 @@ def clip_config(model_name: str, token_ids: Mapping[str, int]) -> CLIPConfig:
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file, without the wrappers of training. Raises ConfigError for what holds none, or other objects."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path}: holds more than weights, or is no checkpoint, and is not unpickled ({reason})") from None
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ConfigError(f"{path}: holds no weights, nor a state_dict of weights")
-    return {name.removeprefix("module."): weight for name, weight in content.items()}
+def _spelling(name: str) -> str:
+    return name.lower().replace("/", "-").replace("_", "-").replace("@", "-")
+
+
+def _with_sizes_of(weights: Mapping[str, torch.Tensor], cfg: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the image size, the context length and the vocabulary that weights have."""
+    cfg = copy.deepcopy(cfg)
+    positions, places, words = (
+        len(weights[name]) if name in weights and weights[name].ndim == 2 else None
+        for name in ("visual.positional_embedding", "positional_embedding", "token_embedding.weight")
+    )
+    if positions and (side := math.isqrt(positions - 1)) ** 2 == positions - 1:
+        patch = weights["visual.conv1.weight"].shape[-1] if "visual.conv1.weight" in weights else None
+        if patch == cfg["vision_cfg"]["patch_size"]:
+            cfg["vision_cfg"]["image_size"] = side * patch
+    cfg["text_cfg"]["context_length"] = places or cfg["text_cfg"]["context_length"]
+    cfg["text_cfg"]["vocab_size"] = words or cfg["text_cfg"]["vocab_size"]
+    return cfg
 
 
 # ------------------------------------------------------------------------------------------------------ to open_clip
@@ -221,9 +232,9 @@ def export_to_open_clip(model: CLIPModel, output_dir: str | Path, processor: "CL
         ConfigError: an activation that open_clip does not have.
     """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": open_clip_config(model.config), "preprocess_cfg": _preprocess_cfg(processor)}
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in to_open_clip_weights(model.state_dict()).items()}
+    output_dir.mkdir(parents=True, exist_ok=True)
     save_file(tensors, output_dir / OPEN_CLIP_WEIGHTS)
     (output_dir / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     processor.tokenizer.save_pretrained(output_dir)
@@ -255,20 +266,33 @@ def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
             "layers": text.num_hidden_layers,
             "mlp_ratio": text.intermediate_size / text.hidden_size,
             # open_clip's default pools at the highest id, its own tokenizer's end token; this names the folder's.
-            "pool_type": "eos",
-            "eos_id": text.eos_token_id,
+            # Of the id 2, which old configurations have, Transformers pools at the highest id too.
+            **({"pool_type": "argmax"} if text.eos_token_id == 2 else {"pool_type": "eos", "eos_id": text.eos_token_id}),
             "hf_tokenizer_name": "local",
         },
     }
 
 
 def _preprocess_cfg(processor: "CLIPProcessor") -> dict[str, Any]:
+    """open_clip's `preprocess_cfg`. Raises ConfigError for what open_clip's transform does not do."""
     image_processor = processor.image_processor
-    crop = image_processor.crop_size
-    return {
-        "size": [crop["height"], crop["width"]],
-        "mean": list(image_processor.image_mean),
-        "std": list(image_processor.image_std),
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
+    size, crop = image_processor.size, image_processor.crop_size
+    interpolation = {3: "bicubic", 2: "bilinear"}.get(int(image_processor.resample))
+    if interpolation is None:
+        raise ConfigError(f"processor: resample {image_processor.resample}: open_clip has bicubic and bilinear")
+    if not (image_processor.do_resize and image_processor.do_rescale and image_processor.do_normalize):
+        raise ConfigError("processor: open_clip always resizes, rescales and normalises")
+    if abs(image_processor.rescale_factor - 1 / 255) > 1e-6:
+        raise ConfigError(f"processor: rescale_factor {image_processor.rescale_factor}: open_clip's is 1/255")
+    edge = size.get("shortest_edge")
+    if edge is None:
+        target, mode = [size.get("height"), size.get("width")], "squash"
+        fits = None not in target and (not image_processor.do_center_crop or [crop["height"], crop["width"]] == target)
+    else:
+        target, mode = [edge, edge], "shortest"
+        fits = image_processor.do_center_crop and [crop["height"], crop["width"]] == target
+    if not fits:
+        found = f"size {dict(size)}, crop_size {crop and dict(crop)}, do_center_crop {image_processor.do_center_crop}"
+        raise ConfigError(f"processor: {found}: open_clip resizes to the size that it crops, or squashes")
+    mean, std = list(image_processor.image_mean), list(image_processor.image_std)
+    return {"size": target, "mean": mean, "std": std, "interpolation": interpolation, "resize_mode": mode}

@@ -1,6 +1,7 @@
 """The papers' tables with measured results beside the published rows, in Markdown, and the mean of each family as bars."""
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -104,11 +105,33 @@ class Table:
         title = FAMILIES[self.family].title + (f", {self.source}" if self.source else "")
         return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
-    def means(self) -> dict[str, float]:
-        """For each method the mean over the columns that all methods have, of retrieval of recall at 1; {} where none is."""
-        rows = self.rows | {f"{method} (published)": row for method, row in self.published_rows().items()}
-        common = set.intersection(*map(set, rows.values())) - set(AVERAGE_COLUMNS)
-        return {method: sum(row[c][0] for c in common) / len(common) for method, row in rows.items()} if common else {}
+    def means(self) -> tuple[dict[str, float], str]:
+        """For each method the mean over the columns that all have, of retrieval of recall at 1, and what it is over.
+
+        Published rows go where they have no column in common with all that were measured; where these have none either, each
+        is over its own.
+        """
+        published = {f"{method} (published)": row for method, row in self.published_rows().items()}
+        every = {c for row in self.rows.values() for c in row} - set(AVERAGE_COLUMNS)
+        for rows, without in ((self.rows | published, ""), (self.rows, ", papers left out" if published else "")):
+            if common := set.intersection(*map(set, rows.values())) - set(AVERAGE_COLUMNS):
+                return {m: _mean(row, common) for m, row in rows.items()}, _over(common, every) + without
+        own = {f"{method}": set(row) - set(AVERAGE_COLUMNS) for method, row in self.rows.items()}
+        means = {method: _mean(self.rows[method], columns) for method, columns in own.items() if columns}
+        counts = ", ".join(f"{method} {len(columns)}" for method, columns in own.items())
+        return means, f"no set in common,\neach over its own ({counts})"
+
+
+def _mean(row: Row, columns: set[str]) -> float:
+    return sum(row[column][0] for column in columns) / len(columns)
+
+
+def _over(common: set[str], every: set[str]) -> str:
+    left_out = sorted(every - common)
+    if not left_out:
+        return f"over {len(common)}"
+    shown = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+    return f"over {len(common)} of {len(every)},\nwithout {shown}"
 
 
 def averages(family: str, row: Row, columns: set[str]) -> Row:
@@ -126,14 +149,41 @@ def read_results(paths: Iterable[Path]) -> list[Table]:
         ConfigError: a file is none of these, or two say different things of one model and column.
     """
     tables = {(family, source): Table(family, source) for family in FAMILIES for source in ("", *GENERATED)}
+    paths = list(paths)
+    names = _names_of_models(paths)
     for path in paths:
-        method = path.resolve().parent.name
+        method = names[path]
         for family, source, values in _cells_of_file(path):
             row = tables[family, source].rows.setdefault(method, {})
             for column, value in values.items():
                 if row.setdefault(column, value) != value:
                     fail(f"{path}: another file has another result for {family} {column} of {method}")
+    if not any(table.rows for table in tables.values()):
+        fail(f"{', '.join(map(str, paths))}: no results in it")
     return [table for table in tables.values() if table.rows]
+
+
+def _names_of_models(paths: list[Path]) -> dict[Path, str]:
+    """The name of each file's model: that of its folder, with the model's own where the folder has results of several."""
+    models = {path: _model_of_file(path) for path in paths}
+    names = {}
+    for path, (weights, model) in models.items():
+        folder = path.resolve().parent
+        beside = {other for file, (other, _) in models.items() if file.resolve().parent == folder and other}
+        own = f"{model or path.stem} {weights[:8]}" if any(m == model and w != weights for w, m in models.values()) else model
+        names[path] = f"{folder.name}, {own or path.stem}" if len(beside) > 1 else folder.name
+    return names
+
+
+def _model_of_file(path: Path) -> tuple[str, str]:
+    """What tells a file's weights apart, and what it calls its model; empty where it says nothing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        hashes = {record["model_hash"] for record in content["results"].values() if record.get("model_hash")}
+        model = str(content.get("model") or "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", ""  # said where its records are read
+    return " ".join(sorted(hashes)) or model, model
 
 
 def _cells_of_file(path: Path) -> list[tuple[str, str, Row]]:
@@ -141,31 +191,38 @@ def _cells_of_file(path: Path) -> list[tuple[str, str, Row]]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))["results"].values()
         sources = [record["data"] if record["data"] in GENERATED else "" for record in records]
-        return [(r["family"], s, FAMILIES[r["family"]].cells(r)) for r, s in zip(records, sources, strict=True)]
+        cells = [(r["family"], s, FAMILIES[r["family"]].cells(r)) for r, s in zip(records, sources, strict=True)]
     except OSError as error:
         fail(f"{path}: cannot be read ({error})")
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
         fail(f"{path}: is no file of results (of hf-maskclip evaluate, or eval.json of a run)")
+    for family, _, row in cells:
+        if wrong := [column for column, values in row.items() if not all(map(math.isfinite, values))]:
+            fail(f"{path}: {family} {wrong[0]} is no number")
+    return cells
 
 
 def draw_report(tables: list[Table]) -> Figure:
     """The mean of each family, a group of bars for each family and a bar for each method."""
-    means = {(table.family, table.source): table.means() for table in tables}
-    means = {key: values for key, values in means.items() if values}
+    found = {(table.family, table.source): table.means() for table in tables}
+    means = {key: values for key, (values, _) in found.items()}
     methods = list(dict.fromkeys(method for values in means.values() for method in values))
-    figure = Figure(figsize=(1.5 + 2.2 * len(means), 4), layout="constrained")
+    figure = Figure(figsize=(3.5 + 2.4 * len(means), 4.5), layout="constrained")
     axes = figure.add_subplot()
-    width = 0.8 / max(1, len(methods))
+    width = min(0.3, 0.8 / max(1, len(methods)))
     for number, method in enumerate(methods):
         heights = [values.get(method, float("nan")) for values in means.values()]
         positions = [group + (number - (len(methods) - 1) / 2) * width for group in range(len(means))]
         bars = axes.bar(positions, heights, width, label=method)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    labels = [family.replace("_", " ").capitalize() + (f"\n{source}" if source else "") for family, source in means]
-    axes.set_xticks(range(len(means)), labels)
+    labels = [
+        family.replace("_", " ").capitalize() + (f"\n{source}" if source else "") + f"\n{over}"
+        for (family, source), (_, over) in found.items()
+    ]
+    axes.set_xticks(range(len(means)), labels, fontsize=8)
     axes.set_ylabel("mean over the data sets, %")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
 

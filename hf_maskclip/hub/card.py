@@ -52,7 +52,7 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
     return _render(
         repo_id,
         mask,
-        card_data(repo_id, license, mask, config, records),
+        card_data(repo_id, license, mask, _without_local_names(config, run_dir), records),
         model=_size(vision),
         training=_training(config | {"patch_mask": mask}) | measured,
         samples_seen=summary["samples_seen"],
@@ -61,6 +61,16 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
         hashes=sorted({record["model_hash"] for record in records.values()}),
         is_trained=True,
     )
+
+
+def _without_local_names(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """The options without data and model that lie on a disk: their path, or its first folder, is here or above the run."""
+    places = (Path.cwd(), *run_dir.resolve().parents)
+
+    def is_local(name: str) -> bool:
+        return not name.startswith(HUB_DATA) and any((place / name.split("/")[0]).exists() for place in places)
+
+    return {key: "" if key in ("train_data", "model") and is_local(str(value)) else value for key, value in config.items()}
 
 
 def card_of_recipe(recipe: Path) -> ModelCard:

@@ -1,15 +1,19 @@
 """A run as a model repository: its files, and the push to the Hub."""
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import as_config_error, fail
 from .card import PICTURES, card_of_run, check_card
 
 WEIGHTS = "model.safetensors"
+SIGNATURE = b"<!-- written by hf_maskclip, sha256 "
 
 
 @dataclass
@@ -50,11 +54,30 @@ class ModelRepository:
 
     def content(self) -> dict[str, bytes | Path]:
         """All files, the checked card first: path in the repository, and the file's bytes or its path here."""
-        return {"README.md": str(check_card(self.card())).encode()} | self.files()
+        return {"README.md": _signed(str(check_card(self.card())))} | self.files()
+
+    def edited_card(self) -> bool:
+        """Whether the Hub has a card that somebody has changed, or has written, since it was pushed from here."""
+        try:
+            path = hf_hub_download(self.repo_id, "README.md", force_download=True)
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            return False
+        text = Path(path).read_bytes()
+        found = re.search(rb"\n" + SIGNATURE + rb"([0-9a-f]{64}) -->\n$", text)
+        return found is None or hashlib.sha256(text[: found.start()]).hexdigest().encode() != found[1]
 
     def push(self, private: bool = True) -> str:
         """Create the repository where it is not there, and upload everything in one commit. Returns its address."""
-        return upload(self.repo_id, self.content(), private=private, repo_type=self.repo_type)
+        content = self.content()
+        if self.edited_card():
+            del content["README.md"]
+        return upload(self.repo_id, content, private=private, repo_type=self.repo_type)
+
+
+def _signed(card: str) -> bytes:
+    """A card with its own hash at the end, by which a later push knows whether it was changed."""
+    text = card.encode()
+    return text + b"\n" + SIGNATURE + hashlib.sha256(text).hexdigest().encode() + b" -->\n"
 
 
 def upload(
