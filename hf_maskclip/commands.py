@@ -173,6 +173,8 @@ def report(options: argparse.Namespace) -> None:
     from .evaluation.report import draw_report, read_results
 
     tables = read_results(options.results)
+    if not tables:
+        fail(f"{', '.join(map(str, options.results))}: no results in it")
     text = "\n".join(table.markdown() for table in tables)
     if options.output:
         _write(text, options.output)

@@ -197,5 +197,5 @@ def test_a_folder_without_a_whole_clip_is_not_filled_with_random_weights(run_dir
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert main(["convert", str(plain), str(tmp_path / "out"), "--to", "open_clip", "--open_clip_model", "ViT-B-16"]) == 2
-    assert "--open_clip_model ViT-B-16: is of checkpoints" in capsys.readouterr().err
+    assert "--open_clip_model and --weights are of a checkpoint of open_clip" in capsys.readouterr().err
     assert main(["convert", str(run_dir), str(tmp_path / "out"), "--to", "open_clip"]) == 0

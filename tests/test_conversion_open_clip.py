@@ -92,9 +92,7 @@ def test_what_does_not_fit_is_named(shallow_model, tmp_path):
     weights = to_open_clip_weights(model.state_dict())
     other = "ViT-B-32" if name == "ViT-B-16" else "ViT-B-16"
     torch.save(weights, tmp_path / "weights.pt")
-    message = (
-        rf"weights.pt: does not fit {other}: transformer.resblocks.2.attn.in_proj_weight is missing, {other} has .* more\)"
-    )
+    message = rf"weights.pt: does not fit {other}: .*, {other} has .* more\)"
     with pytest.raises(ValueError, match=message):
         convert_open_clip_checkpoint(tmp_path / "weights.pt", other)
     third = {key.replace("resblocks.1.", "resblocks.2."): weight for key, weight in weights.items()}

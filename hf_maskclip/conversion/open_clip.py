@@ -169,7 +169,7 @@ def convert_open_clip_checkpoint(
 
 
 def clip_config(model_name: str, token_ids: Mapping[str, int], weights: Mapping[str, torch.Tensor] | None = None) -> CLIPConfig:
-    """The configuration of a model of open_clip, with the sizes that follow from weights. Raises ConfigError for an unknown name."""
+    """The configuration of a model of open_clip, with the sizes of weights. Raises ConfigError for an unknown name."""
     is_quick = model_name.lower().endswith(QUICK_GELU)
     spelled = {_spelling(name): name for name in MODELS}
     plain_name = model_name[: -len(QUICK_GELU)] if is_quick else model_name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import as_config_error, fail
@@ -59,7 +59,9 @@ class ModelRepository:
     def edited_card(self) -> bool:
         """Whether the Hub has a card that somebody has changed, or has written, since it was pushed from here."""
         try:
-            path = hf_hub_download(self.repo_id, "README.md", force_download=True)
+            path = hf_hub_download(self.repo_id, "README.md")
+        except LocalEntryNotFoundError:  # the Hub was not reached: an OSError, and no answer
+            raise
         except (EntryNotFoundError, RepositoryNotFoundError):
             return False
         text = Path(path).read_bytes()
