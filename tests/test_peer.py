@@ -42,5 +42,6 @@ def test_the_peer_trains_open_clips_model_and_leaves_it_as_a_clip(options, tmp_p
     for name in ("image_embeds", "text_embeds"):
         torch.testing.assert_close(ours[name], expected[name], atol=1e-5, rtol=0)
 
+    run.lock.release()
     with pytest.raises(ConfigError, match="patch_mask='pgs': must be random"):
         prepare(TrainingConfig(**(options | {"model": "tiny", "patch_mask": "pgs"})), peer.PeerParallel)

@@ -139,7 +139,15 @@ def test_the_first_ctrl_c_saves_as_sigterm_does(num_processes, options, tmp_path
     assert "Traceback" not in processes.printed()
 
 
-def test_a_second_ctrl_c_ends_at_once():
+@pytest.fixture
+def python_handles_ctrl_c():
+    """As in a terminal; where tests run in the background of a shell, it is ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def test_a_second_ctrl_c_ends_at_once(python_handles_ctrl_c):
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.agreed(None) == StopRequest.INTERRUPT
@@ -148,7 +156,7 @@ def test_a_second_ctrl_c_ends_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupted_program_ends_with_code_130_and_without_a_traceback(options, monkeypatch, capsys):
+def test_an_interrupted_program_ends_with_code_130_and_without_a_traceback(python_handles_ctrl_c, options, monkeypatch, capsys):
     monkeypatch.setattr(run_module, "open_source", lambda *a, **k: signal.raise_signal(signal.SIGINT))
     assert program(words(options)) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"

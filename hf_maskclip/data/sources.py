@@ -79,16 +79,19 @@ def _matches(pattern: str, spec: str) -> list[str]:
     """The files and folders that a path or glob stands for. Raises ConfigError where there is none."""
     if "://" not in pattern and os.path.exists(pattern):
         return [pattern]
-    try:
-        filesystem, path = fsspec.core.url_to_fs(pattern) if "://" in pattern else (None, pattern)
-        if not glob.has_magic(pattern.partition("?")[0] if filesystem else pattern):
-            if filesystem is None:
-                fail(f"{spec!r}: there is no {pattern!r}")
+    is_remote, has_magic = "://" in pattern, glob.has_magic(pattern.partition("?")[0] if "://" in pattern else pattern)
+    if not is_remote and not has_magic:
+        fail(f"{spec!r}: there is no {pattern!r}")
+    if not is_remote:
+        found = sorted(glob.glob(pattern, recursive=True))
+    else:
+        try:
+            filesystem, path = fsspec.core.url_to_fs(pattern)
+        except (ImportError, ValueError) as error:  # the client of a file system is not installed, or there is no such system
+            fail(f"{spec!r}: cannot be read ({error})")
+        if not has_magic:
             return [pattern]
-        remote = filesystem and [filesystem.unstrip_protocol(p) for p in filesystem.glob(path)]
-    except (ImportError, ValueError) as error:  # the client of a file system is not installed, or there is no such system
-        fail(f"{spec!r}: cannot be read ({error})")
-    found = sorted(glob.glob(pattern, recursive=True) if remote is None else remote)
+        found = sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(path))
     if not found:
         fail(f"{spec!r}: no file matches {pattern!r}")
     return found

@@ -107,7 +107,7 @@ class PairBatches(torch.utils.data.IterableDataset):
         start = self.positions.get(worker, (0, 0))
         pairs: dict[str, Sample] = {}  # by their keys: in one batch, a pair would be its own negative
         skipped: Counter[str] = Counter()
-        epoch = start[0]  # of the last pair that was added
+        num_repeated = 0  # since a pair was added
         try:
             for sample, position in self.samples(start):
                 if isinstance(sample, SkippedSample):
@@ -115,18 +115,19 @@ class PairBatches(torch.utils.data.IterableDataset):
                     continue
                 if sample[2] in pairs:
                     skipped["key_repeated"] += 1
-                    self._check_progress(len(pairs), position[0] - epoch)
+                    num_repeated += 1
+                    self._check_progress(len(pairs), num_repeated)
                     continue
-                pairs[sample[2]], epoch = sample, position[0]
+                pairs[sample[2]], num_repeated = sample, 0
                 if len(pairs) == self.batch_size:
                     yield self._collate(list(pairs.values()), skipped, worker, start, position)
                     pairs, skipped, start = {}, Counter(), position
         except TrainingStopped as stopped:  # raised here, it would reach the training process as a traceback
             yield Stopped(str(stopped))
 
-    def _check_progress(self, num_pairs: int, num_epochs: int) -> None:
-        """Raises TrainingStopped where epochs have brought no other pairs than those of an unfinished batch."""
-        if num_epochs > 2:
+    def _check_progress(self, num_pairs: int, num_repeated: int) -> None:
+        """Raises TrainingStopped where all pairs of an unfinished batch came twice again, and no other."""
+        if num_repeated > 2 * num_pairs:
             raise TrainingStopped(
                 f"a data worker has {num_pairs} different pairs, too few for batch_size={self.batch_size}: "
                 "use a smaller one, or fewer num_workers"
