@@ -123,7 +123,7 @@ def test_the_suite_of_scenes_has_all_five_families(command, export, tmp_path, mo
     ("changed", "message"),
     [
         ({"--data": "absent/folder"}, "absent/folder"),
-        ({"--model": "/absent/model"}, "error: model='/absent/model': cannot be used"),
+        ({"--model": "/absent/model"}, "error: /absent/model: no such folder"),
         ({"--split": "dev"}, "split='dev'"),
         ({"--batch_size": "0"}, "--batch_size 0: must be at least 1"),
         ({"--suite": "scenes"}, "give either --suite, or --data with its --task"),
