@@ -116,7 +116,7 @@ class Table:
         for rows, without in ((self.rows | published, ""), (self.rows, ", papers left out" if published else "")):
             if common := set.intersection(*map(set, rows.values())) - set(AVERAGE_COLUMNS):
                 return {m: _mean(row, common) for m, row in rows.items()}, _over(common, every) + without
-        own = {f"{method}": set(row) - set(AVERAGE_COLUMNS) for method, row in self.rows.items()}
+        own = {method: set(row) - set(AVERAGE_COLUMNS) for method, row in self.rows.items()}
         means = {method: _mean(self.rows[method], columns) for method, columns in own.items() if columns}
         counts = ", ".join(f"{method} {len(columns)}" for method, columns in own.items())
         return means, f"no set in common,\neach over its own ({counts})"
