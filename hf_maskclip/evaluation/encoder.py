@@ -191,9 +191,8 @@ class Encoder:
         number, samples = batch
         assert self.batch_size is not None  # since __post_init__
         first = number * self.batch_size
-        loaded = [
-            (load_picture(picture), target, name_of(picture) or str(n)) for n, (picture, target) in enumerate(samples, first)
-        ]
+        numbered = enumerate(samples, first)
+        loaded = [(load_picture(picture), target, name_of(picture) or str(n)) for n, (picture, target) in numbered]
         usable = [(picture, target, name) for picture, target, name in loaded if picture is not None]
         pictures, targets, names = ([sample[part] for sample in usable] for part in range(3))
         pixel_values = pixels_of(self.processor.image_processor, pictures) if usable else None
