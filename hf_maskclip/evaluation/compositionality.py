@@ -6,7 +6,7 @@ Shapes: N pictures, E projection size.
 from collections.abc import Mapping
 from typing import Any
 
-from . import details as detailed
+from .details import of_pairs
 from .encoder import Encoder, ImageSet
 from .metrics import HardNegativeAccuracy
 
@@ -25,7 +25,7 @@ def evaluate_compositionality(encoder: Encoder, images: ImageSet, *, details: bo
     true_scores, false_scores = ((found.features * captions).sum(dim=1) for captions in (true, false))  # (N,) each
     result = HardNegativeAccuracy().compute(predictions=true_scores, references=false_scores)
     result |= {"n": len(found.targets), "num_undecodable": found.num_undecodable}
-    return result | ({"details": detailed.of_pairs(found, true_scores, false_scores)} if details else {})
+    return result | ({"details": of_pairs(found, true_scores, false_scores)} if details else {})
 
 
 def average_by_kind(accuracies: Mapping[str, float]) -> dict[str, float]:

@@ -43,10 +43,12 @@ class ImageSet:
             path; or a function that returns it, which is then called for the pictures of this process only, in a thread. The
             function returns None for a picture that cannot be decoded, which is left out.
         fingerprint: changes whenever the pictures or targets change; features are kept under it. `""`: they are not kept.
+        check: looks at the targets before anything is encoded, and raises ConfigError for a wrong one.
     """
 
     samples: Iterable[tuple[Picture, Any]]
     fingerprint: str = ""
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass

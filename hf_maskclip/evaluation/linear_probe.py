@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 from ..errors import fail
-from . import details as detailed
+from .details import of_classification
 from .encoder import Encoder, ImageFeatures, ImageSet
 from .labels import check_samples, class_label
 from .zero_shot import accuracy_over_processes, class_indices
@@ -70,20 +70,26 @@ def evaluate_linear_probe(
             fail('solver="logistic_regression": needs scikit-learn: pip install "hf_maskclip[probe]"')
         if not features.isfinite().all():
             fail("logistic_regression: the features of training pictures are not all finite numbers")
-    fitted: list[Any] = [None]
-    if PartialState().is_main_process:  # on one process, so that all have the same classifier
-        if solver == "gradient_descent":
-            fitted = [(fit_by_gradient_descent(features, labels, num_classes, seed), {})]
-        else:
-            fitted = [fit_logistic_regression(features, labels, num_classes, seed, encoder.show_progress)]
-    (classifier, settings), *_ = broadcast_object_list(fitted)
-    weight, bias = classifier
+    (weight, bias), settings = _fit_on_one_process(features, labels, num_classes, solver, seed)
     scores, predicted = accuracy_over_processes(lambda rows: F.linear(found.features[rows], weight, bias), test_labels)
     scores |= {"n": len(test_labels), "num_undecodable": found.num_undecodable}
     scores |= {"num_train": len(labels), "num_train_undecodable": trained_on.num_undecodable}
     scores |= {"solver": solver, "settings": settings}
     names = class_names or [str(index) for index in range(num_classes)]
-    return scores | ({"details": detailed.of_classification(found, test_labels, predicted, names)} if details else {})
+    return scores | ({"details": of_classification(found, test_labels, predicted, names)} if details else {})
+
+
+def _fit_on_one_process(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, solver: Solver, seed: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
+    """The classifier of the main process, on all of them, and what its solver chose."""
+    fitted: list[Any] = [None]
+    if PartialState().is_main_process:
+        if solver == "gradient_descent":
+            fitted = [(fit_by_gradient_descent(features, labels, num_classes, seed), {})]
+        else:
+            fitted = [fit_logistic_regression(features, labels, num_classes, seed)]
+    return broadcast_object_list(fitted)[0]
 
 
 def fit_by_gradient_descent(
@@ -117,7 +123,7 @@ def fit_by_gradient_descent(
 
 
 def fit_logistic_regression(
-    features: torch.Tensor, labels: torch.Tensor, num_classes: int, seed: int = 0, show_progress: bool = False
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, seed: int = 0
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
     """Scikit-learn's logistic regression. C is chosen among nine values (0.01 to 1e6) on a held-out fifth.
 
@@ -137,7 +143,7 @@ def fit_logistic_regression(
 
     num_fits = len(INVERSE_REGULARIZATIONS) + 1
     logger.info("logistic regression: %d fits to %d pictures of %d classes", num_fits, len(y), num_classes)
-    best = max(tqdm(INVERSE_REGULARIZATIONS, unit="fit", disable=not show_progress), key=accuracy)
+    best = max(tqdm(INVERSE_REGULARIZATIONS, unit="fit", disable=None), key=accuracy)
     model = LogisticRegression(C=best, max_iter=1000).fit(x, y)
     weight, bias = torch.zeros(num_classes, x.shape[1]), torch.full((num_classes,), -torch.inf)
     coefficients, intercepts = torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()

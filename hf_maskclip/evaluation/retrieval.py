@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import details as detailed
+from .details import of_search
 from .encoder import Encoder, ImageSet
 from .metrics import RecallAtK, gather_chunks, rank_of_nearest
 
@@ -53,7 +53,7 @@ def evaluate_retrieval(encoder: Encoder, images: ImageSet, *, details: bool = Fa
         errors = recalls.pop("standard_errors")
         result |= {f"{way}_{name}": value for name, value in recalls.items()}
         result["standard_errors"] |= {f"{way}_{name}": value for name, value in errors.items()}
-        predictions += detailed.of_search(way, query_names, target_names, ranks, nearest) if details else []
+        predictions += of_search(way, query_names, target_names, ranks, nearest) if details else []
     result |= {"n": len(pictures), "num_rows": len(found.features), "num_texts": len(texts)}
     result |= {"num_undecodable": found.num_undecodable}
     return result | ({"details": {"predictions": predictions}} if details else {})

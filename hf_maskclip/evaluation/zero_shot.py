@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import fail
-from . import details as detailed
 from .class_names import equal_names, warn_of_equal_names
+from .details import of_classification, of_several_classes
 from .encoder import Encoder, ImageSet
 from .labels import check_samples, class_label, multi_hot_label
 from .metrics import Accuracy, MeanAveragePrecision, average_precision, gather_chunks, rank_of_nearest
@@ -59,7 +59,7 @@ def evaluate_zero_shot(
     scores |= {"n": len(labels), "num_classes": len(text_of), "num_undecodable": found.num_undecodable}
     scores |= {"equal_names": equal} if equal else {}
     names_of = [names[row] for row in text_of.tolist()]
-    return scores | ({"details": detailed.of_classification(found, labels, predicted, names_of)} if details else {})
+    return scores | ({"details": of_classification(found, labels, predicted, names_of)} if details else {})
 
 
 def evaluate_multi_label(
@@ -90,7 +90,7 @@ def evaluate_multi_label(
     if details:
         scores, shown = inputs["predictions"], targets.bool()
         precisions = [average_precision(s, t) for s, t in zip(scores.t(), shown.t(), strict=True) if t.any()]
-        result["details"] = detailed.of_several_classes(found, scores, shown, precisions, class_names)
+        result["details"] = of_several_classes(found, scores, shown, precisions, class_names)
     return result
 
 
