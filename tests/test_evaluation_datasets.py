@@ -17,7 +17,7 @@ from hf_maskclip.errors import ConfigError
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
 from hf_maskclip.evaluation.datasets.pairs import PairKeys
-from hf_maskclip.evaluation.datasets.papers import LINEAR_PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT, PaperSuite
+from hf_maskclip.evaluation.datasets.papers import ABOUT, LINEAR_PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT, PaperSuite
 from hf_maskclip.evaluation.datasets.scenes import scene_evaluations
 from hf_maskclip.evaluation.datasets.sugar_crepe import file_name
 from hf_maskclip.evaluation.download import Missing, merged
@@ -155,7 +155,7 @@ def test_a_folder_that_is_not_on_this_machine_is_read_by_fsspec(animals, results
     (there,) = results(of_data("memory://wds_animals")).values()
     (here,) = results(of_data(animals)).values()
     differing = {key for key in here if here[key] != there[key]}
-    assert differing == {"data", "data_fingerprint"}
+    assert differing == {"data", "data_fingerprint", "speed"}
     assert there["column"] == "animals"
     remote.rm("/wds_animals/test/0.tar")
     with pytest.raises(ConfigError, match="test/0.tar is missing; its nshards.txt says 1 shards"):
@@ -308,11 +308,9 @@ def test_the_papers_suite_says_what_is_missing_and_runs_the_rest(sugar_crepe, an
     (sugar_crepe / "add_att.json").rename(sugar_crepe / "kept.json")
     missing = [str(part) for part in missing_of(root)]
     assert len(missing) == 17 + 3 + 6 + 1  # the probes' data sets are among these
-    files = '--include "*.txt" --include "test/*"'
+    files = " ".join(f'--include "{name}"' for name in (*ABOUT, "test/*"))
     assert f"hf download clip-benchmark/wds_food101 --repo-type dataset {files} --local-dir {root}/wds_food101" in missing[0]
-    assert any(
-        'wds_vtab-cifar10 --repo-type dataset --include "*.txt" --include "test/*" --include "train/*"' in m for m in missing
-    )
+    assert any(f'wds_vtab-cifar10 --repo-type dataset {files} --include "train/*"' in line for line in missing)
     assert "sugar-crepe/main/data/add_att.json" in missing[-1]
     others = [task.name for task in PaperSuite(root).tasks() if not task.missing]
     assert len(others) == 6

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def start_processes() -> PartialState:
     return state
 
 
-def evaluations_of(options: argparse.Namespace, encoder: Encoder) -> Iterable[Evaluation]:
+def evaluations_of(options: argparse.Namespace, encoder: Encoder) -> list[Evaluation]:
     if not options.data:
         return chosen_evaluations(encoder, options.tasks, options.suite or "", options.data_root)
     vision_config: Any = encoder.model.config.vision_config

@@ -196,9 +196,10 @@ class Encoder:
         numbered = enumerate(samples, first)
         loaded = [(load_picture(picture), target, name_of(picture) or str(n)) for n, (picture, target) in numbered]
         usable = [(picture, target, name) for picture, target, name in loaded if picture is not None]
-        pictures, targets, names = ([sample[part] for sample in usable] for part in range(3))
+        pictures = [picture for picture, _, _ in usable]
         pixel_values = pixels_of(self.processor.image_processor, pictures) if usable else None
         hashes = [picture_hash(picture) for picture in pictures]
+        targets, names = [target for _, target, _ in usable], [name for _, _, name in usable]
         return number, pixel_values, targets, len(loaded) - len(usable), hashes, names
 
     def _encode_pixels(self, pixel_values: torch.Tensor, seed: int) -> torch.Tensor:

@@ -63,8 +63,8 @@ def evaluate(
 
 def chosen_evaluations(
     encoder: Encoder, tasks: Sequence[str | Evaluation], suite: str = "", data_root: str = ""
-) -> Iterable[Evaluation]:
-    """The evaluations that [`evaluate`] runs; those of a suite are opened when their turn comes."""
+) -> list[Evaluation]:
+    """The evaluations that [`evaluate`] runs. All are opened first; what they read is looked through when its turn comes."""
     own = [task for task in tasks if isinstance(task, Evaluation)]
     names = [task for task in tasks if isinstance(task, str)]
     if not suite and not names:

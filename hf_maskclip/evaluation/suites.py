@@ -1,7 +1,7 @@
 """The suites: all five families of the papers' tables, on drawn scenes or on the papers' data sets, and a choice among them."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -51,8 +51,8 @@ def choose_tasks(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
     return [task for task in tasks if not names or task.name in names or task.family in names]
 
 
-def open_tasks(tasks: Sequence[Task], names: Sequence[str] = ()) -> Iterator[Evaluation]:
-    """The evaluations of tasks whose data is there, each opened when its turn comes; what is missing is printed first.
+def open_tasks(tasks: Sequence[Task], names: Sequence[str] = ()) -> list[Evaluation]:
+    """The evaluations of tasks whose data is there; what is missing is printed first.
 
     Args:
         names: of tasks that were asked for by themselves.
@@ -68,7 +68,7 @@ def open_tasks(tasks: Sequence[Task], names: Sequence[str] = ()) -> Iterator[Eva
         fail(f"task {wanted[0]}: its data is not there")
     if all(task.missing for task in tasks):
         fail("none of the data sets is there; hf-maskclip download gets them")
-    return (task.open() for task in tasks if not task.missing)
+    return [task.open() for task in tasks if not task.missing]
 
 
 def _check_names(names: Sequence[str], known: set[str]) -> None:

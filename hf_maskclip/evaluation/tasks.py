@@ -189,8 +189,8 @@ class ClassificationData:
         train, test = self.images("train"), self.images(split)
         about = {"task": "linear_probe", "data": self.data, "split": split, "train_split": "train", "solver": solver}
         about |= {"class_names_hash": hash_of(self.class_names)} | _fingerprint(train, test)
-        names = {"num_classes": len(self.class_names), "class_names": self.class_names}
-        run = partial(evaluate_linear_probe, train=train, test=test, solver=solver, **names)
+        names = self.class_names
+        run = partial(evaluate_linear_probe, train=train, test=test, num_classes=len(names), solver=solver, class_names=names)
         return Evaluation("linear_probe", self.name, run, about, (train, test))
 
 

@@ -44,6 +44,10 @@ ROBUSTNESS = {
 TWO_HUNDRED_CLASSES = ("A", "R", "O")
 
 
+# The files beside the splits: a pattern such as *.txt would bring those of splits that are not wanted.
+ABOUT = ("dataset_type.txt", "classnames.txt", "zeroshot_classification_templates.txt")
+
+
 @dataclass(frozen=True)
 class PaperSuite:
     """The tasks of the papers' tables, on data sets under one folder.
@@ -65,8 +69,7 @@ class PaperSuite:
     def _retrieval(self) -> Iterator[Task]:
         for column, name in RETRIEVAL.items():
             folder = self._folder(name)
-            opened = partial(_named, column, lambda folder=folder: clip_benchmark.captioned(ClipBenchmarkFolder(str(folder))))
-            yield Task("retrieval", column, str(folder), opened, self._missing(name))
+            yield Task("retrieval", column, str(folder), partial(_retrieval_of, folder, column), self._missing(name))
 
     def _linear_probe(self) -> Iterator[Task]:
         for column, name in LINEAR_PROBE.items():
@@ -95,7 +98,10 @@ class PaperSuite:
         splits: tuple[str, ...] = ("test",),
     ) -> Task:
         folder = self._folder(name)
-        opened = partial(_named, column, lambda: evaluation(clip_benchmark.classification(ClipBenchmarkFolder(str(folder)))))
+
+        def opened() -> Evaluation:
+            return replace(evaluation(clip_benchmark.classification(ClipBenchmarkFolder(str(folder)))), column=column)
+
         return Task(family, column, str(folder), opened, self._missing(name, splits))
 
     def _folder(self, name: str) -> Path:
@@ -105,12 +111,12 @@ class PaperSuite:
     def _missing(self, name: str, splits: tuple[str, ...] = ("test",)) -> tuple[Missing, ...]:
         folder = self._folder(name)
         absent = [split for split in splits if not (folder / split / "nshards.txt").is_file()]
-        wanted = Missing(folder, f"clip-benchmark/wds_{name}", ("*.txt", *(f"{split}/*" for split in absent)))
+        wanted = Missing(folder, f"clip-benchmark/wds_{name}", (*ABOUT, *(f"{split}/*" for split in absent)))
         return (wanted,) if absent else ()
 
 
-def _named(column: str, opened: Callable[[], Evaluation]) -> Evaluation:
-    return replace(opened(), column=column)
+def _retrieval_of(folder: Path, column: str) -> Evaluation:
+    return replace(clip_benchmark.captioned(ClipBenchmarkFolder(str(folder))), column=column)
 
 
 def _robustness_of(data: ClassificationData, *, only_occurring: bool) -> Evaluation:

@@ -27,8 +27,11 @@ def scene_evaluations(image_size: int, seed: int = 0) -> list[Evaluation]:
 
 def scene_suite(image_size: int, seed: int = 0) -> list[Task]:
     """All five families, on scenes. Robustness is that of naming pairs of colour and shape, in other styles."""
-    evaluations = _suite(image_size, seed)
-    return [Task(e.family, e.column, NAME, lambda e=e: e) for e in evaluations]
+    return [_as_task(evaluation) for evaluation in _suite(image_size, seed)]
+
+
+def _as_task(evaluation: Evaluation) -> Task:
+    return Task(evaluation.family, evaluation.column, NAME, lambda: evaluation)
 
 
 def _suite(image_size: int, seed: int) -> Iterator[Evaluation]:
