@@ -1,4 +1,5 @@
-"""Proves that README and docs are true: the tree is the tree, files and links exist, commands parse, code runs as written, and so do those commands that convert and export (test_hub.py runs those that push)."""
+"""Proves that README and docs are true: the tree is the tree, files and links exist, commands parse, code runs as written, and so do
+those commands that convert and export (test_hub.py runs those that push)."""
 
 import json
 import re
@@ -90,6 +91,7 @@ def test_every_training_command_parses():
     commands = training_commands()
     assert len(commands) >= 3
     assert [] in commands  # the quickstart
+    exec(CODE["architecture 0"], {})  # my_masks, which a command imports
     for arguments in commands:
         load_config([word for word in arguments if word not in ("--help", "--dry_run", "--import", "my_masks")])
 
