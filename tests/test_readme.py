@@ -1,5 +1,5 @@
-"""Proves that README and docs are true: the tree is the tree, files and links exist, commands parse, code runs as written, and so do
-those commands that convert and export (test_hub.py runs those that push)."""
+"""Proves that README and docs are true: the tree is the tree, files and links exist, commands parse, code runs as written,
+and so do those commands that convert and export (test_hub.py runs those that push)."""
 
 import json
 import re
