@@ -7,6 +7,7 @@ import pytest
 from damages import FORMS, damaged_pictures, whole_picture
 from helpers import write_shard
 
+from hf_maskclip import export_to_clip
 from hf_maskclip.data.decoding import decode_image
 from hf_maskclip.data.pictures import SkippedSample
 from hf_maskclip.evaluation import Request, evaluate, find_evaluations
@@ -23,7 +24,7 @@ def is_readable(picture: bytes) -> bool:
 
 
 @pytest.mark.slow
-def test_a_run_and_an_evaluation_on_damaged_pictures_end_with_counts_that_add_up(run, tmp_path):
+def test_a_run_and_an_evaluation_on_damaged_pictures_end_with_counts_that_add_up(run, make_model, processor, tmp_path):
     pictures = [(form, picture) for form in FORMS for picture in (*damaged_pictures(form), *[whole_picture(form)] * 100)]
     random.Random(0).shuffle(pictures)
     number_bad = sum(not is_readable(picture) for _, picture in pictures)
@@ -34,7 +35,9 @@ def test_a_run_and_an_evaluation_on_damaged_pictures_end_with_counts_that_add_up
     write_shard(data, samples)
 
     steps = number_good // BATCH_SIZE  # the whole batches of an epoch
-    summary, losses, folder = run(train_data=str(data), max_steps=steps, batch_size=BATCH_SIZE, max_skipped_share=1.0)
+    export_to_clip(make_model(), tmp_path / "model", processor)
+    options = {"model": str(tmp_path / "model"), "max_steps": steps, "batch_size": BATCH_SIZE, "max_skipped_share": 1.0}
+    summary, losses, folder = run(train_data=str(data), **options)
     assert len(losses) == steps
     assert summary["samples_seen"] == steps * BATCH_SIZE
     assert set(summary["skipped"]) <= {"image_undecodable", "image_too_large"}
