@@ -14,7 +14,6 @@ from .options import QUICKSTART_MODEL
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
-    from transformers import PreTrainedTokenizerBase
 
 KEPT_CARD = "{} has a card that was edited on the Hub: it is kept, delete its README.md there to get the new one"
 
@@ -92,54 +91,9 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Convert a checkpoint of open_clip to a folder of Transformers, or back."""
-    import torch
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor
+    from .conversion.command import from_open_clip, to_open_clip
 
-    from .conversion.checkpoint import other_weights
-    from .conversion.clip import save_processor
-    from .conversion.open_clip import MODELS, convert_open_clip_checkpoint, export_to_open_clip
-    from .models.modeling_maskclip import MaskCLIPModel
-
-    if options.to == "open_clip":
-        if options.open_clip_model or options.weights:
-            fail("--open_clip_model and --weights are of a checkpoint of open_clip, and not for --to open_clip")
-        source = find_model(options.source)
-        with as_config_error("source", source):
-            model, info = MaskCLIPModel.from_pretrained(
-                source, patch_mask="none", dtype=torch.float32, output_loading_info=True
-            )
-            processor = CLIPProcessor.from_pretrained(source)
-        if unknown := sorted(name for name in info["unexpected_keys"] if not name.endswith("position_ids")):
-            fail(f"{source}: has {len(unknown)} weights that a CLIP has not, such as {unknown[0]!r}")
-        _check_tokenizer(processor.tokenizer, model.config.text_config.vocab_size, source)
-        with as_config_error("output", options.output):
-            export_to_open_clip(model, options.output, processor)
-        print(f'written to {options.output}: open_clip.create_model_and_transforms("local-dir:{options.output}")')
-        return
-    if not options.open_clip_model:
-        fail(f"--open_clip_model: say what {options.source} is of, one of {', '.join(MODELS)}")
-    with as_config_error("--tokenizer", options.tokenizer):
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    token_ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    with as_config_error("source", options.source):
-        averages = other_weights(Path(options.source))
-        converted = convert_open_clip_checkpoint(options.source, options.open_clip_model, token_ids, options.weights)
-    _check_tokenizer(tokenizer, converted.model.config.text_config.vocab_size, options.source)
-    size = converted.model.config.vision_config.image_size
-    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    with as_config_error("output", options.output):
-        converted.model.save_pretrained(options.output)
-        save_processor(CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer), options.output)
-    if averages and not options.weights:
-        print(f"taken: the weights that were trained; their average is there too: --weights {averages[0]}")
-    if converted.extra:
-        print(f"left out, for a CLIP has no such weights: {', '.join(converted.extra)}")
-    print(f'written to {options.output}: AutoModel.from_pretrained("{options.output}")')
-
-
-def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, source: str) -> None:
-    if len(tokenizer) != vocab_size:
-        fail(f"{source}: its text tower has {vocab_size} tokens, the tokenizer {len(tokenizer)}: give its own by --tokenizer")
+    (to_open_clip if options.to == "open_clip" else from_open_clip)(options)
 
 
 def export(options: argparse.Namespace) -> None:

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPForImageClassification, CLIPImageProcessor, CLIPProcessor, SiglipConfig, SiglipModel
 
 from hf_maskclip.cli import main
-from hf_maskclip.conversion.checkpoint import other_weights, read_checkpoint
-from hf_maskclip.conversion.open_clip import clip_config, export_to_open_clip
+from hf_maskclip.conversion.checkpoint import read_checkpoint
+from hf_maskclip.conversion.open_clip import export_to_open_clip
+from hf_maskclip.conversion.open_clip_architecture import clip_config
 from hf_maskclip.evaluation.report import draw_report, read_results
 
 WEIGHTS = {"visual.proj": torch.ones(2, 3), "positional_embedding": torch.zeros(4, 2)}
@@ -29,7 +30,7 @@ CONTENTS = {
 @pytest.mark.parametrize("name", CONTENTS)
 def test_real_checkpoints_are_read(name, tmp_path):
     torch.save(CONTENTS[name], tmp_path / "epoch.pt")
-    found = read_checkpoint(tmp_path / "epoch.pt")
+    found = read_checkpoint(tmp_path / "epoch.pt").weights
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[key], WEIGHTS[key]) for key in WEIGHTS)
 
@@ -39,13 +40,13 @@ def test_shards_are_read_by_their_index_and_an_average_by_its_key(tmp_path):
         save_file({name: weight}, tmp_path / f"m-0000{number}-of-00002.safetensors")
     index = {name: f"m-0000{n}-of-00002.safetensors" for n, name in enumerate(WEIGHTS, 1)}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    assert read_checkpoint(tmp_path / "m.safetensors.index.json").keys() == WEIGHTS.keys()
+    assert read_checkpoint(tmp_path / "m.safetensors.index.json").weights.keys() == WEIGHTS.keys()
     with pytest.raises(ValueError, match="is a shard of a checkpoint"):
         read_checkpoint(tmp_path / "m-00001-of-00002.safetensors")
     zeros = {name: torch.zeros_like(weight) for name, weight in WEIGHTS.items()}
     torch.save({"state_dict": zeros, "state_dict_ema": WEIGHTS}, tmp_path / "ema.pt")
-    assert other_weights(tmp_path / "ema.pt") == ["state_dict_ema"]
-    assert read_checkpoint(tmp_path / "ema.pt", "state_dict_ema")["visual.proj"].sum() == 6
+    assert read_checkpoint(tmp_path / "ema.pt").averages == ["state_dict_ema"]
+    assert read_checkpoint(tmp_path / "ema.pt", "state_dict_ema").weights["visual.proj"].sum() == 6
 
 
 def test_what_is_refused_says_why(tmp_path):
