@@ -9,7 +9,16 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ConfigError
-from .options import CLIP_TOKENIZER, QUICKSTART_MODEL, SOLVERS, SUITES, TASKS, built_in_masks, import_module_of_user
+from .options import (
+    CLIP_TOKENIZER,
+    QUICKSTART_MODEL,
+    SOLVERS,
+    SUITES,
+    TASKS,
+    built_in_masks,
+    import_module_of_user,
+    quiet_deepspeed,
+)
 
 EXAMPLES = """Patch masks for CLIP: see them, evaluate and convert models, report results. Training is a program in a clone of
 the repository, training/train.py.
@@ -45,6 +54,7 @@ Results of evaluations beside the papers' numbers, as tables and as bars:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 after one line that says what cannot be used, or 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
+    quiet_deepspeed()
     try:
         for module in options.imports:
             import_module_of_user(module)

@@ -3,6 +3,8 @@ in one line."""
 
 import argparse
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -141,3 +143,24 @@ def test_a_nan_and_an_empty_file_are_errors(tmp_path, capsys):
     (tmp_path / "e.json").write_text('{"results": {}}')
     assert main(["report", str(tmp_path / "e.json")]) == 2
     assert "no results in it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_command_that_saves_weights_prints_its_own_line_alone(make_clip, processor, tmp_path):
+    """Where DeepSpeed is installed, saving imports it, and it writes to stdout."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is of the test extra")
+    make_clip().save_pretrained(tmp_path / "plain")
+    processor.save_pretrained(tmp_path / "plain")
+    printed = {}
+    for name, code in {
+        "command": "import sys; from hf_maskclip.cli import main; main(sys.argv[1:])",
+        "library": "import sys; from hf_maskclip import commands; from hf_maskclip.cli import build_parser; "
+        "commands.export(build_parser().parse_args(sys.argv[1:]))",
+    }.items():
+        command = [sys.executable, "-c", code, "export", str(tmp_path / "plain"), str(tmp_path / name)]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert finished.returncode == 0, finished.stderr[-2000:]
+        printed[name] = finished.stdout.splitlines()
+    if not torch.accelerator.is_available():
+        assert len(printed["library"]) == 2  # DeepSpeed's line is there to be kept out
+    assert len(printed["command"]) == 1
