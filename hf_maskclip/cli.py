@@ -185,7 +185,13 @@ def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
 
 def _add_report_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="tables of evaluation results beside the papers' numbers")
-    parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="of hf-maskclip evaluate, or eval.json of a run")
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="of hf-maskclip evaluate, a run, or clip_benchmark",
+    )
     parser.add_argument("-o", "--output", type=Path, help="Markdown file (default: printed)")
     parser.add_argument("--figure", type=Path, help="bars of the families' means: png, pdf or svg")
     parser.set_defaults(command="report")

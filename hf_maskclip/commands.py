@@ -4,6 +4,7 @@ Each imports what it needs by itself, so that none waits for the packages of ano
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,9 +125,14 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Print or write the tables of evaluation results, and draw their figure."""
-    from .evaluation.report import draw_report, read_results
+    from .evaluation.report import draw_report, make_tables
+    from .evaluation.report_files import read_result_file
 
-    tables = read_results(options.results)
+    files = [read_result_file(path) for path in options.results]
+    for file in files:
+        if file.left_out:
+            print(f"{file.path}: left out, {file.left_out}", file=sys.stderr)
+    tables = make_tables(files)
     if not tables:
         fail(f"{', '.join(map(str, options.results))}: no results in it")
     text = "\n".join(table.markdown() for table in tables)

@@ -16,7 +16,8 @@ from hf_maskclip.cli import main
 from hf_maskclip.conversion.checkpoint import read_checkpoint
 from hf_maskclip.conversion.open_clip import export_to_open_clip
 from hf_maskclip.conversion.open_clip_architecture import clip_config
-from hf_maskclip.evaluation.report import draw_report, read_results
+from hf_maskclip.evaluation.report import draw_report, make_tables
+from hf_maskclip.evaluation.report_files import read_result_file
 
 WEIGHTS = {"visual.proj": torch.ones(2, 3), "positional_embedding": torch.zeros(4, 2)}
 LR = {"param_groups": [{"lr": np.float64(0.1), "betas": (np.float32(0.9), 0.98)}]}
@@ -128,7 +129,7 @@ def test_two_models_of_a_folder_are_two_rows_and_no_family_vanishes(tmp_path):
         results(tmp_path, "a.json", "Food101", 0.5, model_hash="1"),
         results(tmp_path, "b.json", "Cars", 0.4, model_hash="2"),
     ]
-    (table,) = read_results(files)
+    (table,) = make_tables(map(read_result_file, files))
     assert len(table.rows) == 2
     means, over = table.means()
     assert sorted(means.values()) == [40.0, 50.0]
@@ -139,7 +140,7 @@ def test_two_models_of_a_folder_are_two_rows_and_no_family_vanishes(tmp_path):
 
 def test_a_nan_and_an_empty_file_are_errors(tmp_path, capsys):
     with pytest.raises(ValueError, match="zero_shot Food101 is no number"):
-        read_results([results(tmp_path, "a.json", "Food101", float("nan"))])
+        make_tables([read_result_file(results(tmp_path, "a.json", "Food101", float("nan")))])
     (tmp_path / "e.json").write_text('{"results": {}}')
     assert main(["report", str(tmp_path / "e.json")]) == 2
     assert "no results in it" in capsys.readouterr().err

@@ -10,7 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.specs import is_hub_id
 from ..errors import as_config_error, fail
-from ..evaluation.report import read_results
+from ..evaluation.report import make_tables
+from ..evaluation.report_files import read_result_file
 from ..models.patch_mask_registry import find_patch_mask, resolve_patch_mask
 
 HUB_DATA = "hf://datasets/"
@@ -43,7 +44,7 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
     vision = json.loads((run_dir / "export" / "config.json").read_text(encoding="utf-8"))["vision_config"]
     mask = _resolved(vision["patch_mask"])
     evaluations = sorted(run_dir.glob("eval*.json"))
-    tables = read_results(evaluations)
+    tables = make_tables((read_result_file(path) for path in evaluations), name=repo_id.split("/")[1])
     records = {k: v for path in evaluations for k, v in json.loads(path.read_text(encoding="utf-8"))["results"].items()}
     measured = {
         "pairs seen": f"{summary['samples_seen']:,} in {summary['steps']:,} steps",
