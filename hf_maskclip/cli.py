@@ -35,7 +35,9 @@ A checkpoint of open_clip, CLIP-PGS or cluster masking as a model of Transformer
 A CLIP on drawn scenes, on one data set, or on the papers' data sets by several processes:
     hf-maskclip evaluate --model runs/quickstart/export --suite scenes --output runs/quickstart/eval_scenes.json
     hf-maskclip evaluate --model org/clip --data data/wds_cars --task zero_shot_classification --output eval_cars.json
+    hf-maskclip download data --dry_run
     accelerate launch -m hf_maskclip evaluate --model org/clip --suite paper --data_root data --output eval_paper.json
+    hf-maskclip evaluate --model org/clip --tasks zero_shot_cars,retrieval --data_root data --output eval_some.json
 A run, or one of its checkpoints, as a plain CLIP; or as the masked model with its code, to train on without this package:
     hf-maskclip export runs/clip-pgs-b16/checkpoints/step-00010000 clip-pgs-b16
     hf-maskclip export runs/quickstart clip-pgs-tiny --remote_code
@@ -84,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_convert_command,
         _add_export_command,
         _add_evaluate_command,
+        _add_download_command,
         _add_report_command,
         _add_card_command,
         _add_push_command,
@@ -150,9 +153,11 @@ def _add_export_command(commands: argparse._SubParsersAction) -> None:
 
 def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("evaluate", help="a CLIP on one data set, or on all five families of the papers' tables")
-    parser.add_argument("--model", required=True, help="folder or Hub id of a CLIP")
-    parser.add_argument("--output", required=True, help="JSON file for the results; goes on from those in it")
+    parser.add_argument("--model", default="", help="folder or Hub id of a CLIP")
+    parser.add_argument("--output", default="", help="JSON file for the results; goes on from those in it")
     parser.add_argument("--suite", choices=SUITES, help="all five families: on embedded scenes, or on the papers' data sets")
+    parser.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="tasks or families of a suite; default: all")
+    parser.add_argument("--list_tasks", action="store_true", help="print the names that --tasks takes, and end")
     parser.add_argument("--data_root", default="", help="folder of the papers' data sets; what is missing is said first")
     parser.add_argument("--data", default="", help="one data set: a clip-benchmark folder, tars, an image folder, or a Hub id")
     parser.add_argument("--task", choices=TASKS, help="what to evaluate on --data")
@@ -179,8 +184,27 @@ def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--patch_mask", default="", help="evaluate under this mask, a name or {name: ...}; default: whole images"
     )
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N pictures of each set only, as a trial")
+    parser.add_argument("--details", default="", metavar="FOLDER", help="for each picture's prediction, each class's result")
     parser.add_argument("--feature_cache", help="folder to keep image features in; default: they are not kept")
+    parser.add_argument(
+        "--skip_existing",
+        action="store_true",
+        help="keep results in the output file also where nobody can see whether their data has changed, as on the Hub",
+    )
     parser.set_defaults(command="evaluate")
+
+
+def _add_download_command(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("download", help="the papers' evaluation data: what evaluations read of it, and no more")
+    parser.add_argument("data_root", type=Path, metavar="FOLDER", help="what --data_root of evaluate takes afterwards")
+    parser.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="the data of these tasks or families only")
+    parser.add_argument("--dry_run", action="store_true", help="print what would come, and how large it is")
+    parser.set_defaults(command="download")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _add_report_command(commands: argparse._SubParsersAction) -> None:

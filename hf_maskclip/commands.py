@@ -117,10 +117,27 @@ def export(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a model on a data set or a suite."""
-    from .evaluation.command import evaluate
+    from .evaluation.command import evaluate, list_tasks
 
-    options.model = find_model(options.model)
-    evaluate(options)
+    if options.list_tasks:
+        print(list_tasks())
+    else:
+        evaluate(options)
+
+
+def download(options: argparse.Namespace) -> None:
+    """Get the papers' evaluation data, one part after the other, or say how large each is."""
+    from .evaluation.download import fetch, merged, size_of
+    from .evaluation.suites import choose_tasks, tasks_of_suite
+
+    tasks = choose_tasks(tasks_of_suite("paper", data_root=str(options.data_root)), options.tasks)
+    parts = merged(part for task in tasks for part in task.missing)
+    sizes = [size_of(part) for part in parts]
+    for part, size in zip(parts, sizes, strict=True):
+        print(f"{part.place}  {size / 1e6:,.0f} MB  {part.source} {' '.join(part.files)}".rstrip(), flush=True)
+        if not options.dry_run:
+            fetch(part)
+    print(f"{sum(sizes) / 1e9:,.1f} GB in {len(parts)} parts" if parts else "everything is there")
 
 
 def report(options: argparse.Namespace) -> None:

@@ -145,3 +145,8 @@ class FailingLoss(ContrastiveLoss):
     def forward(self, *args):
         FailingLoss.fails_at -= 1
         return super().forward(*args) * (float("nan") if FailingLoss.fails_at == 0 else 1.0)
+
+
+def without_speed(results: dict[str, dict]) -> dict[str, dict]:
+    """Records of evaluations without what depends on the machine."""
+    return {name: {key: record[key] for key in record if key not in ("speed", "hardware")} for name, record in results.items()}

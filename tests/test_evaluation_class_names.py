@@ -121,4 +121,4 @@ def test_what_a_probe_chose_is_a_setting_and_no_metric():
     record = evaluate_linear_probe(ByName(names), images, images, 6, solver="logistic_regression")
     assert record["settings"]["C"] in [10.0**exponent for exponent in range(-2, 7)]
     assert {key for key, value in record.items() if isinstance(value, float)} == {"top1", "top5", "mean_per_class"}
-    assert numbers_of(record) == "top1 100.0%, top5 100.0%, mean_per_class 100.0% (n = 60)"
+    assert numbers_of(record) == "top1 100.0% ± 0.0, top5 100.0% ± 0.0, mean_per_class 100.0% ± 0.0 (n = 60)"

@@ -17,10 +17,12 @@ from hf_maskclip.errors import ConfigError
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
 from hf_maskclip.evaluation.datasets.pairs import PairKeys
+from hf_maskclip.evaluation.datasets.papers import ABOUT, LINEAR_PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT, PaperSuite
 from hf_maskclip.evaluation.datasets.scenes import scene_evaluations
 from hf_maskclip.evaluation.datasets.sugar_crepe import file_name
-from hf_maskclip.evaluation.suites import LINEAR_PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT, PaperSuite
-from hf_maskclip.evaluation.tasks import run_evaluations
+from hf_maskclip.evaluation.download import Missing, merged
+from hf_maskclip.evaluation.runner import run_evaluations
+from hf_maskclip.evaluation.suites import open_tasks
 
 ANIMALS = ["red fish", "blue bird", "green frog"]
 
@@ -153,7 +155,7 @@ def test_a_folder_that_is_not_on_this_machine_is_read_by_fsspec(animals, results
     (there,) = results(of_data("memory://wds_animals")).values()
     (here,) = results(of_data(animals)).values()
     differing = {key for key in here if here[key] != there[key]}
-    assert differing == {"data", "data_fingerprint"}
+    assert differing == {"data", "data_fingerprint", "speed"}
     assert there["column"] == "animals"
     remote.rm("/wds_animals/test/0.tar")
     with pytest.raises(ConfigError, match="test/0.tar is missing; its nshards.txt says 1 shards"):
@@ -293,6 +295,10 @@ def test_sugar_crepes_files_are_seven_evaluations(sugar_crepe, results):
         of_data(sugar_crepe, "compositionality")
 
 
+def missing_of(root) -> list[Missing]:
+    return merged(part for task in PaperSuite(root).tasks() for part in task.missing)
+
+
 def test_the_papers_suite_says_what_is_missing_and_runs_the_rest(sugar_crepe, animals, sights, results):
     root = sugar_crepe.parent
     assert len(ZERO_SHOT) == 17
@@ -300,11 +306,15 @@ def test_the_papers_suite_says_what_is_missing_and_runs_the_rest(sugar_crepe, an
     assert len(LINEAR_PROBE) == 3
     assert len(ROBUSTNESS) == 6
     (sugar_crepe / "add_att.json").rename(sugar_crepe / "kept.json")
-    missing = PaperSuite(root).missing()
+    missing = [str(part) for part in missing_of(root)]
     assert len(missing) == 17 + 3 + 6 + 1  # the probes' data sets are among these
-    assert f"hf download clip-benchmark/wds_food101 --repo-type dataset --local-dir {root}/wds_food101" in missing[0]
-    assert "add_att.json" in missing[-1]
-    assert not list(PaperSuite(root).evaluations())
+    files = " ".join(f'--include "{name}"' for name in (*ABOUT, "test/*"))
+    assert f"hf download clip-benchmark/wds_food101 --repo-type dataset {files} --local-dir {root}/wds_food101" in missing[0]
+    assert any(f'wds_vtab-cifar10 --repo-type dataset {files} --include "train/*"' in line for line in missing)
+    assert "sugar-crepe/main/data/add_att.json" in missing[-1]
+    others = [task.name for task in PaperSuite(root).tasks() if not task.missing]
+    assert len(others) == 6
+    assert all(name.startswith("compositionality") for name in others)
 
     (sugar_crepe / "kept.json").rename(sugar_crepe / "add_att.json")
     names = ("wds_vtab-cifar10", "food101", "imagenet-a", "wds_imagenet1k")  # with and without prefixes
@@ -312,8 +322,8 @@ def test_the_papers_suite_says_what_is_missing_and_runs_the_rest(sugar_crepe, an
         (root / name).symlink_to(animals)
     write_labels(animals, [0, 2, 0, 2])
     (root / "wds_flickr8k").symlink_to(sights)
-    assert len(PaperSuite(root).missing()) == 27 - len(names) - 2
-    found = results(PaperSuite(root).evaluations())
+    assert len(missing_of(root)) == 27 - len(names) - 2
+    found = results(open_tasks(PaperSuite(root).tasks()))
     assert list(found)[:6] == [
         "zero_shot_food101",
         "zero_shot_cifar10",

@@ -38,10 +38,27 @@ def test_a_set_of_captions_that_says_so(tmp_path):
     assert evaluation.name == "retrieval_sights"
 
 
+def save_pictures(*folders) -> None:
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        random_picture(number).save(folder / "0.png")
+
+
+def test_a_folder_of_classes_without_splits_is_one_split(tmp_path):
+    photos = tmp_path / "photos"
+    save_pictures(photos / "cat", photos / "dog")
+    (evaluation,) = find_evaluations(str(photos), Request("zero_shot_classification"))
+    assert [target for _, target in evaluation.images[0].samples] == [0, 1]
+    assert evaluation.about["split"] == "all"
+    with pytest.raises(
+        ConfigError, match="has no splits, and a linear probe needs two; move its classes into train/ and test/"
+    ):
+        find_evaluations(str(photos), Request("linear_probe"))
+
+
 @pytest.mark.parametrize("task", ["zero_shot_classification", "linear_probe"])
-def test_a_folder_of_classes_without_splits_is_refused_with_the_layout(task, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        random_picture(0).save(tmp_path / "photos" / name / "0.png")
-    with pytest.raises(ConfigError, match="photos has the folders cat, dog; pictures are looked for in test/CLASS/"):
-        find_evaluations(str(tmp_path / "photos"), Request(task))
+def test_a_folder_that_lacks_the_split_is_refused_with_the_layout(task, tmp_path):
+    photos = tmp_path / "photos"
+    save_pictures(photos / "train" / "cat", photos / "val" / "cat")
+    with pytest.raises(ConfigError, match="photos has the folders train, val; pictures are looked for in test/CLASS/"):
+        find_evaluations(str(photos), Request(task))

@@ -7,7 +7,7 @@ from helpers import encode_image, random_picture, write_shard
 from hf_maskclip.evaluation import Encoder, ImageSet, evaluate_retrieval
 from hf_maskclip.evaluation.command import numbers_of
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
-from hf_maskclip.evaluation.tasks import run_evaluations
+from hf_maskclip.evaluation.runner import run_evaluations
 
 CAPTIONS = [["a red ball", "two blue fish"], ["a small house"], ["a green tree", "a car", "two blue fish"], ["grass", "a ball"]]
 CAPTIONS += [["left of a car"], ["a house on grass"], ["a red tree", "blue"]]

@@ -1,4 +1,6 @@
-"""Proves that each metric gives the numbers of hand-made cases."""
+"""Proves that each metric gives the numbers of hand-made cases, and the standard errors of these."""
+
+from math import sqrt
 
 import pytest
 import torch
@@ -17,6 +19,12 @@ from hf_maskclip.evaluation.report import mean_of_robustness
 NAN = float("nan")
 
 
+def values_and_errors(result: dict) -> tuple[dict, dict]:
+    errors = result.pop("standard_errors")
+    assert set(errors) == set(result)  # each value has one
+    return result, errors
+
+
 def test_accuracy_by_hand():
     scores = torch.tensor(
         [
@@ -33,8 +41,13 @@ def test_accuracy_by_hand():
     assert ranks.tolist() == [0, 5, 1, 1, 1, 0]
     # Classes 3 to 5 have no picture and no part in the mean over classes.
     expected = {"top1": 2 / 6, "top5": 5 / 6, "mean_per_class": (1 / 3 + 0 + 1 / 2) / 3}
-    assert Accuracy().compute(ranks=ranks, references=labels, num_classes=[6] * 6) == pytest.approx(expected)
-    one = Accuracy().compute(ranks=[0], references=[3], num_classes=[5])
+    errors = {"top1": sqrt(2 / 6 * 4 / 6 / 6), "top5": sqrt(5 / 6 * 1 / 6 / 6)}
+    errors["mean_per_class"] = sqrt(1 / 3 * 2 / 3 / 3 + 0 + 1 / 2 * 1 / 2 / 2) / 3
+    assert values_and_errors(Accuracy().compute(ranks=ranks, references=labels, num_classes=[6] * 6)) == (
+        pytest.approx(expected),
+        pytest.approx(errors),
+    )
+    one, _ = values_and_errors(Accuracy().compute(ranks=[0], references=[3], num_classes=[5]))
     assert one == {"top1": 1.0, "mean_per_class": 1.0}  # among five classes all are among five
 
 
@@ -43,9 +56,9 @@ def test_mean_average_precision_by_hand():
     shown = [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]]
     # Class 0: right at places 1 and 3. Class 1: tied with two wrong ones, so at place 3. Class 2: in no picture, left out.
     expected = ((1 + 2 / 3) / 2 + 1 / 3) / 2
-    assert MeanAveragePrecision().compute(predictions=scores, references=shown) == pytest.approx(
-        {"mean_average_precision": expected}
-    )
+    values, errors = values_and_errors(MeanAveragePrecision().compute(predictions=scores, references=shown))
+    assert values == pytest.approx({"mean_average_precision": expected})
+    assert 0.05 < errors["mean_average_precision"] < 0.5  # of four pictures
     scores[0][0] = NAN  # now last for class 0
     expected = ((1 / 2 + 2 / 4) / 2 + 1 / 3) / 2
     assert MeanAveragePrecision().compute(predictions=scores, references=shown)["mean_average_precision"] == pytest.approx(
@@ -58,7 +71,9 @@ def test_recall_of_three_queries_over_six_targets():
     scores = torch.tensor([[0.9, 0.8, 0.1, 0.0, 0.3, 0.2], [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]])
     positives = torch.tensor([[0, 0], [0, 2], [1, 2], [1, 5], [2, 0]])
     # Best positives: query 0 ranks first, query 1 third (targets 0 and 1 are nearer), query 2 last. No recall at 10 of six.
-    assert recall_at_k(torch.eye(3), scores.t(), positives) == pytest.approx({"recall@1": 1 / 3, "recall@5": 2 / 3})
+    values, errors = values_and_errors(recall_at_k(torch.eye(3), scores.t(), positives))
+    assert values == pytest.approx({"recall@1": 1 / 3, "recall@5": 2 / 3})
+    assert errors == pytest.approx({"recall@1": sqrt(2 / 27), "recall@5": sqrt(2 / 27)})
 
 
 def test_recall_in_chunks_is_that_of_the_full_matrix():
@@ -67,14 +82,14 @@ def test_recall_in_chunks_is_that_of_the_full_matrix():
     positives = torch.stack([torch.arange(2500), torch.randint(700, (2500,), generator=generator)], dim=1)
     scores = queries @ targets.t()
     rank = (scores > scores.gather(1, positives[:, 1:])).sum(dim=1)
-    recall = recall_at_k(queries, targets, positives)
+    recall, _ = values_and_errors(recall_at_k(queries, targets, positives))
     assert recall == pytest.approx({f"recall@{k}": (rank < k).float().mean().item() for k in (1, 5, 10)})
     assert 0 < recall["recall@1"] < recall["recall@10"] < 1
 
 
 def test_hard_negatives_and_averages_by_hand():
     accuracy = HardNegativeAccuracy().compute(predictions=[0.9, 0.5, 0.1, NAN], references=[0.1, 0.5, 0.9, 0.0])
-    assert accuracy == {"accuracy": 1 / 4}
+    assert values_and_errors(accuracy) == ({"accuracy": 1 / 4}, {"accuracy": sqrt(3 / 4 / 4 / 4)})
     kinds = ("replace_object", "swap_object", "add_object", "replace_attribute", "swap_attribute", "add_attribute")
     averages = average_by_kind({kind: value for value, kind in enumerate(kinds)} | {"replace_relation": 13})
     assert averages == {"object": 1, "attribute": 4, "relation": 13, "mean": 4}

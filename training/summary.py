@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor
 from hf_maskclip import MaskCLIPModel, export_to_clip
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.evaluation import Encoder
-from hf_maskclip.evaluation.tasks import run_evaluations
+from hf_maskclip.evaluation.runner import run_evaluations
 from hf_maskclip.visualization import draw_patch_masks
 from training.run import Run
 from training.saving.checkpoint import prepare_output_dir

@@ -6,26 +6,26 @@ Shapes: N pictures, E projection size.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from .details import of_pairs
 from .encoder import Encoder, ImageSet
-from .metrics import HardNegativeAccuracy, compute_over_processes
+from .metrics import HardNegativeAccuracy
 
 # What the papers' averages are over: the last word of a kind of false captions says what they are wrong about.
 ABOUT = ("object", "attribute", "relation")
 
 
-def evaluate_compositionality(encoder: Encoder, images: ImageSet) -> dict[str, Any]:
-    """Accuracy over pictures whose targets are (true caption, false caption) pairs; chance is a half, a tie is wrong."""
+def evaluate_compositionality(encoder: Encoder, images: ImageSet, *, details: bool = False) -> dict[str, Any]:
+    """Accuracy over pictures whose targets are (true caption, false caption) pairs; chance is a half, a tie is wrong.
+
+    Args:
+        details: with the scores of each picture's captions, under `details`.
+    """
     found = encoder.encode_images(images)
     true, false = (encoder.encode_texts(list(captions)) for captions in zip(*found.targets, strict=True))  # (N, E) each
-
-    def scores() -> dict[str, torch.Tensor]:
-        names = {"predictions": true, "references": false}
-        return {name: (found.features * captions).sum(dim=1) for name, captions in names.items()}
-
-    accuracy = compute_over_processes(HardNegativeAccuracy(), [scores])
-    return accuracy | {"n": len(found.targets), "num_undecodable": found.num_undecodable}
+    true_scores, false_scores = ((found.features * captions).sum(dim=1) for captions in (true, false))  # (N,) each
+    result = HardNegativeAccuracy().compute(predictions=true_scores, references=false_scores)
+    result |= {"n": len(found.targets), "num_undecodable": found.num_undecodable}
+    return result | ({"details": of_pairs(found, true_scores, false_scores)} if details else {})
 
 
 def average_by_kind(accuracies: Mapping[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ Shapes: B pictures of a batch, N pictures, E projection size.
 
 import hashlib
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from transformers import CLIPModel, CLIPProcessor
 from ..distributed import gather_pieces, is_mine, usable_cpus
 from ..errors import fail
 from ..models.modeling_maskclip import MaskCLIPModel
-from .pixels import Picture, load_picture, picture_hash, pixels_of
+from .pixels import Picture, load_picture, name_of, picture_hash, pixels_of
 
 TEXTS_PER_BATCH = 256
 PACKAGES = ("hf_maskclip", "transformers", "torch", "torchvision", "pillow")
@@ -42,21 +43,32 @@ class ImageSet:
             path; or a function that returns it, which is then called for the pictures of this process only, in a thread. The
             function returns None for a picture that cannot be decoded, which is left out.
         fingerprint: changes whenever the pictures or targets change; features are kept under it. `""`: they are not kept.
+        check: looks at the targets before anything is encoded, and raises ConfigError for a wrong one.
     """
 
     samples: Iterable[tuple[Picture, Any]]
     fingerprint: str = ""
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass
 class ImageFeatures:
     """Unit-length features (N, E), float32 on the CPU, the N targets, how many pictures could not be decoded, and the N hashes
-    of the pictures' pixels."""
+    of the pictures' pixels and N names."""
 
     features: torch.Tensor
     targets: list[Any]
     num_undecodable: int = 0
     hashes: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Work:
+    """The pictures that were read and encoded by all processes, and the seconds that it took."""
+
+    pictures: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -72,6 +84,7 @@ class Encoder:
         apply_patch_mask: encode visible patches only; a batch always gets the same mask.
         cache_dir: folder in which image features stay, under a hash of pictures, weights, image processor, precision and mask.
         show_progress: a progress bar, in pictures, on the main process.
+        limit: encode the first pictures of each set only, as a trial. Records say so.
 
     Example:
 
@@ -86,6 +99,8 @@ class Encoder:
     apply_patch_mask: bool = False
     cache_dir: Path | None = None
     show_progress: bool = False
+    limit: int | None = None
+    work: Work = field(default_factory=Work, init=False, repr=False)
     _known: dict[str, ImageFeatures] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
@@ -116,6 +131,7 @@ class Encoder:
             "crop": settings["crop_size"] if image_processor.do_center_crop else None,
             "crop_rounding": "half to even" if image_processor.do_center_crop else None,
             "patch_mask": vision_config.patch_mask if self.apply_patch_mask else None,
+            "limit": self.limit,
             "versions": {name: version(name) for name in PACKAGES},
         }
 
@@ -131,7 +147,7 @@ class Encoder:
         if file and file.is_file():
             found = _load_features(file)
         else:
-            found = self._compute_image_features(images.samples)
+            found = self._compute_image_features(islice(images.samples, self.limit))
             if file and PartialState().is_main_process:
                 _save_features(found, file)
         if images.fingerprint:
@@ -146,19 +162,20 @@ class Encoder:
         return torch.cat([features for _, features in gather_pieces(shares)])
 
     def _compute_image_features(self, samples: Iterable[tuple[Picture, Any]]) -> ImageFeatures:
-        state = PartialState()
+        state, start = PartialState(), time.perf_counter()
         assert self.batch_size is not None  # since __post_init__
         batches = (batch for batch in enumerate(_batches(samples, self.batch_size)) if is_mine(batch[0]))
         shares = []
         bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
         with _evaluation_mode(self.model), bar:
-            for number, pixel_values, targets, num_undecodable, hashes in _in_threads(self._load_batch, batches):
+            for number, pixel_values, targets, num_undecodable, hashes, names in _in_threads(self._load_batch, batches):
                 features = self._encode_pixels(pixel_values, seed=number) if targets else torch.empty(0)
-                shares.append((number, features, targets, num_undecodable, hashes))
+                shares.append((number, features, targets, num_undecodable, hashes, names))
                 bar.update((len(targets) + num_undecodable) * state.num_processes)
         shares = gather_pieces(shares)
-        targets, hashes = ([item for share in shares for item in share[part]] for part in (2, 4))
+        targets, hashes, names = ([item for share in shares for item in share[part]] for part in (2, 4, 5))
         num_undecodable = sum(share[3] for share in shares)
+        self.work = Work(self.work.pictures + len(targets), self.work.seconds + time.perf_counter() - start)
         if num_undecodable > len(targets):
             fail(
                 f"{num_undecodable} of {num_undecodable + len(targets)} pictures of the evaluation data cannot be read: "
@@ -167,18 +184,23 @@ class Encoder:
         if not targets:
             fail("no picture to evaluate on: the evaluation data is empty")
         features = torch.cat([share[1] for share in shares if share[2]])
-        return ImageFeatures(features, targets, num_undecodable, hashes)
+        return ImageFeatures(features, targets, num_undecodable, hashes, names)
 
     def _load_batch(
         self, batch: tuple[int, list[tuple[Picture, Any]]]
-    ) -> tuple[int, torch.Tensor | None, list[Any], int, list[str]]:
+    ) -> tuple[int, torch.Tensor | None, list[Any], int, list[str], list[str]]:
+        """The number of a batch, and of its readable pictures pixels (B, C, H, W), targets, hashes and names."""
         number, samples = batch
-        loaded = [(load_picture(picture), target) for picture, target in samples]
-        usable = [(picture, target) for picture, target in loaded if picture is not None]
-        pictures = [picture for picture, _ in usable]
+        assert self.batch_size is not None  # since __post_init__
+        first = number * self.batch_size
+        numbered = enumerate(samples, first)
+        loaded = [(load_picture(picture), target, name_of(picture) or str(n)) for n, (picture, target) in numbered]
+        usable = [(picture, target, name) for picture, target, name in loaded if picture is not None]
+        pictures = [picture for picture, _, _ in usable]
         pixel_values = pixels_of(self.processor.image_processor, pictures) if usable else None
         hashes = [picture_hash(picture) for picture in pictures]
-        return number, pixel_values, [target for _, target in usable], len(loaded) - len(usable), hashes
+        targets, names = [target for _, target, _ in usable], [name for _, _, name in usable]
+        return number, pixel_values, targets, len(loaded) - len(usable), hashes, names
 
     def _encode_pixels(self, pixel_values: torch.Tensor, seed: int) -> torch.Tensor:
         """Images (B, C, H, W) to features (B, E)."""
@@ -241,7 +263,7 @@ def _save_features(found: ImageFeatures, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
     about = {"targets": json.dumps(found.targets), "num_undecodable": str(found.num_undecodable)}
-    about["hashes"] = json.dumps(found.hashes)
+    about |= {"hashes": json.dumps(found.hashes), "names": json.dumps(found.names)}
     save_file({"features": found.features}, unfinished, metadata=about)
     unfinished.replace(file)
 
@@ -249,5 +271,5 @@ def _save_features(found: ImageFeatures, file: Path) -> None:
 def _load_features(file: Path) -> ImageFeatures:
     with safe_open(file, framework="pt") as stored:
         about = stored.metadata()
-        targets, hashes = (json.loads(about[name]) for name in ("targets", "hashes"))
-        return ImageFeatures(stored.get_tensor("features"), targets, int(about["num_undecodable"]), hashes)
+        targets, hashes, names = (json.loads(about[name]) for name in ("targets", "hashes", "names"))
+        return ImageFeatures(stored.get_tensor("features"), targets, int(about["num_undecodable"]), hashes, names)

@@ -3,7 +3,9 @@
 Shapes: N pictures, M classes, E projection size.
 """
 
+import logging
 import math
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -13,14 +15,18 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm.auto import tqdm
 
 from ..errors import fail
-from .encoder import Encoder, ImageSet
+from .details import of_classification
+from .encoder import Encoder, ImageFeatures, ImageSet
 from .labels import check_samples, class_label
 from .zero_shot import accuracy_over_processes, class_indices
 
 EPOCHS, LEARNING_RATE, BATCH_SIZE = 10, 0.1, 512  # of CLIP-PGS (arXiv 2503.17080)
 INVERSE_REGULARIZATIONS = tuple(10.0**exponent for exponent in range(-2, 7))
+
+logger = logging.getLogger(__name__)
 
 Solver = Literal["gradient_descent", "logistic_regression"]
 
@@ -33,6 +39,8 @@ def evaluate_linear_probe(
     *,
     solver: Solver = "gradient_descent",
     seed: int = 0,
+    class_names: Sequence[str] | None = None,
+    details: bool = False,
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy and its mean over classes, on `test`, of a linear classifier trained on `train`.
 
@@ -42,6 +50,8 @@ def evaluate_linear_probe(
         solver: `gradient_descent`, the papers' protocol ([`fit_by_gradient_descent`]); or `logistic_regression`
             ([`fit_logistic_regression`]).
         seed: of the classifier's first weights and of the order of its batches, or of the pictures that C is chosen on.
+        class_names: M names, for the details; by default the indices.
+        details: with each picture's prediction and each class's accuracy, under `details`.
 
     Returns:
         the accuracies, and under `settings` what the solver chose, such as C: no metric.
@@ -52,25 +62,34 @@ def evaluate_linear_probe(
     """
     for images in (train, test):
         check_samples(images, class_label, num_classes)
-    features, labels, num_train_undecodable = _features_and_labels(encoder, train, num_classes)
-    test_features, test_labels, num_undecodable = _features_and_labels(encoder, test, num_classes)
+    trained_on, labels = _features_and_labels(encoder, train, num_classes)
+    found, test_labels = _features_and_labels(encoder, test, num_classes)
+    features = trained_on.features
     if solver == "logistic_regression":  # checked on all processes: an error on one alone would leave the others waiting
         if find_spec("sklearn") is None:
             fail('solver="logistic_regression": needs scikit-learn: pip install "hf_maskclip[probe]"')
         if not features.isfinite().all():
             fail("logistic_regression: the features of training pictures are not all finite numbers")
+    (weight, bias), settings = _fit_on_one_process(features, labels, num_classes, solver, seed)
+    scores, predicted = accuracy_over_processes(lambda rows: F.linear(found.features[rows], weight, bias), test_labels)
+    scores |= {"n": len(test_labels), "num_undecodable": found.num_undecodable}
+    scores |= {"num_train": len(labels), "num_train_undecodable": trained_on.num_undecodable}
+    scores |= {"solver": solver, "settings": settings}
+    names = class_names or [str(index) for index in range(num_classes)]
+    return scores | ({"details": of_classification(found, test_labels, predicted, names)} if details else {})
+
+
+def _fit_on_one_process(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, solver: Solver, seed: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
+    """The classifier of the main process, on all of them, and what its solver chose."""
     fitted: list[Any] = [None]
-    if PartialState().is_main_process:  # on one process, so that all have the same classifier
+    if PartialState().is_main_process:
         if solver == "gradient_descent":
             fitted = [(fit_by_gradient_descent(features, labels, num_classes, seed), {})]
         else:
             fitted = [fit_logistic_regression(features, labels, num_classes, seed)]
-    (classifier, settings), *_ = broadcast_object_list(fitted)
-    weight, bias = classifier
-    scores = accuracy_over_processes(lambda rows: F.linear(test_features[rows], weight, bias), test_labels)
-    counts = {"n": len(test_labels), "num_undecodable": num_undecodable}
-    counts |= {"num_train": len(labels), "num_train_undecodable": num_train_undecodable}
-    return scores | counts | {"solver": solver, "settings": settings}
+    return broadcast_object_list(fitted)[0]
 
 
 def fit_by_gradient_descent(
@@ -108,6 +127,8 @@ def fit_logistic_regression(
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, Any]]:
     """Scikit-learn's logistic regression. C is chosen among nine values (0.01 to 1e6) on a held-out fifth.
 
+    It may take minutes where there are many classes, and says so.
+
     Returns:
         the weights (M, E) and biases (M,) of the classifier, and `{"C": ...}`. A class without a picture is never predicted.
     """
@@ -120,7 +141,9 @@ def fit_logistic_regression(
     def accuracy(c: float) -> float:
         return LogisticRegression(C=c, max_iter=1000).fit(fit_x, fit_y).score(choose_x, choose_y)
 
-    best = max(INVERSE_REGULARIZATIONS, key=accuracy)
+    num_fits = len(INVERSE_REGULARIZATIONS) + 1
+    logger.info("logistic regression: %d fits to %d pictures of %d classes", num_fits, len(y), num_classes)
+    best = max(tqdm(INVERSE_REGULARIZATIONS, unit="fit", disable=None), key=accuracy)
     model = LogisticRegression(C=best, max_iter=1000).fit(x, y)
     weight, bias = torch.zeros(num_classes, x.shape[1]), torch.full((num_classes,), -torch.inf)
     coefficients, intercepts = torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()
@@ -130,6 +153,6 @@ def fit_logistic_regression(
     return (weight, bias), {"C": best}
 
 
-def _features_and_labels(encoder: Encoder, images: ImageSet, num_classes: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+def _features_and_labels(encoder: Encoder, images: ImageSet, num_classes: int) -> tuple[ImageFeatures, torch.Tensor]:
     found = encoder.encode_images(images)
-    return found.features, class_indices(found.targets, num_classes), found.num_undecodable
+    return found, class_indices(found.targets, num_classes)

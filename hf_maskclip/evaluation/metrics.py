@@ -1,9 +1,13 @@
 """The metrics, as 🤗 Evaluate modules. A tie and a NaN count as wrong, so that constant and broken models score at most chance.
 
+Each has `standard_errors` of its values: what another sample of as many pictures, captions or queries would change.
+
 Shapes: N samples, M classes.
 """
 
+import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import datasets
 import evaluate
@@ -36,16 +40,19 @@ class Accuracy(_Metric):
 
     inputs = {name: datasets.Value("int64") for name in ("ranks", "references", "num_classes")}
 
-    def _compute(self, ranks: list[int], references: list[int], num_classes: list[int]) -> dict[str, float]:
+    def _compute(self, ranks: list[int], references: list[int], num_classes: list[int]) -> dict[str, Any]:
         rank, label = torch.tensor(ranks), torch.tensor(references)
-        per_class = [_mean(rank[label == m] < 1) for m in label.unique()]
-        top5 = {"top5": _mean(rank < 5)} if min(num_classes) > 5 else {}
-        return {"top1": _mean(rank < 1), **top5, "mean_per_class": sum(per_class) / len(per_class)}
+        of_class = [rank[label == m] < 1 for m in label.unique()]
+        shares = {"top1": rank < 1} | ({"top5": rank < 5} if min(num_classes) > 5 else {})
+        errors = {name: _standard_error(is_right) for name, is_right in shares.items()}
+        errors["mean_per_class"] = math.hypot(*map(_standard_error, of_class)) / len(of_class)
+        values = {name: _mean(is_right) for name, is_right in shares.items()}
+        return values | {"mean_per_class": sum(map(_mean, of_class)) / len(of_class), "standard_errors": errors}
 
 
 class MeanAveragePrecision(_Metric):
     """The mean over the classes that occur of the average precision: the mean over a class's pictures of the precision among
-    those that score at least as high, in [0, 1].
+    those that score at least as high, in [0, 1]. Its standard error is that of 100 bootstrap samples of the pictures.
 
     Inputs: `predictions`, the scores (N, M); `references`, 1 for each class that a picture shows and 0 for the others (N, M).
     """
@@ -55,14 +62,26 @@ class MeanAveragePrecision(_Metric):
         "references": datasets.Sequence(datasets.Value("int8")),
     }
 
-    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
+    RESAMPLES = 100
+
+    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, Any]:
         scores, shown = torch.tensor(predictions), torch.tensor(references).bool()
-        occurring = shown.any(dim=0).nonzero()[:, 0].tolist()
-        precisions = [_average_precision(scores[:, m], shown[:, m]) for m in occurring]
-        return {"mean_average_precision": sum(precisions) / len(precisions)}
+        generator = torch.Generator().manual_seed(0)
+        draws = (torch.randint(len(scores), (len(scores),), generator=generator) for _ in range(self.RESAMPLES))
+        resampled = [mean_average_precision(scores[rows], shown[rows]) for rows in draws if shown[rows].any()]
+        error = torch.tensor(resampled, dtype=torch.float64).std(correction=0).item()
+        value = mean_average_precision(scores, shown)
+        return {"mean_average_precision": value, "standard_errors": {"mean_average_precision": error}}
 
 
-def _average_precision(scores: torch.Tensor, relevant: torch.Tensor) -> float:
+def mean_average_precision(scores: torch.Tensor, shown: torch.Tensor) -> float:
+    """Of scores (N, M) and what is shown, BoolTensor (N, M), over the classes that any picture shows."""
+    occurring = shown.any(dim=0).nonzero()[:, 0].tolist()
+    precisions = [average_precision(scores[:, m], shown[:, m]) for m in occurring]
+    return sum(precisions) / len(precisions)
+
+
+def average_precision(scores: torch.Tensor, relevant: torch.Tensor) -> float:
     """Of scores (N,), with the worst order among equal ones."""
     worst = torch.where(relevant, -torch.inf, torch.inf)
     scores = torch.where(scores.isnan(), worst, scores)
@@ -85,8 +104,10 @@ class RecallAtK(_Metric):
     inputs = {name: datasets.Value("int64") for name in ("ranks", "num_wrong")}
     KS = (1, 5, 10)
 
-    def _compute(self, ranks: list[int], num_wrong: list[int]) -> dict[str, float]:
-        return {f"recall@{k}": _mean(torch.tensor(ranks) < k) for k in self.KS if k <= max(num_wrong)}
+    def _compute(self, ranks: list[int], num_wrong: list[int]) -> dict[str, Any]:
+        found = {f"recall@{k}": torch.tensor(ranks) < k for k in self.KS if k <= max(num_wrong)}
+        errors = {name: _standard_error(is_found) for name, is_found in found.items()}
+        return {name: _mean(is_found) for name, is_found in found.items()} | {"standard_errors": errors}
 
 
 class HardNegativeAccuracy(_Metric):
@@ -97,13 +118,20 @@ class HardNegativeAccuracy(_Metric):
 
     inputs = {"predictions": datasets.Value("float32"), "references": datasets.Value("float32")}
 
-    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        return {"accuracy": _mean(torch.tensor(predictions) > torch.tensor(references))}
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, Any]:
+        is_right = torch.tensor(predictions) > torch.tensor(references)
+        return {"accuracy": _mean(is_right), "standard_errors": {"accuracy": _standard_error(is_right)}}
 
 
 def _mean(is_right: torch.Tensor) -> float:
     """A share as the quotient of two counts, which no order of summation changes."""
     return int(is_right.sum()) / len(is_right)
+
+
+def _standard_error(is_right: torch.Tensor) -> float:
+    """Of a share of N independent samples: the square root of p (1 - p) / N."""
+    share = _mean(is_right)
+    return math.sqrt(share * (1 - share) / len(is_right))
 
 
 def rank_of_nearest(scores: torch.Tensor, is_right: torch.Tensor) -> torch.Tensor:
@@ -112,12 +140,11 @@ def rank_of_nearest(scores: torch.Tensor, is_right: torch.Tensor) -> torch.Tenso
     return (~(scores < best) & ~is_right).sum(dim=1)
 
 
-def compute_over_processes(metric: _Metric, chunks: Iterable[Callable[[], dict[str, torch.Tensor]]]) -> dict[str, float]:
-    """The metric over all chunks of its inputs. Each process calls its share of them, and all get the whole result.
+def gather_chunks(chunks: Iterable[Callable[[], dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """All chunks, one after the other along the first dimension. Each process calls its share of them, and all get the whole.
 
     Through 🤗 Accelerate: the gathering that 🤗 Evaluate has of its own needs a file system that all processes share.
     """
     shares = [(number, chunk()) for number, chunk in enumerate(chunks) if is_mine(number)]
-    for _, inputs in gather_pieces(shares):
-        metric.add_batch(**inputs)
-    return metric.compute()
+    parts = [part for _, part in gather_pieces(shares)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

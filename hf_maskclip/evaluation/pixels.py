@@ -6,6 +6,7 @@ cut, Transformers floors its half, and torchvision rounds it to even.
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,24 @@ from ..data.decoding import SkippedSample, decode_image
 from ..errors import as_config_error, fail
 
 Picture = Image.Image | str | Path | Callable[[], Image.Image | None]
+
+
+@dataclass(frozen=True)
+class NamedPicture:
+    """A picture that is opened when it is called, with the name that predictions know it by."""
+
+    name: str
+    open: Callable[[], Image.Image | None]
+
+    def __call__(self) -> Image.Image | None:
+        return self.open()
+
+
+def name_of(picture: Picture) -> str:
+    """The name of a picture, or its path; `""` where it has none."""
+    if isinstance(picture, NamedPicture):
+        return picture.name
+    return str(picture) if isinstance(picture, (str, Path)) else ""
 
 
 def load_picture(picture: Picture) -> Image.Image | None:

@@ -16,13 +16,15 @@ class ResultsFile:
     Args:
         path: it may hold results already, of the same weights.
         about: what it says besides the results.
+        skip_existing: take also those results as they are whose data cannot be told from its former state.
 
     Raises:
         ConfigError: it cannot be written, or holds something that is not to be overwritten.
     """
 
-    def __init__(self, path: str, about: dict[str, Any]):
+    def __init__(self, path: str | os.PathLike, about: dict[str, Any], *, skip_existing: bool = False):
         self.path = Path(path).expanduser()
+        self.skip_existing = skip_existing
         self._check_place()
         self.summary: dict[str, Any] = about | {"results": {}}
         if self.path.exists():
@@ -56,7 +58,7 @@ class ResultsFile:
             if record.get(key) != value:
                 what = f"holds {name} with {key} {_short(record.get(key))}, and {_short(value)} is asked"
                 fail(f"output={str(self.path)!r}: {what}; give another file")
-        return record if expected.get("data_fingerprint") else None
+        return record if self.skip_existing or expected.get("data_fingerprint") else None
 
     def add(self, name: str, record: dict[str, Any]) -> None:
         """Write the results aside and rename them, so that the file is whole at any time."""

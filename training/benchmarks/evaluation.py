@@ -24,7 +24,7 @@ from hf_maskclip import MaskCLIPModel
 from hf_maskclip.conversion.open_clip import export_to_open_clip
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
-from hf_maskclip.evaluation.tasks import run_evaluations
+from hf_maskclip.evaluation.runner import run_evaluations
 
 parser = arguments("Zero-shot classification of a folder, beside clip_benchmark with the same weights.", model="")
 parser.add_argument("--data", required=True, help="classification folder in clip-benchmark's layout")

@@ -13,7 +13,7 @@ from ...data.sources import open_files
 from ...errors import fail
 from ..encoder import ImageSet
 from ..labels import class_label, multi_hot_label
-from ..tasks import ClassificationData, Evaluation, Rows, check_targets, choose_templates, lines_of_file, retrieval, split_lines
+from ..tasks import ClassificationData, Evaluation, Rows, choose_templates, lines_of_file, retrieval, split_lines
 
 
 def classification(folder: ClipBenchmarkFolder, class_names_file: str = "", templates_file: str = "") -> ClassificationData:
@@ -41,11 +41,10 @@ def captioned(folder: ClipBenchmarkFolder, split: str = "test") -> Evaluation:
 
 
 def _images(folder: ClipBenchmarkFolder, split: str, target: Callable[[dict[str, Any]], Any]) -> ImageSet:
-    """The pictures of a split, their targets checked: `target` is that of [`Rows`]."""
+    """The pictures of a split: `target` is that of [`Rows`]."""
     shards = folder.shards(split)
     rows = Rows([open_files(shard) for shard in shards], target, PairDecoder(), folder.root)
-    check_targets(rows)
-    return ImageSet(rows, folder.fingerprint(split, shards))
+    return ImageSet(rows, folder.fingerprint(split, shards), rows.check)
 
 
 def class_index(row: dict[str, Any], num_classes: int, source: str) -> int:

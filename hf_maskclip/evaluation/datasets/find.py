@@ -27,6 +27,7 @@ class Request:
         keys: the fields of pairs.
         class_names_file, templates_file: replace those of the data; `""`: they do not.
         solver: of a linear probe.
+        is_checked: whether to look at all targets first, which reads the data once without decoding.
     """
 
     task: str | None = None
@@ -36,6 +37,7 @@ class Request:
     class_names_file: str = ""
     templates_file: str = ""
     solver: Solver = "gradient_descent"
+    is_checked: bool = True
 
 
 def find_evaluations(data: str, request: Request) -> list[Evaluation]:
@@ -63,6 +65,8 @@ def find_evaluations(data: str, request: Request) -> list[Evaluation]:
     names = [evaluation.name for evaluation in evaluations]
     if repeated := [name for name in names if names.count(name) > 1]:
         fail(f"{data!r}: two evaluations would be named {repeated[0]}; rename a folder")
+    for evaluation in evaluations if request.is_checked else []:
+        evaluation.check()
     return evaluations
 
 

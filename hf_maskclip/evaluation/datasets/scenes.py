@@ -11,7 +11,7 @@ from ...data.scene_drawing import STYLES
 from ...data.scene_sets import COMPOSITIONALITY_KINDS, classification_set, compositionality_set, retrieval_set
 from ...data.scene_source import NAME
 from ..encoder import ImageSet
-from ..tasks import ClassificationData, Evaluation, compositionality, retrieval
+from ..tasks import ClassificationData, Evaluation, Task, compositionality, retrieval
 
 # Small enough to evaluate the tiny model in seconds, large enough for a standard error of about two points.
 SCENES_PER_SET = 400
@@ -25,8 +25,16 @@ def scene_evaluations(image_size: int, seed: int = 0) -> list[Evaluation]:
     return [*sets, retrieval(NAME, NAME, _scene_set(retrieval_set, SCENES_PER_SET, seed=seed, image_size=image_size))]
 
 
-def scene_suite(image_size: int, seed: int = 0) -> Iterator[Evaluation]:
+def scene_suite(image_size: int, seed: int = 0) -> list[Task]:
     """All five families, on scenes. Robustness is that of naming pairs of colour and shape, in other styles."""
+    return [_as_task(evaluation) for evaluation in _suite(image_size, seed)]
+
+
+def _as_task(evaluation: Evaluation) -> Task:
+    return Task(evaluation.family, evaluation.column, NAME, lambda: evaluation)
+
+
+def _suite(image_size: int, seed: int) -> Iterator[Evaluation]:
     yield from scene_evaluations(image_size, seed)
     for kind in ("shape", "colour"):
         yield _scenes_classification(kind, image_size, seed).linear_probe()

@@ -10,9 +10,11 @@ from ...data.decoding import SkippedSample, decode_image
 from ...data.scene_sets import COMPOSITIONALITY_KINDS
 from ...errors import fail
 from ..encoder import ImageSet
+from ..pixels import NamedPicture
 from ..tasks import Evaluation, compositionality
 
-WHERE = "https://github.com/RAIVNLab/sugar-crepe, its folder data"
+WHERE = "https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/main/data"
+PICTURES = "http://images.cocodataset.org/zips/val2017.zip"
 
 
 def file_name(kind: str) -> str:
@@ -25,8 +27,13 @@ def sugar_crepe(folder: Path) -> list[Evaluation]:
     """Its seven splits: JSON files beside COCO's pictures in `val2017/`. Raises ConfigError where something is missing."""
     for kind in COMPOSITIONALITY_KINDS:
         if not (folder / file_name(kind)).is_file():
-            fail(f"{folder}: has no {file_name(kind)} ({WHERE})")
-    return [compositionality(kind, str(folder), sugar_crepe_split(folder / file_name(kind))) for kind in COMPOSITIONALITY_KINDS]
+            fail(f"{folder}: has no {file_name(kind)} ({WHERE}/{file_name(kind)})")
+    return [sugar_crepe_kind(folder, kind) for kind in COMPOSITIONALITY_KINDS]
+
+
+def sugar_crepe_kind(folder: Path, kind: str) -> Evaluation:
+    """The evaluation of one kind of false captions. Raises ConfigError for another form of file, or missing pictures."""
+    return compositionality(kind, str(folder), sugar_crepe_split(folder / file_name(kind)))
 
 
 def sugar_crepe_split(file: Path) -> ImageSet:
@@ -45,7 +52,7 @@ def sugar_crepe_split(file: Path) -> ImageSet:
     absent = [name for name, _, _ in rows if not (folder / name).is_file()]
     if absent:
         fail(f"{folder}: {len(absent)} of {len(rows)} pictures are missing, the first is {absent[0]}")
-    samples = [(partial(_open_picture, folder / name), (true, false)) for name, true, false in rows]
+    samples = [(NamedPicture(name, partial(_open_picture, folder / name)), (true, false)) for name, true, false in rows]
     return ImageSet(samples, fingerprint=f"{file} {file.stat().st_mtime_ns} {folder.stat().st_mtime_ns}")
 
 

@@ -1,0 +1,196 @@
+"""Evaluating a model: the tasks of a suite or evaluations of one's own, one after the other, with a record for each."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
+
+from ..distributed import usable_cpus
+from ..errors import as_config_error, fail
+from ..model_folder import find_model
+from ..models.modeling_maskclip import MaskCLIPModel
+from ..models.patch_mask_registry import resolve_patch_mask
+from .encoder import Encoder
+from .results_file import ResultsFile
+from .suites import choose_tasks, open_tasks, suite_of, tasks_of_suite
+from .tasks import Evaluation
+
+Record = dict[str, Any]
+
+
+def evaluate(
+    model: str | os.PathLike | CLIPModel | Encoder,
+    tasks: Sequence[str | Evaluation] = (),
+    *,
+    suite: str = "",
+    data_root: str | os.PathLike = "",
+    processor: CLIPProcessor | None = None,
+    limit: int | None = None,
+    output: str | os.PathLike = "",
+    details: str | os.PathLike = "",
+) -> dict[str, Record]:
+    """Evaluate a CLIP, and return the record of each result by its name.
+
+    Args:
+        model: a folder or Hub id; a model, with its `processor`; or an [`Encoder`], whose batch size, mask and cache are taken.
+        tasks: names of tasks or families, such as `"zero_shot_cars"` and `"retrieval"`, of one suite; or evaluations of your
+            own data, of [`find_evaluations`]. Empty: all of `suite`.
+        suite: `"scenes"`, which needs no data, or `"paper"`; where it is empty, the one that has the tasks.
+        data_root: the folder of the papers' data sets. What is missing there is printed, and left out unless it is named.
+        limit: take the first pictures of each set only, as a trial; records say so.
+        output: a JSON file of results, to which each is added when it is there. Those that it has are not computed again.
+        details: a folder for `<name>.jsonl`, each picture's prediction, and `<name>.classes.jsonl`, each class's result.
+
+    Raises:
+        ConfigError: a model, a name or data that cannot be used.
+
+    Example:
+
+        evaluate("runs/quickstart/export", ["zero_shot_colour", "retrieval"], suite="scenes")
+        evaluate(model, find_evaluations("photos", Request("zero_shot_classification")), processor=processor)
+    """
+    encoder = _encoder_of(model, processor, limit)
+    evaluations = chosen_evaluations(encoder, tasks, suite, str(data_root))
+    file = ResultsFile(output, {"model": _name_of(model), "suite": suite or None}) if output else None
+    return {name: record for name, record, _ in run_into_file(encoder, evaluations, file, details)}
+
+
+def chosen_evaluations(
+    encoder: Encoder, tasks: Sequence[str | Evaluation], suite: str = "", data_root: str = ""
+) -> list[Evaluation]:
+    """The evaluations that [`evaluate`] runs. All are opened first; what they read is looked through when its turn comes."""
+    own = [task for task in tasks if isinstance(task, Evaluation)]
+    names = [task for task in tasks if isinstance(task, str)]
+    if not suite and not names:
+        return own if own else fail("tasks: name some, or a suite")
+    vision_config: Any = encoder.model.config.vision_config
+    of_suite = tasks_of_suite(suite or suite_of(names), vision_config.image_size, data_root)
+    return [*own, *open_tasks(choose_tasks(of_suite, names), names)]
+
+
+def run_into_file(
+    encoder: Encoder, evaluations: Iterable[Evaluation], file: ResultsFile | None, details: str | os.PathLike = ""
+) -> Iterator[tuple[str, Record, bool]]:
+    """The name and the record of each result, and whether it is new. New ones are in the file before they are given.
+
+    Args:
+        details: a folder, as [`evaluate`] says.
+
+    Raises:
+        ConfigError: the file has results of other weights, data or options.
+    """
+    if file:
+        file.check_model(encoder.model_hash)
+    finished = file.finished if file else None
+    is_main = PartialState().is_main_process
+    for name, record in run_evaluations(encoder, evaluations, finished, Path(details) if details else None):
+        is_new = file is None or record is not file.results.get(name)
+        if file and is_new and is_main:
+            file.add(name, record)
+        yield name, record, is_new
+
+
+def run_evaluations(
+    encoder: Encoder,
+    evaluations: Iterable[Evaluation],
+    finished: Callable[[str, Record], Record | None] | None = None,
+    details: Path | None = None,
+) -> Iterator[tuple[str, Record]]:
+    """The name and the record of each result, as soon as it is there.
+
+    Args:
+        finished: from a name, and what its record says of data and options, to a record that need not be computed again.
+        details: a folder, as [`evaluate`] says.
+    """
+    for evaluation in evaluations:
+        name = evaluation.name
+        about = {"family": evaluation.family, "column": evaluation.column} | evaluation.about | encoder.describe()
+        passing = {"versions"} if encoder.apply_patch_mask else {"versions", "batch_size"}  # a mask is drawn for a batch
+        expected = {key: value for key, value in about.items() if key not in passing}
+        record = finished(name, expected) if finished else None
+        if record is None or (details and not (details / f"{name}.jsonl").is_file()):
+            record = _run(evaluation, encoder, details) | about
+        yield name, record
+
+
+def _run(evaluation: Evaluation, encoder: Encoder, details: Path | None) -> Record:
+    """The metrics, with the speed of what was encoded for them. Features that were there before have none."""
+    if encoder.limit is None:
+        evaluation.check()
+    before = encoder.work
+    record = evaluation.run(encoder, details=True) if details else evaluation.run(encoder)
+    pictures, seconds = encoder.work.pictures - before.pictures, encoder.work.seconds - before.seconds
+    speed = {"images": pictures, "seconds": seconds, "images_per_second": pictures / seconds} if pictures else None
+    if details and PartialState().is_main_process:
+        _write_details(record.pop("details"), details, evaluation.name)
+    record.pop("details", None)
+    return record | {"speed": speed, "hardware": _hardware(encoder)}
+
+
+def _write_details(found: dict[str, list[dict[str, Any]]], folder: Path, name: str) -> None:
+    """Lines of JSON: the predictions last, for their file says that both are whole."""
+    files = {"per_class": f"{name}.classes.jsonl", "predictions": f"{name}.jsonl"}
+    with as_config_error("details", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, file in files.items():
+            if part in found:
+                lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found[part])
+                unfinished = folder / f"{file}.unfinished"
+                unfinished.write_text(lines, encoding="utf-8")
+                unfinished.replace(folder / file)
+
+
+def _hardware(encoder: Encoder) -> str:
+    device = encoder.model.device
+    kind = f"{usable_cpus()} CPUs" if device.type == "cpu" else device.type
+    processes = PartialState().num_processes
+    return kind if processes == 1 else f"{processes} processes, {kind}"
+
+
+def _encoder_of(model: str | os.PathLike | CLIPModel | Encoder, processor: CLIPProcessor | None, limit: int | None) -> Encoder:
+    if isinstance(model, Encoder):
+        if processor is not None or limit is not None:
+            fail("evaluate: an Encoder has its own processor and limit; give them to it")
+        return model
+    if isinstance(model, CLIPModel):
+        if processor is None:
+            fail("evaluate: a model needs its processor, such as CLIPProcessor.from_pretrained(folder)")
+        return Encoder(model, processor, limit=limit)
+    return load_encoder(str(model), limit=limit)
+
+
+def load_encoder(
+    model: str, *, patch_mask: str = "", precision: str = "float32", image_backend: str = "pil", **options: Any
+) -> Encoder:
+    """An [`Encoder`] of a folder of a model or a run, or of a Hub id, on the device of this process.
+
+    Args:
+        patch_mask: a name or `{name: ...}`, by which pictures are encoded; `""`: whole pictures.
+        precision: `float32` or `bfloat16`.
+        image_backend: `pil`, whose pixels are open_clip's, or `torchvision`.
+        options: of the Encoder.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    folder = find_model(model)
+    with as_config_error("patch_mask", patch_mask):
+        mask = resolve_patch_mask(yaml.safe_load(patch_mask or "none"))
+    with as_config_error("model", folder):
+        loaded = MaskCLIPModel.from_pretrained(folder, patch_mask=mask, dtype=getattr(torch, precision))
+        image_processor = AutoImageProcessor.from_pretrained(folder, backend=image_backend)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    processor = CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    return Encoder(loaded.to(PartialState().device), processor, apply_patch_mask=bool(patch_mask), **options)
+
+
+def _name_of(model: str | os.PathLike | CLIPModel | Encoder) -> str:
+    if isinstance(model, Encoder):
+        return _name_of(model.model)
+    return (model.name_or_path or type(model).__name__) if isinstance(model, CLIPModel) else str(model)
