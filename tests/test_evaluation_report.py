@@ -6,9 +6,9 @@ import json
 import pytest
 
 from hf_maskclip.cli import main as cli
+from hf_maskclip.evaluation.datasets.papers import ROBUSTNESS
 from hf_maskclip.evaluation.report import PUBLISHED, Table, make_tables, other_averages
 from hf_maskclip.evaluation.report_files import read_result_file
-from hf_maskclip.evaluation.suites import ROBUSTNESS
 
 EVERYTHING = {"measured": {column: (0.0,) for family in ("zero_shot", "robustness") for column in PUBLISHED[family]["CLIP"]}}
 EVERYTHING["measured"] |= {column: (0.0,) for column in PUBLISHED["compositionality"]["CLIP"]}

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..data.scene_sets import COMPOSITIONALITY_KINDS
 from ..errors import fail
+from .datasets.papers import LINEAR_PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT
 from .datasets.sugar_crepe import file_name
-from .suites import LINEAR_PROBE, RETRIEVAL, ROBUSTNESS, ZERO_SHOT
 
 CLIP_BENCHMARK = ("dataset", "model", "pretrained", "task", "metrics")  # the keys of its files
 RANKS = [1, 5, 10]  # at which the tables have recall
