@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import as_config_error, fail
+from .errors import ConfigError, as_config_error, fail
 from .model_folder import find_model
 from .options import QUICKSTART_MODEL
 
@@ -185,15 +185,16 @@ def push(options: argparse.Namespace) -> None:
     if not options.dry_run:
         for repository in repositories:
             with as_config_error("repository", options.repo_id):
-                if repository is repositories[0] and repository.edited_card():
-                    print(KEPT_CARD.format(options.repo_id))
-                print(f"pushed to {repository.push(private=not options.public)}")
+                pushed = repository.push(private=not options.public)
+            if pushed.keeps_card:
+                print(KEPT_CARD.format(options.repo_id))
+            print(f"pushed to {pushed.address}")
         return
     try:
-        if repositories[0].edited_card():
+        if repositories[0].has_edited_card():
             print(KEPT_CARD.format(options.repo_id))
-    except OSError:
-        print(f"the Hub cannot be asked whether the card of {options.repo_id} was edited there; a push keeps one that was")
+    except ConfigError as error:
+        print(f"{error}; a push keeps one that was")
     for repository, content in zip(repositories, contents, strict=True):
         print(content["README.md"].decode())
         target = f"{'the Space ' if repository.repo_type == 'space' else ''}{options.repo_id}"
