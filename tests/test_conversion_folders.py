@@ -45,6 +45,9 @@ REFUSED = {
         "pool_type='avg': a CLIP": {"pool_type": "avg"},
         "no_ln_pre=True: a CLIP": {"no_ln_pre": True},
         "image_size=[32, 48]: a CLIP": {"image_size": [32, 48]},
+        "ls_init_value=0.0001: a CLIP": {"ls_init_value": 1e-4},
+        "norm_kwargs={'eps': 1e-06, 'bias': False}: a CLIP": {"norm_kwargs": {"eps": 1e-6, "bias": False}},
+        "act_kwargs={'approximate': 'tanh'}: Transformers": {"act_kwargs": {"approximate": "tanh"}},  # beside quick_gelu
     },
     "text_cfg": {
         "hf_model_name='roberta-base': a CLIP": {"hf_model_name": "roberta-base"},
@@ -246,8 +249,9 @@ def test_a_padded_vocabulary_takes_the_tokenizer_and_a_smaller_one_does_not(more
     assert "not at" in misfit(extended, len(extended), 2)
 
 
-def test_a_padded_vocabulary_is_converted(make_clip, processor, folder, tmp_path):
-    there, model = folder(text_cfg={"vocab_size": len(processor.tokenizer) + 24})
+@pytest.mark.parametrize("pool_type", ["eos", "argmax"])
+def test_a_padded_vocabulary_is_converted(pool_type, make_clip, processor, folder, tmp_path):
+    there, model = folder(text_cfg={"vocab_size": len(processor.tokenizer) + 24, "pool_type": pool_type})
     weights = _weights(there)
     rows = torch.cat([weights["token_embedding.weight"], torch.zeros(24, 32)])
     torch.save(
@@ -257,8 +261,9 @@ def test_a_padded_vocabulary_is_converted(make_clip, processor, folder, tmp_path
     back, info = CLIPModel.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not info["missing_keys"]
     ids = torch.as_tensor(np.stack([processor.tokenizer(["a red ball"])["input_ids"][0]]))
-    features = [m.eval().get_text_features(ids).pooler_output for m in (model, back)]
-    assert torch.equal(*features)
+    features = model.eval().get_text_features(ids).pooler_output
+    for other in (back, convert_open_clip_checkpoint(there / "padded.pt").model):  # in Python, without a tokenizer's ids
+        assert torch.equal(other.eval().get_text_features(ids).pooler_output, features)
 
 
 def test_the_python_function_reads_a_folder(folder):

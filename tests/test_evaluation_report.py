@@ -136,12 +136,15 @@ def test_what_clip_benchmark_has_and_no_table_has_is_said_in_one_line(words, tmp
     assert "no results in it" in capsys.readouterr().err
 
 
-def test_what_was_measured_under_a_mask_has_a_row_of_its_own(tmp_path):
-    for name, mask, value in (("eval", None, 0.5), ("eval_pgs", {"name": "pgs"}, 0.25)):
-        record = {"family": "zero_shot", "column": "Cars", "data": "d", "top1": value, "patch_mask": mask}
+def test_what_was_measured_under_a_mask_or_on_some_pictures_has_a_row_of_its_own(tmp_path):
+    whole = {"family": "zero_shot", "column": "Cars", "data": "d", "top1": 0.5, "patch_mask": None, "limit": None}
+    changes = {"eval": {}, "eval_pgs": {"top1": 0.25, "patch_mask": {"name": "pgs"}}, "eval_try": {"top1": 0.75, "limit": 10}}
+    for name, changed in changes.items():
+        record = whole | changed
         (tmp_path / f"{name}.json").write_text(json.dumps({"results": {"r": record}}))
     (table,) = make_tables(map(read_result_file, sorted(tmp_path.iterdir())))
-    assert table.rows == {tmp_path.name: {"Cars": (50.0,)}, f"{tmp_path.name}, under pgs": {"Cars": (25.0,)}}
+    found = {"": 50.0, ", under pgs": 25.0, ", first 10": 75.0}
+    assert table.rows == {f"{tmp_path.name}{condition}": {"Cars": (value,)} for condition, value in found.items()}
 
 
 NO_RESULTS = [

@@ -88,7 +88,8 @@ def config_of_model_cfg(model_cfg: Mapping[str, Any], token_ids: Mapping[str, in
     """The configuration of Transformers for a `model_cfg`.
 
     Args:
-        token_ids: the tokenizer's `bos_token_id`, `eos_token_id` and `pad_token_id`; by default the last of the vocabulary.
+        token_ids: the tokenizer's `bos_token_id`, `eos_token_id` and `pad_token_id`; by default the last of the vocabulary,
+            and the token that texts are pooled at.
 
     Raises:
         ConfigError: it has a part that a CLIP of Transformers has not.
@@ -102,9 +103,11 @@ def config_of_model_cfg(model_cfg: Mapping[str, Any], token_ids: Mapping[str, in
     def tower(part: dict[str, Any], heads: int) -> dict[str, Any]:
         inner = int(part["mlp_ratio"] * part["width"])  # as open_clip rounds it
         sizes = {"hidden_size": part["width"], "intermediate_size": inner, "num_hidden_layers": part["layers"]}
-        epsilon = (part.get("norm_kwargs") or {}).get("eps", 1e-5)
+        norms = {"eps": 1e-5} | (part.get("norm_kwargs") or {})
+        if len(norms) > 1:
+            fail(f"norm_kwargs={part['norm_kwargs']!r}: a CLIP of Transformers has eps alone there")
         activation = _activation(part, bool(model_cfg.get("quick_gelu")))
-        sizes |= {"num_attention_heads": heads, "hidden_act": activation, "layer_norm_eps": epsilon}
+        sizes |= {"num_attention_heads": heads, "hidden_act": activation, "layer_norm_eps": norms["eps"]}
         return sizes | {"projection_dim": model_cfg["embed_dim"]}
 
     last = text["vocab_size"] - 1
@@ -115,7 +118,7 @@ def config_of_model_cfg(model_cfg: Mapping[str, Any], token_ids: Mapping[str, in
         | {"vocab_size": text["vocab_size"], "max_position_embeddings": text["context_length"]}
         | {
             "bos_token_id": last - 1,
-            "eos_token_id": text["eos_id"] if text["pool_type"] == "eos" else last,
+            "eos_token_id": _end_token(text),
             "pad_token_id": last,
         }
         | dict(token_ids),
@@ -140,6 +143,8 @@ def _part(model_cfg: Mapping[str, Any], name: str) -> dict[str, Any]:
     for key in ("layers", "width", "head_width", "patch_size", "image_size", "context_length", "vocab_size", "heads"):
         if key in part and not isinstance(part[key], int):
             fail(f"model_cfg.{name}.{key}={part[key]!r}: a CLIP of Transformers has one whole number there")
+    if not isinstance(part["mlp_ratio"], (int, float)):
+        fail(f"model_cfg.{name}.mlp_ratio={part['mlp_ratio']!r}: must be a number")
     return part
 
 
@@ -153,7 +158,10 @@ def _activation(part: Mapping[str, Any], is_quick: bool) -> str:
 
 def end_token(model_cfg: Mapping[str, Any]) -> int:
     """The token that texts are pooled at, as a configuration of Transformers says it: 2 is the highest of a caption."""
-    text = _part(model_cfg, "text_cfg")
+    return _end_token(_part(model_cfg, "text_cfg"))
+
+
+def _end_token(text: Mapping[str, Any]) -> int:
     if text["pool_type"] == "eos":
         if text["eos_id"] == LEGACY_END_TOKEN:
             fail("model_cfg.text_cfg.eos_id=2: of this end token Transformers pools at the highest id of a caption instead")

@@ -162,7 +162,7 @@ def averages(family: str, row: Row, columns: set[str]) -> Row:
 
 
 def make_tables(files: Iterable[ResultFile], name: str = "") -> list[Table]:
-    """The tables of files; a model is named after the folder of its file, and what was measured under a mask after that, too.
+    """The tables of files; a model is named after the folder of its file, and after a mask, or a trial's limit, too.
 
     Args:
         name: of the one model that all files are of.
@@ -174,8 +174,8 @@ def make_tables(files: Iterable[ResultFile], name: str = "") -> list[Table]:
     files = list(files)
     names = names_of_models(files)
     for file in files:
-        for family, source, mask, values in _cells_of(file):
-            method = (name or names[file.path]) + (f", under {mask}" if mask else "")
+        for family, source, condition, values in _cells_of(file):
+            method = (name or names[file.path]) + condition
             row = tables[family, source].rows.setdefault(method, {})
             for column, value in values.items():
                 if row.setdefault(column, value) != value:
@@ -184,13 +184,13 @@ def make_tables(files: Iterable[ResultFile], name: str = "") -> list[Table]:
 
 
 def _cells_of(file: ResultFile) -> list[tuple[str, str, str, Row]]:
-    """Family, generated source, mask and columns of each record of a file."""
+    """Family, generated source, condition and columns of each record of a file."""
     try:
         cells = [
             (
                 record["family"],
                 record["data"] if record["data"] in GENERATED else "",
-                mask_of(record),
+                condition_of(record),
                 FAMILIES[record["family"]].cells(record),
             )
             for record in file.records
@@ -201,6 +201,12 @@ def _cells_of(file: ResultFile) -> list[tuple[str, str, str, Row]]:
         if wrong := [column for column, values in row.items() if not all(map(math.isfinite, values))]:
             fail(f"{file.path}: {family} {wrong[0]} is no number")
     return cells
+
+
+def condition_of(record: dict[str, Any]) -> str:
+    """What sets a result apart from one on all pictures, as they are; empty of such a one."""
+    mask, limit = mask_of(record), record.get("limit")
+    return (f", under {mask}" if mask else "") + (f", first {limit:,}" if limit else "")
 
 
 def mask_of(record: dict[str, Any]) -> str:
