@@ -16,6 +16,7 @@ from hf_maskclip.data.specs import hub_ids_of
 from hf_maskclip.hub.card import card_of_recipe, check_card
 from hf_maskclip.hub.repository import ModelRepository
 from hf_maskclip.models.patch_mask_registry import patch_masks
+from training.tracking import draw_curves
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
@@ -150,6 +151,16 @@ def test_a_license_that_the_hub_does_not_know_is_refused(finished_run, capsys):
         assert main(["push", str(finished_run), "org/name", "--dry_run", "--license", license]) == 2
         assert f"--license {license!r}: must be one of the Hub's identifiers, such as" in capsys.readouterr().err
     assert ModelRepository(finished_run, "org/name", "cc-by-nc-4.0").card().data.license == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize("num_evaluations", [0, 1, 2])
+def test_the_curves_have_accuracies_where_these_are_curves(num_evaluations, tmp_path):
+    records = [{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2)]
+    for record in records[:num_evaluations]:
+        record["eval/zero_shot_x/top1"] = 0.5
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    titles = [axis.get_title() for axis in draw_curves(tmp_path / "metrics.jsonl").axes]
+    assert titles == ["loss", "learning rate", *(["zero-shot accuracy"] if num_evaluations > 1 else [])]
 
 
 def test_a_run_without_an_evaluation_has_a_card_that_says_so(run):
