@@ -146,7 +146,7 @@ def push(python, finished_run, tmp_path):
     (tmp_path / "runs" / "quickstart").symlink_to(finished_run)
     commands = {
         line.partition("#")[0].strip()
-        for line in (ROOT / "README.md").read_text().splitlines()
+        for line in (ROOT / "docs" / "hub.md").read_text().splitlines()
         if line.startswith("hf-maskclip push")
     }
 

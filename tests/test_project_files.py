@@ -15,7 +15,7 @@ from hf_maskclip.models.patch_mask_registry import BUILT_IN
 from hf_maskclip.models.patch_masking import Citation
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+GUIDE = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "docs/architecture.md"))
 CITATIONS = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
 
@@ -70,7 +70,7 @@ def test_the_tables_that_the_guide_names_are_where_it_says(name, module):
 
 def test_the_mask_of_the_guide_works():
     (code,) = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
-    exec(compile(code, "CONTRIBUTING.md", "exec"), {})
+    exec(compile(code, "architecture.md", "exec"), {})
     selection = build_patch_mask("stripes", patch_size=8)(torch.zeros(2, 3, 32, 24))
     assert selection.indices.tolist() == [[0, 1, 2, 6, 7, 8]] * 2
     assert selection.lengths is None

@@ -102,7 +102,8 @@ def test_the_pages_say_what_the_results_say():
         page = (study_run.ROOT / name).read_text()
         assert page.count("<!-- table: ") == page.count("<!-- end -->") > 0
         assert page == pages.fill(page, tables), f"{name}: run python -m training.study.pages"
-    assert tables["summary"] in (study_run.ROOT / "README.md").read_text()
+    assert tables["in short"] in (study_run.ROOT / "README.md").read_text()
+    assert tables["summary"] in (study_run.ROOT / "docs" / "study.md").read_text()
 
 
 def test_a_table_goes_between_its_comments_and_nowhere_else():

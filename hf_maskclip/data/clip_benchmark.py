@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
+from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import fail
 from .specs import SHARD_SUFFIXES, is_hub_id
@@ -50,7 +51,9 @@ class ClipBenchmarkFolder:
         except FileNotFoundError:
             return None
         except Exception as error:  # fsspec passes on what the clients of its file systems raise
-            fail(f"{self.root}: {name} cannot be read ({type(error).__name__}: {error})")
+            is_answer = not self.root.startswith("hf://") or isinstance(error, HfHubHTTPError)
+            what = f"{name} cannot be read" if is_answer else "the Hub cannot be reached"
+            fail(f"{self.root}: {what} ({type(error).__name__}: {str(error).split('. ')[0]})")
 
     def shards(self, split: str) -> list[str]:
         """The shards of a split. Raises ConfigError for a split or a shard that is not there, or not there to its end."""

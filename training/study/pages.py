@@ -18,7 +18,9 @@ from training.study.study import read_study
 
 RESULTS = ROOT / "docs" / "study"
 PAGES = ("README.md", "docs/study.md")
-# The README's columns of each study: what they are called there, and in the study. Then comes the time to reach.
+# The rows of the README's table.
+IN_SHORT = ("none", "random 0.5", "cluster", "pgs 0.5")
+# The summary's columns of each study: what they are called there, and in the study. Then comes the time to reach.
 SCORES = {
     "scenes": {
         "colour": "zero-shot colour",
@@ -66,6 +68,16 @@ def summary_table(scenes: Report, pairs: Report) -> str:
     return markdown_table(header, rows)
 
 
+def short_table(scenes: Report) -> str:
+    """The README's: time of a step, headline at equal samples and at equal time, and when the unmasked model is reached."""
+    rows = []
+    for method in IN_SHORT:
+        scores = [scenes.values(scenes.of(method, budget), scenes.headline) for budget in ("samples", "time")]
+        cells = [cell(scenes.relative_times(method), 2), *(cell([100 * value for value in values], 1) for values in scores)]
+        rows.append([f"`{method}`", *cells, f"{scenes.earliest_reach(method):.2f}"])
+    return markdown_table(["mask", "time of a step", "equal pairs", "equal time", "reached at"], rows)
+
+
 def ablation(scenes: Report) -> Report:
     """CLIP-PGS with and without edges and transport, by the seeds that all of these have."""
     methods = [BASELINE, *(method for method in scenes.methods if method.startswith("pgs 0.3"))]
@@ -102,7 +114,8 @@ def initialization_table() -> str:
 def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     """The tables of all pages by their names."""
     parts = ablation(scenes)
-    found = {"summary": summary_table(scenes, pairs), "initial weights": initialization_table()}
+    found = {"in short": short_table(scenes), "summary": summary_table(scenes, pairs)}
+    found["initial weights"] = initialization_table()
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
     for name, report in (("scenes", scenes), ("pairs", pairs)):
         found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
