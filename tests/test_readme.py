@@ -13,7 +13,8 @@ from transformers import AutoModel, CLIPModel, pipeline
 
 from hf_maskclip import cli, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser
-from hf_maskclip.conversion.open_clip import MODELS, export_to_open_clip, to_open_clip_weights
+from hf_maskclip.conversion.open_clip import export_to_open_clip, to_open_clip_weights
+from hf_maskclip.conversion.open_clip_architecture import MODELS
 from hf_maskclip.evaluation.command import check_options
 from training.config import load_config
 
@@ -158,7 +159,8 @@ def test_the_commands_that_convert_and_export_run_as_written(folder, make_clip, 
     open_clip = pytest.importorskip("open_clip", reason="open_clip is of the test extra")
     export_to_open_clip(make_clip(), "tiny", processor)
     monkeypatch.setitem(MODELS, "ViT-B-16", json.loads(Path("tiny/open_clip_config.json").read_text())["model_cfg"])
-    monkeypatch.setattr(cli, "CLIP_TOKENIZER", "runs/quickstart/export")
+    tokenizer = processor.tokenizer
+    monkeypatch.setattr("hf_maskclip.conversion.command.clip_tokenizer", lambda: tokenizer)
     weights = {f"module.{name}": weight for name, weight in to_open_clip_weights(make_clip().state_dict()).items()}
     torch.save({"epoch": 32, "state_dict": weights}, "epoch_32.pt")
     checkpoint = "runs/clip-pgs-b16/checkpoints/step-00010000"

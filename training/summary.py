@@ -1,15 +1,19 @@
 """What a run says at its start and at its end: its folder, its evaluation, its pictures, and how to load the model."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from hf_maskclip import MaskCLIPModel, export_to_clip
+from hf_maskclip.data.specs import hub_ids_of, is_hub_id
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.evaluation import Encoder
+from hf_maskclip.evaluation.encoder import PACKAGES
 from hf_maskclip.evaluation.runner import run_evaluations
 from hf_maskclip.visualization import draw_patch_masks
 from training.run import Run
@@ -17,13 +21,8 @@ from training.saving.checkpoint import prepare_output_dir
 from training.saving.folder import FolderLock, write_state
 from training.tracking import MetricsLog, draw_curves, start_tracker
 
-# The masks of `masks.png`.
-SHOWN_MASKS: dict[str, Any] = {
-    "random": "random",
-    "cluster": "cluster",
-    "PGS 0.3": "pgs",
-    "PGS 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5},
-}
+# The masks of `masks.png`. Of few patches CLIP-PGS 0.3 and 0.5 leave the same ones: one column stands for both.
+SHOWN_MASKS = {"random": "random", "cluster": "cluster", "PGS": "pgs"}
 
 
 def start_reports(run: Run) -> MetricsLog:
@@ -59,6 +58,7 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
         "steps": run.num_steps,
         "samples_seen": run.samples_seen(run.num_steps),
         "train_seconds": round(run.data.state.train_seconds, 1),
+        **origin_of(run),
         "skipped": sum_counts(run.data.state.skipped),
         "results": results,
     }
@@ -67,6 +67,17 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
         draw_pictures(run)
         print_summary(run.output_dir, summary)
     return summary
+
+
+def origin_of(run: Run) -> dict[str, Any]:
+    """What the run found on the Hub, which cannot be told from names later, and what it ran on."""
+    model, device = run.config.model, run.accelerator.device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "hub": {"model": model if is_hub_id(model) else None, "train_data": hub_ids_of(run.config.train_data)},
+        "hardware": f"{run.accelerator.num_processes} x {kind}",
+        "versions": {name: version(name) for name in PACKAGES},
+    }
 
 
 def evaluate(run: Run, model: MaskCLIPModel) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -149,12 +149,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(path: Path) -> Figure:
-    """Loss, learning rate and zero-shot accuracies over steps, from a `metrics.jsonl`."""
+    """Loss, learning rate and, of a run that was evaluated more than once, zero-shot accuracies over steps.
+
+    Args:
+        path: a `metrics.jsonl`.
+    """
     records = read_metrics(path)
-    accuracies = sorted({key for record in records for key in record if key.endswith(("/top1", "recall@10"))})
-    panels = {"loss": ["loss"], "learning rate": ["learning_rate"], "zero-shot accuracy": accuracies}
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axis, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    counts = Counter(key for record in records for key in record if key.endswith(("/top1", "recall@10")))
+    accuracies = sorted(key for key, count in counts.items() if count > 1)
+    panels = {"loss": ["loss"], "learning rate": ["learning_rate"]}
+    panels |= {"zero-shot accuracy": accuracies} if accuracies else {}
+    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
+    for axis, (title, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name in names:
             points = [(record["step"], record[name]) for record in records if name in record]
             marker = "o" if len(points) < 20 else None
@@ -162,5 +168,5 @@ def draw_curves(path: Path) -> Figure:
         axis.set(title=title, xlabel="step", ylim=(0, None))
         axis.grid(alpha=0.3)
     if accuracies:
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
