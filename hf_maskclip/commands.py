@@ -204,14 +204,14 @@ def push(options: argparse.Namespace) -> None:
 
 
 def _open_picture(path: Path) -> "Image.Image":
-    from PIL import Image
+    from .data.pictures import SkippedSample, decode_image
 
-    try:
-        return Image.open(path).convert("RGB")
-    except FileNotFoundError:
+    if not path.is_file():
         fail(f"{path}: no such file")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged and huge files
-        fail(f"{path}: is no picture that can be read ({error})")
+    try:
+        return decode_image(str(path))
+    except SkippedSample as cause:
+        fail(f"{path}: is no picture that can be read ({cause})")
 
 
 def _write(text: str, output: Path) -> None:
