@@ -85,4 +85,7 @@ class DeepSpeedParallel(Parallel):
         self.wrapped_model.save_checkpoint(folder, tag=TAG, save_latest=False)
 
     def _load(self, models: list[Any], folder: str) -> None:
+        saved_by = len([*Path(folder, TAG).glob("*_optim_states.pt")])
+        if saved_by != self.accelerator.num_processes:
+            fail(f"resume: {folder} was saved by {saved_by} processes of DeepSpeed, which goes on with as many only")
         self.wrapped_model.load_checkpoint(folder, tag=TAG)
