@@ -1,5 +1,6 @@
 """Files on other machines: how long their servers are waited for, and connections that a forked process must not share."""
 
+import gc
 from typing import Any
 
 from fsspec.asyn import AsyncFileSystem
@@ -21,11 +22,12 @@ def storage_options(path: str) -> dict[str, Any]:
 def close_connections() -> None:
     """Close what fsspec keeps open between two reads. Called before a process forks.
 
-    A forked process drops its copies of them, and so takes them out of the event loop that it shares with its parent. The
-    parent's next read would wait for an answer that its loop never sees.
+    A forked process drops its copies of them some time, and so takes them out of the event loop that it shares with its parent.
+    The parent's next read would wait for an answer that its loop never sees.
     """
     kinds: list[type[AsyncFileSystem]] = [AsyncFileSystem]
     while kinds:
         kind = kinds.pop()
         kind.clear_instance_cache()
         kinds += kind.__subclasses__()
+    gc.collect()  # for a file system, and so its connections, is in circles of references
