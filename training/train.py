@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from hf_maskclip.errors import ConfigError, TrainingStopped
 from training.config import TrainingConfig, describe_options, load_config
 
-ALIKE_SECONDS = 3  # in which a launcher ends all processes after the first has failed
+ALIKE_SECONDS = 10  # in which a launcher ends all processes after the first has failed
 
 
 def main(config: TrainingConfig) -> dict[str, Any]:
