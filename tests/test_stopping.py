@@ -124,7 +124,7 @@ def test_the_end_of_one_process_ends_the_other(options, tmp_path):
     processes.signal(signal.SIGKILL, [1])
     codes = processes.wait(60)
     assert codes == [2, -signal.SIGKILL]
-    last = processes.printed().splitlines()[-1]
+    last = processes.outputs[0].read_text().splitlines()[-1]
     assert last.startswith("error: another process of this run has ended, or has not answered for 30 minutes (")
     assert last.endswith("; --resume auto goes on from the last checkpoint")
 
@@ -190,6 +190,26 @@ def test_an_interrupted_program_ends_with_code_130_and_without_a_traceback(pytho
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 
 
+@pytest.mark.parametrize(
+    ("error", "is_death"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (EOFError(), True),  # while a batch was fetched from the worker
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), False),
+        (ConnectionError("Caught ConnectionError in DataLoader worker process 0."), False),
+    ],
+)
+def test_the_death_of_a_data_worker_is_told_from_its_errors(error, is_death):
+    batches = map(lambda item: (_ for _ in ()).throw(item), [error])
+    if is_death:
+        assert "a data worker was killed (" in stopping.next_item(batches).reason
+    else:
+        with pytest.raises(type(error), match="^(mat1|Caught)"):
+            stopping.next_item(batches)
+
+
 @pytest.mark.slow
 def test_a_killed_data_worker_is_one_line_after_the_state_is_saved(options, tmp_path):
     options |= {"max_steps": 100_000, "num_workers": 2}
@@ -198,9 +218,9 @@ def test_a_killed_data_worker_is_one_line_after_the_state_is_saved(options, tmp_
     children = Path(f"/proc/{processes.processes[0].pid}/task/{processes.processes[0].pid}/children").read_text().split()
     assert len(children) >= 2
     os.kill(int(children[-1]), signal.SIGKILL)
-    assert processes.wait() == [2]
+    assert processes.wait() == [2], processes.printed()[-3000:]
     last = processes.printed().splitlines()[-1]
     where = latest_checkpoint(Path(options["output_dir"]))
-    assert "a data worker was killed (DataLoader worker (pid(s) " in last
+    assert "a data worker was killed (" in last
     assert last.endswith(f"saved {where}")
     assert "Traceback" not in processes.printed()

@@ -99,10 +99,12 @@ def next_item(batches: Iterator[Batch | Stopped]) -> Batch | Stopped:
     """The next batch, or a [`Stopped`] where a data worker was killed."""
     try:
         return next(batches)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # PyTorch finds the death itself, or while it fetches a batch from there. What a worker raises comes as "Caught ...".
+        if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
             raise
-        return Stopped(f"a data worker was killed ({error}); where memory ran out, fewer num_workers take less")
+        reason = str(error) or type(error).__name__
+        return Stopped(f"a data worker was killed ({reason}); where memory ran out, fewer num_workers take less")
 
 
 class NumbersOnHost:
