@@ -130,7 +130,9 @@ class TrainingConfig:
         "exact: every sample once an epoch, exact resume; resampled: each process reads all shards in its own order",
     )
     max_skipped_share: float = option(
-        0.5, "share of a worker's last 1,000 samples that may be unusable before the run stops", SHARE
+        0.5,
+        "share of a worker's last 1,000 samples that may be unusable before the run stops; 1: go on while there is any",
+        SHARE,
     )
     num_workers: int = option(2, "data loading processes per training process; 0 loads in the training process")
 
