@@ -1,6 +1,7 @@
 """What a run says at its start and at its end: its folder, its evaluation, its pictures, and how to load the model."""
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,9 @@ SHOWN_MASKS = {"random": "random", "cluster": "cluster", "PGS": "pgs"}
 def start_reports(run: Run) -> MetricsLog:
     """The run's folder, its configuration and its log, from which the records of steps that come again are gone."""
     if run.accelerator.is_main_process:
-        if run.checkpoint:
-            print(f"going on from {run.checkpoint}")
-        elif moved := prepare_output_dir(run.output_dir):
+        if not run.checkpoint and (moved := prepare_output_dir(run.output_dir)):
             print(f"{run.output_dir} held an earlier run: moved to {moved}")
+        print(run_in_words(run), file=sys.stderr, flush=True)
         run.lock = FolderLock(run.output_dir)
         write_state(run.output_dir, is_resumed=run.checkpoint is not None)
         options = yaml.safe_dump(run.config.as_options(), sort_keys=False, allow_unicode=True)
@@ -41,6 +41,21 @@ def start_reports(run: Run) -> MetricsLog:
     log = MetricsLog(run.accelerator, run.output_dir)
     log.forget_after(run.steps_done)
     return log
+
+
+def run_in_words(run: Run) -> str:
+    """What starts, on one line: from where, which model, on which data, for how long, on what."""
+    model, accelerator, config = run.learner.model, run.accelerator, run.config
+    start = f"going on from {run.checkpoint}: " if run.checkpoint else ""
+    mask = model.config.vision_config.patch_mask["name"]
+    shards = run.data.source.stream.num_shards
+    processes = f"{accelerator.num_processes} process" + ("es" if accelerator.num_processes > 1 else "")
+    return (
+        f"{start}{config.model}, {model.num_parameters() / 1e6:.1f} million parameters, patch mask {mask} over "
+        f"{model.vision_model.embeddings.num_patches} patches; {config.train_data}, {shards} shards; "
+        f"steps {run.steps_done + 1} to {run.num_steps} of {run.samples_per_step} pairs; "
+        f"{processes} with {config.num_workers} data workers each, on {accelerator.device.type}"
+    )
 
 
 def finish(run: Run, log: MetricsLog) -> dict[str, Any]:

@@ -95,8 +95,9 @@ def captions_of(value: Any) -> list[str]:
 
 
 def _decode_text(text: str | bytes) -> str:
+    """The text on one line, as CLIP's tokenizers read it."""
     try:
-        return (text if isinstance(text, bytes) else text.encode()).decode("utf-8-sig").strip()
+        return " ".join((text if isinstance(text, bytes) else text.encode()).decode("utf-8-sig").split())
     except UnicodeError:  # a text from a table holds the bytes that are no UTF-8 as lone surrogates
         raise SkippedSample("caption_not_utf8") from None
 

@@ -32,7 +32,7 @@ def check_tokenizer(
 
     Args:
         name, model: what messages call the two.
-        captions: of the run; the first of them are looked at.
+        captions: of the run; the first `LOOKED_AT` of them are looked at.
     """
     sizes = (
         f"tokenizer={name!r} ({len(tokenizer)} tokens, end token {_end_of(tokenizer)}) does not fit "
