@@ -3,7 +3,6 @@
 import json
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.encoder import PACKAGES
 from hf_maskclip.evaluation.runner import run_evaluations
 from hf_maskclip.visualization import draw_patch_masks
+from training.example import make_example
 from training.run import Run
 from training.saving.checkpoint import prepare_output_dir
 from training.saving.folder import FolderLock, write_state
@@ -80,7 +80,7 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         (run.output_dir / "eval.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         draw_pictures(run)
-        print_summary(run.output_dir, summary)
+        print_summary(run, summary)
     return summary
 
 
@@ -104,9 +104,10 @@ def evaluate(run: Run, model: MaskCLIPModel) -> dict[str, dict[str, Any]]:
 
 
 def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, Any]]) -> None:
-    numbers = {f"eval/{name}/{key}": value for name, metrics in results.items() for key, value in metrics.items()}
+    """Log the metrics, and nothing else that records say."""
+    numbers = {f"eval/{name}/{key}": record[key] for name, record in results.items() for key in record["standard_errors"]}
     if numbers:
-        log.write(step, **{key: value for key, value in numbers.items() if isinstance(value, (int, float))})
+        log.write(step, **numbers)
 
 
 def results_in_words(results: dict[str, dict[str, Any]]) -> str:
@@ -129,16 +130,29 @@ def draw_pictures(run: Run) -> None:
         draw_curves(run.output_dir / "metrics.jsonl").savefig(run.output_dir / "curves.png", dpi=150)
 
 
-def print_summary(output_dir: Path, summary: dict[str, Any]) -> None:
+def print_summary(run: Run, summary: dict[str, Any]) -> None:
+    """What was learnt from how much, what each file shows, and a picture to classify."""
+    folder = run.output_dir
     print(f"\n{summary['samples_seen']} pairs in {summary['steps']} steps, {summary['train_seconds']:.0f} s")
     if summary["skipped"]:
         print("skipped samples: " + ", ".join(f"{cause} {count}" for cause, count in summary["skipped"].items()))
     for name, metrics in summary["results"].items():
         print(results_in_words({name: metrics}))
     print(f"""
-Written to {output_dir}: export/, eval.json, metrics.jsonl, masks.png, curves.png. To load the model:
-
-    from transformers import AutoModel, pipeline
-    model = AutoModel.from_pretrained("{output_dir}/export")
-    classify = pipeline("zero-shot-image-classification", model="{output_dir}/export")
+In {folder}:
+    export/         the model: a plain CLIP, with its processor and tokenizer
+    eval.json       these results, and what each depends on
+    metrics.jsonl   loss, learning rate and speed of each step
+    curves.png      the same, drawn
+    masks.png       pictures of the training data, and what masks leave of them
 """)
+    model = run.learner.model.config
+    example = make_example(
+        folder,
+        run.data.evaluations,
+        run.data.source,
+        run.learner.processor.tokenizer,
+        model.text_config.max_position_embeddings,
+    )
+    if example:
+        print(example.in_words(folder / "export"))
