@@ -9,7 +9,7 @@ from PIL import Image
 from hf_maskclip import export_to_clip
 from hf_maskclip.data.sources import open_source
 from hf_maskclip.evaluation import Request, find_evaluations
-from training.example import make_example
+from training.saving.example import make_example
 
 
 @pytest.fixture

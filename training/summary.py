@@ -16,9 +16,9 @@ from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.encoder import PACKAGES
 from hf_maskclip.evaluation.runner import run_evaluations
 from hf_maskclip.visualization import draw_patch_masks
-from training.example import make_example
 from training.run import Run
 from training.saving.checkpoint import prepare_output_dir
+from training.saving.example import make_example
 from training.saving.folder import FolderLock, write_state
 from training.tracking import MetricsLog, draw_curves, start_tracker
 
