@@ -76,7 +76,7 @@ def run_demo(options: argparse.Namespace) -> None:
     except ImportError as error:  # Gradio is an extra
         fail(str(error))
     if options.model == QUICKSTART_MODEL and not Path(QUICKSTART_MODEL).is_dir():
-        make = "`accelerate launch training/train.py` makes it"
+        make = "`python training/train.py` makes it"
         fail(f"{QUICKSTART_MODEL}: no such folder; {make}, or give --model")
     model = find_model(options.model)
     with as_config_error("--model", options.model):
