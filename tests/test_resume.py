@@ -227,3 +227,13 @@ def test_samples_seen_counts_what_was_seen(two_steps, run):
 def test_data_that_cannot_be_read_for_now_is_not_taken_for_other_data(two_steps, run, data):
     (data / "train-1.tar").write_bytes(b"an error page")
     assert len(run(max_steps=4, resume="auto")[1]) == 4
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_line(run):
+    _, _, folder = run(checkpoint_every=2)
+    record = folder / "checkpoints" / "step-00000002" / "record.json"
+    assert record.is_file()
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    record.rename(record.with_name("run.json"))
+    with pytest.raises(ConfigError, match="step-00000002 has no record.json: an older version saved it"):
+        run(checkpoint_every=2, resume="auto")

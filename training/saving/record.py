@@ -58,7 +58,10 @@ def write_record(folder: Path, config: TrainingConfig, data: dict[str, Any], sam
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
+    file = checkpoint / FILE
+    if not file.is_file():
+        fail(f"resume: {checkpoint} has no {FILE}: an older version saved it, from which this one cannot go on")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def check_options(checkpoint: Path, config: TrainingConfig) -> None:
