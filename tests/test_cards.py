@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from hf_maskclip.cli import main
 from hf_maskclip.data.scene_drawing import STYLES
@@ -61,6 +62,23 @@ def test_each_result_has_a_place_of_its_own_in_the_model_index(finished_run):
     (finished_run / "eval_more.json").write_text(json.dumps(summary))
     front_matter = ModelCard(str(ModelRepository(finished_run, "org/name").card())).data.to_dict()
     assert [len(result["metrics"]) for result in front_matter["model-index"][0]["results"]] == [3] * 4
+
+
+def test_the_example_that_a_run_left_is_what_its_card_shows(finished_run):
+    without = ModelRepository(finished_run, "org/name")
+    assert "picture.png" in without.card().text
+    assert "widget" not in ModelCard(str(without.card())).data.to_dict()
+    about = {"captions": ['a "red" ball', "a fish"], "scores": {"a fish": 0.75, 'a "red" ball': 0.25}}
+    (finished_run / "example.json").write_text(json.dumps(about))
+    Image.new("RGB", (8, 8)).save(finished_run / "example.png")
+    repository = ModelRepository(finished_run, "org/name")
+    card = check_card(repository.card())
+    address = "https://huggingface.co/org/name/resolve/main/example.png"
+    assert ModelCard(str(card)).data.to_dict()["widget"] == [{"src": address, "candidate_labels": 'a "red" ball, a fish'}]
+    (labels,) = re.findall(r"^labels = (.*)$", card.text, flags=re.MULTILINE)
+    assert json.loads(labels) == about["captions"]
+    assert 'It says: 75% a fish; 25% a "red" ball.' in card.text
+    assert {"example.png", "example.json"} <= set(repository.content())
 
 
 HUB = {"train_data": "hf://datasets/org/pairs/train-{0..9}.tar", "model": "openai/clip-vit-base-patch16"}

@@ -9,7 +9,6 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 
-from ..data.scene_source import NAME as SCENES
 from ..data.specs import HUB_DATA, hub_ids_of, is_hub_id
 from ..errors import as_config_error, fail
 from ..evaluation.report import make_tables
@@ -21,8 +20,7 @@ from .licenses import check_license
 WEIGHTS = "model.safetensors"
 TEMPLATE = files(__package__).joinpath("template.md")
 PICTURES = {"masks.png": "Training pictures under the masks", "curves.png": "Curves of the training"}
-# Candidate labels that a model knows, by its training data.
-LABELS = {SCENES: ["a red ball", "a blue house", "a yellow star"], "": ["a cat", "a dog"]}
+EXAMPLE = ("example.json", "example.png")  # a picture with captions, which a run leaves
 # What a card says of the training, of the options in config.yaml or a recipe.
 OPTIONS = (
     "model",
@@ -66,11 +64,11 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
     return _render(
         repo_id,
         mask,
-        card_data(repo_id, license, mask, _hub_names(summary, config, run_dir), records),
+        card_data(repo_id, license, mask, _hub_names(summary, config, run_dir), records, _example(run_dir, repo_id)),
         vision=f"{_size(vision)}, {vision['image_size']} pixels, {vision['patch_size']}-pixel patches",
         text=f"{_size(text)}, {text['max_position_embeddings']} tokens of a vocabulary of {text['vocab_size']:,}",
         parameters=_in_words(sum(weight.numel() for weight in weights.values())),
-        labels=json.dumps(LABELS.get(config["train_data"], LABELS[""])),
+        example=_example(run_dir, repo_id),
         training=_training(config | {"patch_mask": mask}) | _measured(summary),
         samples_seen=summary["samples_seen"],
         pictures={name: caption for name, caption in PICTURES.items() if (run_dir / name).is_file()},
@@ -141,10 +139,32 @@ def card_of_recipe(recipe: Path) -> ModelCard:
     )
 
 
+class ShownExample(NamedTuple):
+    """A picture to classify: its address on the Hub, captions for it, its own first, and their scores in words."""
+
+    address: str
+    captions: list[str]
+    scores: list[str]
+
+
+def _example(run_dir: Path, repo_id: str) -> ShownExample | None:
+    """What the run left to classify; None where it left nothing."""
+    if not all((run_dir / name).is_file() for name in EXAMPLE):
+        return None
+    about = json.loads((run_dir / EXAMPLE[0]).read_text(encoding="utf-8"))
+    scores = [f"{score:.0%} {caption}" for caption, score in about["scores"].items()]
+    return ShownExample(f"https://huggingface.co/{repo_id}/resolve/main/{EXAMPLE[1]}", about["captions"], scores)
+
+
 def card_data(
-    repo_id: str, license: str, mask: dict[str, Any], hub: HubNames, records: list[tuple[str, dict[str, Any]]]
+    repo_id: str,
+    license: str,
+    mask: dict[str, Any],
+    hub: HubNames,
+    records: list[tuple[str, dict[str, Any]]],
+    example: ShownExample | None = None,
 ) -> ModelCardData:
-    """The front matter: what the Hub searches by, and the measured results as a `model-index`."""
+    """The front matter: what the Hub searches by, the example for its page, and the measured results as a `model-index`."""
     results = [result for name, record in records for result in eval_results(name, record)]
     return ModelCardData(
         license=license,
@@ -155,6 +175,7 @@ def card_data(
         base_model=hub.model or None,
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=results or None,
+        widget=[{"src": example.address, "candidate_labels": ", ".join(example.captions)}] if example else None,
     )
 
 

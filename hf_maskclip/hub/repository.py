@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import as_config_error, fail
 from ..model_folder import NO_ANSWER
-from .card import PICTURES, WEIGHTS, card_of_run, check_card
+from .card import EXAMPLE, PICTURES, WEIGHTS, card_of_run, check_card
 from .licenses import check_license
 
 SIGNATURE = b"<!-- written by hf_maskclip, sha256 "
@@ -49,7 +49,7 @@ class ModelRepository:
     def files(self) -> dict[str, Path]:
         """The files but the card: path in the repository, path here."""
         export = {path.name: path for path in sorted((self.run_dir / "export").iterdir()) if path.is_file()}
-        others = [*sorted(self.run_dir.glob("eval*.json")), *(self.run_dir / name for name in PICTURES)]
+        others = [*sorted(self.run_dir.glob("eval*.json")), *(self.run_dir / name for name in (*PICTURES, *EXAMPLE))]
         return export | {path.name: path for path in others if path.is_file()}
 
     def card(self) -> ModelCard:

@@ -1,5 +1,9 @@
-"""A picture that a run leaves beside its model, and captions to tell it by: what a person can classify first."""
+"""A picture that a run leaves beside its model, and captions to tell it by: what a person can classify first.
 
+`example.json` beside it has the captions and what the model says of them. The model's card shows both.
+"""
+
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -67,7 +71,10 @@ def make_example(
     shortest[0][0].save(path)
     classify = pipeline("zero-shot-image-classification", model=str(folder / "export"))
     found = classify(str(path), candidate_labels=captions, hypothesis_template="{}")
-    return Example(path, captions, {score["label"]: score["score"] for score in found}, bool(retrieval))
+    example = Example(path, captions, {score["label"]: score["score"] for score in found}, bool(retrieval))
+    about = {"picture": PICTURE, "captions": captions, "scores": example.scores, "is_held_out": example.is_held_out}
+    (folder / "example.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return example
 
 
 def _held_out(evaluation: Evaluation) -> Iterator[tuple[Image.Image, str]]:
