@@ -16,9 +16,12 @@ from .specs import IMAGE_SUFFIXES
 # The fields that are read where none is named, in this order; upper case is the same.
 IMAGE_KEYS = (
     *("image", *(suffix[1:] for suffix in IMAGE_SUFFIXES), "img", "picture", "photo", "images"),
-    *("filepath", "file_path", "image_path", "file_name", "filename", "path"),
+    *("filepath", "file_path", "image_path", "file_name", "filename", "image_name", "path"),
 )
-CAPTION_KEYS = ("txt", "text", "caption", "json.caption", "captions", "texts", "sentence", "sentences", "title")
+CAPTION_KEYS = (
+    *("txt", "text", "caption", "json.caption", "captions", "json.captions", "texts", "sentence", "sentences", "title"),
+    *("description", "comment", "alt_text"),
+)
 NUMBERED_CAPTION = re.compile(r"(caption|text|sentence)s?_?\d+", re.IGNORECASE)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import fail
-from .decoding import Decoder, SkippedSample
+from .decoding import IMAGE_KEYS, Decoder, SkippedSample
 from .tar_files import UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -92,18 +92,25 @@ class Source:
         return pictures
 
 
+ADDRESSES = {"url", "image_url", "img_url"}  # fields of pictures that are elsewhere
+
+
 def _hint(causes: Counter[str], fields: list[str], reason: str) -> str:
     """What a person whose data gives no pair could do."""
     if not causes:
         return "there are no samples in it"
     if set(causes) == {UNREADABLE}:
         return f"no shard can be read ({reason or 'they are damaged'})"
-    if causes["image_is_url"]:
+    names = {field.lower() for field in fields}
+    has_pictures = not names.isdisjoint(IMAGE_KEYS)
+    if causes["image_is_url"] or (not has_pictures and names & ADDRESSES):
         return "the pictures are addresses: download them first, for example by img2dataset"
     if causes["file_unreadable"] == causes.total():
         return "the paths of the pictures lead nowhere: they start from the folder of the file that they stand in"
     shown = ", ".join(fields[:10]) + (" and more" if len(fields) > 10 else "")
     hint = f"the samples have the fields {shown or 'none'}: name them by --image_key and --caption_key"
+    if has_pictures and len(names) == 1:
+        return "a picture's caption is a text file of its name beside it, or a row of a table such as metadata.csv"
     if causes["image_missing"] and causes["caption_missing"]:
         hint += "; in a tar the files of a sample lie side by side (tar --sort=name), under one name up to its first dot"
     return hint

@@ -173,7 +173,8 @@ def _read_pictures(shards: list[list[str]]) -> Iterator[dict[str, Any]]:
             suffix = picture.suffix.lower()
             sample |= {suffix[1:] if suffix in IMAGE_SUFFIXES else "image": picture.read_bytes()}
             caption = caption_file(str(picture))
-            yield sample | ({"txt": caption.read_bytes()} if caption else {})
+            field = "json" if caption and caption.suffix.lower() == ".json" else "txt"
+            yield sample | ({field: caption.read_bytes()} if caption else {})
         except OSError:
             yield sample | {"__error__": "file_unreadable"}
 
