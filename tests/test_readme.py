@@ -16,6 +16,7 @@ from hf_maskclip.cli import EXAMPLES, build_parser
 from hf_maskclip.conversion.open_clip import export_to_open_clip, to_open_clip_weights
 from hf_maskclip.conversion.open_clip_architecture import MODELS
 from hf_maskclip.evaluation.command import check_options
+from hf_maskclip.evaluation.datasets import scenes
 from training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,6 +154,20 @@ def test_the_code_runs_as_written(code, folder):
         assert sorted(score["label"] for score in classes) == ["cat", "dog"]
     if "runs/pairs/export" in code:
         assert type(AutoModel.from_pretrained("runs/pairs/export")) is CLIPModel
+
+
+def test_the_commands_that_draw_evaluate_and_report_run_as_written(folder, monkeypatch, capsys):
+    random_picture(1).save("another.jpg")
+    for name in ("SCENES_PER_SET", "PROBE_SCENES", "COMPOSITIONALITY_SCENES"):
+        monkeypatch.setattr(scenes, name, 20)
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    wanted = ("hf-maskclip masks ", "hf-maskclip evaluate --model runs/quickstart", "hf-maskclip report runs/quickstart")
+    commands = dict.fromkeys(line for line in lines if line.startswith(wanted))
+    assert len(commands) == 4
+    for line in commands:
+        assert cli.main(shlex.split(line, comments=True)[1:]) == 0, capsys.readouterr().err
+    assert all(Path(name).stat().st_size for name in ("masks.png", "steps.png", "runs/quickstart/eval_scenes.json"))
+    assert "zero_shot" not in capsys.readouterr().err
 
 
 def test_the_commands_that_convert_and_export_run_as_written(folder, make_clip, make_model, processor, monkeypatch, capsys):
