@@ -19,8 +19,8 @@ from hf_maskclip.errors import fail
 from hf_maskclip.options import built_in_masks, import_module_of_user
 from training.data.text_masking import TextMaskName
 
-# Two to four minutes for the tiny model on two CPU cores.
-QUICKSTART_STEPS = 1000
+# Two to five minutes for the tiny model on two CPU cores.
+QUICKSTART_STEPS = 800
 # What other programs call an option, open_clip and Transformers' Trainer first: what it is here.
 OTHER_NAMES = {
     "learning_rate": "lr base_lr peak_lr max_lr",
