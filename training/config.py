@@ -19,8 +19,8 @@ from hf_maskclip.errors import fail
 from hf_maskclip.options import built_in_masks, import_module_of_user
 from training.data.text_masking import TextMaskName
 
-# About two and a half minutes for the tiny model on two CPU cores.
-QUICKSTART_STEPS = 300
+# Two to five minutes for the tiny model on two CPU cores.
+QUICKSTART_STEPS = 800
 # What other programs call an option, open_clip and Transformers' Trainer first: what it is here.
 OTHER_NAMES = {
     "learning_rate": "lr base_lr peak_lr max_lr",
@@ -141,7 +141,7 @@ class TrainingConfig:
     samples_seen: int = option(
         0, "image-text pairs over all processes; 0: derived from max_steps (both 0: the quickstart's budget)"
     )
-    batch_size: int = option(128, "pairs per process and step", Range(2))
+    batch_size: int = option(64, "pairs per process and step", Range(2))
     chunk_size: int = option(
         0, "pairs encoded at a time: less memory for a third more time, the loss is of the whole batch; 0: all at once"
     )
