@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_maskclip.errors import ConfigError
 from training.config import OTHER_NAMES, TrainingConfig, load_config, option_name
+from training.model import precision as fastest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,7 +87,7 @@ BAD = [
     (["--learning_rate", "nan"], "learning_rate=nan: must be at least 0"),
     (["--max_steps"], "--max_steps: needs a value"),
     (["max_steps", "3"], "unexpected argument 'max_steps': options are given as --key value"),
-    (["--mixed_precision", "fp16"], "mixed_precision='fp16': must be one of 'bf16', 'no'"),
+    (["--mixed_precision", "fp16"], "mixed_precision='fp16': must be one of 'auto', 'bf16', 'no'"),
     (["--max_steps", "3", "--samples_seen", "9"], "max_steps=3 and samples_seen=9: give one of the two budgets"),
     (["--patch_mask", "pqs"], "unknown patch mask 'pqs': must be one of none, random, gaussian, block"),
     (["--patch_mask", "{name: pgs, ratio: 1}"], "patch mask 'pgs' has no option 'ratio'"),
@@ -132,3 +134,22 @@ def test_the_program_ends_with_code_2_and_the_line_and_writes_nothing(tmp_path):
     assert finished.stderr.splitlines()[-1] == "error: unknown option 'batchsize': did you mean 'batch_size'?"
     assert "Traceback" not in finished.stderr
     assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("info", "precision"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile\n", "bf16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", "bf16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\n", "no"),
+        ("Features\t: fp asimd bf16 i8mm\n", "bf16"),
+        ("", "no"),
+    ],
+)
+def test_the_precision_is_the_fastest_of_the_machine_and_the_record_says_which(info, precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(fastest, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(info)
+    assert TrainingConfig().as_options()["mixed_precision"] == precision
+    assert TrainingConfig(mixed_precision="bf16").mixed_precision == "bf16"

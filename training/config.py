@@ -18,6 +18,7 @@ import yaml
 from hf_maskclip.errors import fail
 from hf_maskclip.options import built_in_masks, import_module_of_user
 from training.data.text_masking import TextMaskName
+from training.model.precision import fastest_precision
 
 # Two to five minutes for the tiny model on two CPU cores.
 QUICKSTART_STEPS = 800
@@ -157,7 +158,9 @@ class TrainingConfig:
         Range(0, 1, is_high_open=True),
     )
     unmasked_tuning_steps: int = option(0, "last steps that see whole images; 0 is off")
-    mixed_precision: Literal["bf16", "no"] = option("bf16", "bf16 autocast over float32 weights, or no")
+    mixed_precision: Literal["auto", "bf16", "no"] = option(
+        "auto", "bf16 autocast over float32 weights, or no; auto is bf16 where the hardware multiplies it"
+    )
     compile: bool = option(False, "torch.compile of both encoders: faster steps after a start of a minute or two")
     gradient_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory, slower steps")
     seed: int = option(0, "of weights, data order and patch masks")
@@ -196,6 +199,8 @@ class TrainingConfig:
             self.max_steps = QUICKSTART_STEPS
         if self.patch_mask:
             self.patch_mask = _resolved(self.patch_mask)
+        if self.mixed_precision == "auto":  # settled here, so that the run's record says which it was
+            self.mixed_precision = fastest_precision()
 
     def as_options(self) -> dict[str, Any]:
         """The options by the names that `--config` and the command line have for them."""
