@@ -37,17 +37,17 @@ def message_html(message: str) -> str:
     return f'<p class="hfm-message" role="alert">{escape(message)}</p>'
 
 
-def panels_html(panels: Sequence[Panel], title: str, caption: str, columns: int) -> str:
-    """Panels side by side: `columns` of them where there is room, three on a phone.
+def panels_html(panels: Sequence[Panel], title: str, caption: str, wide: int, widest: int) -> str:
+    """Panels side by side: three on a phone, `wide` on a screen, `widest` on a large one.
 
     Args:
         title: of all, as text.
         caption: a sentence below, as HTML.
     """
     shown = "".join(_panel_html(panel) for panel in panels)
-    heading = f'<h2 class="hfm-title">{escape(title)}</h2>'
-    text = f'<figcaption class="hfm-caption">{caption}</figcaption>'
-    return f'<figure class="hfm">{heading}<div class="hfm-panels" style="--wide:{columns}">{shown}{text}</div></figure>'
+    return _figure_html(
+        title, f'<div class="hfm-panels" style="--wide:{wide};--widest:{widest}">{shown}{_caption_html(caption)}</div>'
+    )
 
 
 def _panel_html(panel: Panel) -> str:
@@ -98,8 +98,15 @@ def scores_html(scores: torch.Tensor, labels: Sequence[str], title: str, caption
     head = '<tr><td></td><th scope="col">label</th><th scope="col">whole picture</th><th scope="col">half hidden</th></tr>'
     table = f'<table class="hfm-table"><thead>{head}</thead><tbody>{rows}</tbody></table>'
     chart = f'<div class="hfm-chart">{_chart_svg(scores, shown, labels)}</div>'
-    text = f'<figcaption class="hfm-caption">{caption}</figcaption>'
-    return f'<figure class="hfm"><h2 class="hfm-title">{escape(title)}</h2><div class="hfm-scores">{table}{chart}</div>{text}</figure>'
+    return _figure_html(title, f'<div class="hfm-scores">{table}{chart}</div>{_caption_html(caption)}')
+
+
+def _figure_html(title: str, content: str) -> str:
+    return f'<figure class="hfm"><h2 class="hfm-title">{escape(title)}</h2>{content}</figure>'
+
+
+def _caption_html(caption: str) -> str:
+    return f'<figcaption class="hfm-caption">{caption}</figcaption>'
 
 
 def _bar_html(score: float) -> str:
@@ -108,7 +115,7 @@ def _bar_html(score: float) -> str:
 
 def draw_scores(scores: torch.Tensor, shown: Sequence[int]) -> Figure:
     """Some columns of the scores (R, M) as curves over `SHARES`; the legend is the page's."""
-    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+    figure = Figure(figsize=(4.8, 2.8), layout="constrained")
     figure.patch.set_visible(False)
     axis = figure.subplots()
     axis.patch.set_visible(False)
@@ -132,7 +139,8 @@ def _chart_svg(scores: torch.Tensor, shown: Sequence[int], labels: Sequence[str]
     draw_scores(scores, shown).savefig(content, format="svg", metadata={"Date": None})
     drawing = content.getvalue()
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
-    last = f"{SHARES[-1]:.0%}"
-    name = f"Curves of the scores over the share of hidden patches; {labels[shown[0]]} goes from {scores[0, shown[0]]:.0%} "
-    name += f"of the whole picture to {scores[HALF, shown[0]]:.0%} with half hidden and {scores[-1, shown[0]]:.0%} with {last} hidden"
+    best = shown[0]
+    whole, half, last = (f"{scores[row, best]:.0%}" for row in (0, HALF, -1))
+    name = f"Curves of the scores over the share of hidden patches. {labels[best]}: {whole} of the whole picture, "
+    name += f"{half} with half hidden, {last} with {SHARES[-1]:.0%} hidden."
     return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)

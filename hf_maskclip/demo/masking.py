@@ -1,7 +1,9 @@
 """What every patch mask leaves of a picture, as panels."""
 
 import copy
+from collections.abc import Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -11,7 +13,24 @@ from ..models.patch_mask_registry import patch_masks, resolve_patch_mask
 from ..visualization import Panel, mask_panels, pgs_panels
 
 MIN_PATCHES_PER_SIDE = 14  # those of ViT-B/16 at 224 pixels: on fewer, one mask looks like another
-LEAST, LARGEST = "PGS: least mask ratio", "PGS: largest mask ratio"  # the sliders' labels, which messages name
+
+
+class Setting(NamedTuple):
+    """A slider from 0 to `most`, by whose label messages name it."""
+
+    label: str
+    most: float
+    step: float
+    info: str
+
+
+SETTINGS = (
+    Setting("Mask ratio", 0.95, 0.05, "the share that all masks but PGS hide"),
+    Setting("PGS: least mask ratio", 0.95, 0.05, "PGS hides at least this share"),
+    Setting("PGS: largest mask ratio", 0.95, 0.05, "and at most this one"),
+    Setting("PGS: similarity threshold", 1, 0.05, "a cosine; patches above it count as alike"),
+    Setting("Seed", 99, 1, "another draw of the same masks"),
+)
 
 
 def mask_names() -> list[str]:
@@ -35,15 +54,23 @@ def attention_teacher(vision_model: MaskCLIPVisionModel) -> MaskCLIPVisionModel:
     return teacher
 
 
-def show_masks(
-    model: MaskCLIPModel,
-    image: Image.Image,
-    mask_ratio: float,
-    min_mask_ratio: float,
-    max_mask_ratio: float,
-    similarity_threshold: float,
-    seed: int,
-) -> tuple[list[Panel], list[Panel]]:
+def default_settings() -> list[float]:
+    pgs = resolve_patch_mask("pgs")
+    return [0.5, pgs["min_mask_ratio"], pgs["max_mask_ratio"], pgs["similarity_threshold"], 0]
+
+
+def check_settings(values: Sequence[float | None]) -> None:
+    """Raise a ValueError that names the slider where a number is missing, outside of it, or does not go with another."""
+    for setting, value in zip(SETTINGS, values, strict=True):
+        if value is None or not 0 <= value <= setting.most:
+            raise ValueError(f"{setting.label}: {'nothing' if value is None else value} is not from 0 to {setting.most}.")
+    _, least, largest, *_ = values
+    if least > largest:
+        first, second = SETTINGS[1].label, SETTINGS[2].label
+        raise ValueError(f"{first} is {least:g}, above {second}, which is {largest:g}: move one of the two.")
+
+
+def show_masks(model: MaskCLIPModel, image: Image.Image, *settings: float) -> tuple[list[Panel], list[Panel]]:
     """What every mask leaves visible of a picture, and the stages of PGS.
 
     Patches have the model's size. There are at least 14 of them a side, so that a tiny model's masks can be told apart too.
@@ -51,12 +78,10 @@ def show_masks(
     Args:
         model: whose attention the attentive mask goes by.
         image: of any size.
-        mask_ratio: of all masks but PGS.
-        min_mask_ratio, max_mask_ratio, similarity_threshold: of PGS.
-        seed: of the masks' randomness.
+        settings: the values of `SETTINGS`.
     """
-    if min_mask_ratio > max_mask_ratio:
-        raise ValueError(f"{LEAST} is {min_mask_ratio:g}, above {LARGEST}, which is {max_mask_ratio:g}: move one of the two.")
+    check_settings(settings)
+    mask_ratio, min_mask_ratio, max_mask_ratio, similarity_threshold, seed = settings
     pgs = {"min_mask_ratio": min_mask_ratio, "max_mask_ratio": max_mask_ratio, "similarity_threshold": similarity_threshold}
     masks = {name: mask_at_ratio(name, mask_ratio) for name in mask_names()} | {"pgs": {"name": "pgs"} | pgs}
     vision = model.config.vision_config

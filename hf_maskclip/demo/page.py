@@ -11,15 +11,17 @@ from transformers import CLIPProcessor
 
 from .. import __version__
 from ..models.modeling_maskclip import MaskCLIPModel
-from ..models.patch_mask_registry import patch_masks, resolve_patch_mask
+from ..models.patch_mask_registry import patch_masks
 from .examples import Outcome, example_path, in_words, try_examples
 from .figures import message_html, panels_html, scores_html
 from .labels import parse_labels
-from .masking import LARGEST, LEAST, mask_names, show_masks
-from .pictures import FORMS, PictureInput, open_picture
+from .masking import SETTINGS, default_settings, mask_names, show_masks
+from .pictures import FORMS, open_picture
 from .scoring import TEMPLATE, load_model, num_cut, num_draws, score_labels, show_hidden
 
 logger = logging.getLogger(__name__)
+
+PROGRESS = gr.Progress()  # as a default it asks Gradio for the one of each call
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 CRASHED = "Something went wrong on the server. Its log has the cause."
@@ -78,12 +80,12 @@ def _introduction(model_dir: str | Path) -> str:
     )
 
 
-def masks_results(model: MaskCLIPModel, path: str | None, *settings: float) -> tuple[str, str]:
+def masks_results(model: MaskCLIPModel, sent: dict | str | None, *settings: float) -> tuple[str, str]:
     """The results of the first tab as HTML; settings as in [`show_masks`]."""
-    every, stages = show_masks(model, open_picture(path), *settings)
+    every, stages = show_masks(model, open_picture(sent), *settings)
     caption = MASKS_CAPTION.format(papers=_papers())
-    masks = panels_html(every, "What each mask leaves visible", caption, columns=5)
-    return masks, panels_html(stages, "PGS, stage by stage", STAGES_CAPTION, columns=4)
+    masks = panels_html(every, "What each mask leaves visible", caption, wide=5, widest=5)
+    return masks, panels_html(stages, "PGS, stage by stage", STAGES_CAPTION, wide=4, widest=7)
 
 
 def _papers() -> str:
@@ -102,14 +104,14 @@ def _papers() -> str:
 def score_results(
     model: MaskCLIPModel,
     processor: CLIPProcessor,
-    path: str | None,
+    sent: dict | str | None,
     labels: str,
     template: str,
     mask: str,
     progress: Callable = lambda done, desc: None,
 ) -> tuple[str, str]:
     """The results of the second tab as HTML."""
-    image, names = open_picture(path), parse_labels(labels)
+    image, names = open_picture(sent), parse_labels(labels)
     report = partial(progress, desc="hiding patches")
     scores = score_labels(model, processor, image, names, template, mask, report=report)  # (R, M)
     draws = f"{num_draws(model)} draws" if num_draws(model) > 1 else "one draw"
@@ -117,29 +119,24 @@ def score_results(
     cut = f"Of {too_long} labels the model reads the beginning alone: they are too long for it." if too_long else ""
     caption = SCORES_CAPTION.format(draws=draws, cut=cut)
     title = f"Scores of {len(names)} labels as {mask} hides patches"
-    panels = panels_html(show_hidden(model, image, mask), "What the model sees", HIDDEN_CAPTION, columns=6)
+    panels = panels_html(show_hidden(model, image, mask), "What the model sees", HIDDEN_CAPTION, wide=6, widest=6)
     return scores_html(scores, names, title, caption), panels
 
 
 def _masks_tab(results: Callable, outcomes: list[Outcome]) -> None:
-    defaults = resolve_patch_mask("pgs")
-    settings = [0.5, *(defaults[key] for key in ("min_mask_ratio", "max_mask_ratio", "similarity_threshold")), 0]
-    opening = example_path(outcomes[0].example)
-    first, second = results(opening, *settings)
+    defaults = default_settings()
+    first, second = results(example_path(outcomes[0].example), *defaults)
     with gr.Row(elem_classes="hfm-tab"):
         with gr.Column(elem_classes="hfm-inputs"):
             image, buttons = _picture_input(outcomes)
-            info = "the share that all masks but PGS hide"
-            ratio = gr.Slider(0, 0.95, settings[0], step=0.05, label="Mask ratio", info=info)
-            least = gr.Slider(0, 0.95, settings[1], step=0.05, label=LEAST, info="PGS hides at least this share")
-            most = gr.Slider(0, 0.95, settings[2], step=0.05, label=LARGEST, info="and at most this one")
-            info = "a cosine; patches above it count as alike"
-            threshold = gr.Slider(0, 1, settings[3], step=0.05, label="PGS: similarity threshold", info=info)
-            seed = gr.Slider(0, 99, settings[4], step=1, label="Seed", info="another draw of the same masks")
-        masks = gr.HTML(first, elem_id="masks", elem_classes="hfm-first")
-        stages = gr.HTML(second, elem_id="stages", elem_classes="hfm-second")
-    inputs, outputs = [image, ratio, least, most, threshold, seed], [masks, stages]
-    _update([image.input, *(item.change for item in inputs[1:])], results, inputs, outputs, "masks")
+            sliders = [
+                gr.Slider(0, setting.most, default, step=setting.step, label=setting.label, info=setting.info)
+                for setting, default in zip(SETTINGS, defaults, strict=True)
+            ]
+        masks = gr.HTML(first, elem_id="masks", elem_classes="hfm-first", apply_default_css=False)
+        stages = gr.HTML(second, elem_id="stages", elem_classes="hfm-second", apply_default_css=False)
+    inputs, outputs = [image, *sliders], [masks, stages]
+    _update([image.input, *(slider.change for slider in sliders)], results, inputs, outputs, "masks")
     for button, outcome in zip(buttons, outcomes, strict=True):
         _fill_in(button, [example_path(outcome.example)], results, inputs, outputs, "masks")
 
@@ -156,11 +153,11 @@ def _zero_shot_tab(results: Callable, outcomes: list[Outcome], own_mask: str) ->
             template = gr.Textbox(TEMPLATE, label="Template", info="{} stands for the label", elem_id="template")
             score = gr.Button("Score these labels", variant="primary", elem_id="score")
             mask = gr.Dropdown(mask_names(), value=own_mask, label="Mask that hides patches")
-        scores = gr.HTML(first, elem_id="scores", elem_classes="hfm-first")
-        hidden = gr.HTML(second, elem_id="hidden", elem_classes="hfm-second")
+        scores = gr.HTML(first, elem_id="scores", elem_classes="hfm-first", apply_default_css=False)
+        hidden = gr.HTML(second, elem_id="hidden", elem_classes="hfm-second", apply_default_css=False)
 
-    def shown(path, labels, template, mask, progress=gr.Progress()):
-        return results(path, labels, template, mask, progress)
+    def shown(sent, labels, template, mask, progress=PROGRESS):
+        return results(sent, labels, template, mask, progress)
 
     inputs, outputs = [image, labels, template, mask], [scores, hidden]
     _update([image.input, mask.change, score.click, labels.submit, template.submit], shown, inputs, outputs, "zero-shot")
@@ -173,7 +170,7 @@ def _picture_input(outcomes: list[Outcome]) -> tuple[gr.Image, list[gr.Button]]:
     """The picture of a tab, and below it a button for each example."""
     paths = [example_path(outcome.example) for outcome in outcomes]
     label = f"Picture ({FORMS})"
-    image = PictureInput(paths[0], type="filepath", label=label, height=230, sources=["upload", "clipboard"], buttons=[])
+    image = gr.Image(paths[0], label=label, height=230, sources=["upload", "clipboard"], buttons=[])
     with gr.Row(elem_classes="hfm-examples"):
         names = [outcome.example.name for outcome in outcomes]
         return image, [gr.Button(name, icon=path, size="sm") for name, path in zip(names, paths, strict=True)]
@@ -181,7 +178,8 @@ def _picture_input(outcomes: list[Outcome]) -> tuple[gr.Image, list[gr.Button]]:
 
 def _update(triggers: list, results: Callable, inputs: list, outputs: list, tab: str) -> None:
     """Make results anew where something triggers it. The tabs wait in queues of their own, two visitors at a time each."""
-    options = {"show_progress": "minimal", "trigger_mode": "always_last"}
+    # As the page sends it: Gradio would decode pictures, and lose deep channels, what is transparent, and why one cannot be read.
+    options = {"show_progress": "minimal", "trigger_mode": "always_last", "preprocess": False}
     gr.on(triggers, results, inputs, outputs, **options, concurrency_id=tab, concurrency_limit=2)
 
 

@@ -1,6 +1,7 @@
 """From a file that a visitor drops in to a picture, by the one function that the whole package decodes with."""
 
-import gradio as gr
+from typing import Any
+
 from PIL import Image
 
 from ..data.pictures import MAX_IMAGE_PIXELS, SkippedSample, decode_image
@@ -14,22 +15,10 @@ REASONS = {
 }
 
 
-class PictureInput(gr.Image):
-    """Gradio's picture, which hands on the path of the file as it was sent.
-
-    Gradio itself would decode it, and lose what lies in deep channels, below transparency, and the cause of a failure.
-    """
-
-    is_template = True  # so that the page shows it as what it inherits from
-
-    def preprocess(self, payload) -> str | None:
-        return payload.path if payload else None
-
-
-def open_picture(path: str | None) -> Image.Image:
-    """The picture of a file in RGB. Raises ValueError with a sentence where there is none."""
+def open_picture(sent: dict[str, Any] | str | None) -> Image.Image:
+    """The picture of a file, or of what the page says of a file, in RGB. Raises ValueError with a sentence where none is."""
     try:
-        return decode_image(path)
+        return decode_image(sent)
     except SkippedSample as cause:
         reason = REASONS.get(str(cause), REASONS["image_undecodable"])
         raise ValueError(reason) from None

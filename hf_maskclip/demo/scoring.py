@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import CLIPProcessor
 
 from ..models.modeling_maskclip import MaskCLIPModel
-from ..models.patch_mask_registry import build_patch_mask, patch_masks
+from ..models.patch_mask_registry import build_patch_mask, find_patch_mask
 from ..models.patch_masking import PatchSelection, keep_first_of_each
 from ..models.patch_masking_attentive import class_attention
 from ..visualization import Panel, mask_panels
@@ -78,7 +78,7 @@ def score_labels(
         inputs = processor(text=prompts, images=image, padding=True, truncation=True, return_tensors="pt")
     pixel_values = inputs.pop("pixel_values")  # (1, 3, H, W)
     text_embeds = F.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)  # (M, E)
-    needs_scores = patch_masks()[mask].needs_patch_scores
+    needs_scores = find_patch_mask(mask).needs_patch_scores
     attention = class_attention(attention_teacher(model.vision_model), pixel_values) if needs_scores else None  # (1, L)
     draws = num_draws(model)
 
