@@ -136,7 +136,7 @@ def draw_scores(scores: torch.Tensor, shown: Sequence[int]) -> Figure:
 
 def _chart_svg(scores: torch.Tensor, shown: Sequence[int], labels: Sequence[str]) -> str:
     content = io.StringIO()
-    draw_scores(scores, shown).savefig(content, format="svg", metadata={"Date": None})
+    draw_scores(scores, shown).savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = content.getvalue()
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     best = shown[0]

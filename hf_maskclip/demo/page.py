@@ -179,8 +179,8 @@ def _picture_input(outcomes: list[Outcome]) -> tuple[gr.Image, list[gr.Button]]:
 def _update(triggers: list, results: Callable, inputs: list, outputs: list, tab: str) -> None:
     """Make results anew where something triggers it. The tabs wait in queues of their own, two visitors at a time each."""
     # Without preprocessing: Gradio would decode pictures, and lose deep channels, transparency and the causes of failures.
-    options = {"show_progress": "minimal", "trigger_mode": "always_last", "preprocess": False}
-    gr.on(triggers, results, inputs, outputs, **options, concurrency_id=tab, concurrency_limit=2)
+    options = {"preprocess": False, "trigger_mode": "always_last", "concurrency_id": tab, "concurrency_limit": 2}
+    gr.on(triggers, results, inputs, outputs, **options, show_progress="minimal", show_progress_on=outputs[-2:])
 
 
 def _fill_in(button: gr.Button, filled: list, results: Callable, inputs: list, outputs: list, tab: str) -> None:
