@@ -116,7 +116,7 @@ def score_results(
     scores = score_labels(model, processor, image, names, template, mask, report=report)  # (R, M)
     draws = f"{num_draws(model)} draws" if num_draws(model) > 1 else "one draw"
     too_long = num_cut(processor, names, template)
-    cut = f"Of {too_long} labels the model reads the beginning alone: they are too long for it." if too_long else ""
+    cut = f"Too long, so that the model reads their beginning alone: {too_long} of the labels." if too_long else ""
     caption = SCORES_CAPTION.format(draws=draws, cut=cut)
     title = f"Scores of {len(names)} labels as {mask} hides patches"
     panels = panels_html(show_hidden(model, image, mask), "What the model sees", HIDDEN_CAPTION, wide=6, widest=6)
