@@ -17,7 +17,15 @@ from hf_maskclip.errors import ConfigError
 from training import tracking
 from training.config import TrainingConfig
 from training.loop import progress_bar
-from training.tracking import MetricsLog, ProgressLines, SlowDataWarning, check_tracker, read_metrics, start_tracker
+from training.tracking import (
+    MetricsLog,
+    ProgressLines,
+    SlowDataWarning,
+    check_tracker,
+    draw_curves,
+    read_metrics,
+    start_tracker,
+)
 from training.train import main
 
 NAMES = "loss learning_rate logit_scale kept_patches samples_seen samples_per_second data_seconds step_seconds skipped"
@@ -189,3 +197,19 @@ def test_a_loss_that_ends_at_chance_is_said(losses, is_said, caplog):
         lines.step(step, 16 * step, loss, 0.1, 0.0, 1.0)
     lines.warn_of_chance(16)
     assert ("which is chance for 16 pairs (ln 16)" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize(
+    ("evaluated_at", "panels"), [([], 2), ([4], 2), ([2, 4], 3)], ids=["never", "at the end alone", "on the way"]
+)
+def test_curves_have_what_was_measured_several_times(evaluated_at, panels, tmp_path):
+    records = [{"step": step, "loss": 5 - step, "learning_rate": 0.1} for step in range(1, 5)]
+    records += [{"step": step, "eval/a/top1": 0.5, "eval/b/recall@10": 0.7} for step in evaluated_at]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    figure = draw_curves(tmp_path / "metrics.jsonl")
+    assert [axis.get_title() for axis in figure.axes] == ["loss", "learning rate", "zero-shot accuracy and recall"][:panels]
+    assert list(figure.axes[0].lines[0].get_ydata()) == [4, 3, 2, 1]
+    assert len(figure.legends) == panels - 2
+    if panels == 3:
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a/top1", "b/recall@10"]
+        assert figure.axes[2].get_legend() is None  # it would lie on the points

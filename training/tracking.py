@@ -149,18 +149,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(path: Path) -> Figure:
-    """Loss, learning rate and zero-shot accuracies over steps, from a `metrics.jsonl`."""
+    """Loss and learning rate over steps, from a `metrics.jsonl`, and what was measured by several evaluations on the way."""
     records = read_metrics(path)
-    accuracies = sorted({key for record in records for key in record if key.endswith(("/top1", "recall@10"))})
-    panels = {"loss": ["loss"], "learning rate": ["learning_rate"], "zero-shot accuracy": accuracies}
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axis, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    measured = sorted({key for record in records for key in record if key.endswith(("/top1", "recall@10"))})
+    several = [name for name in measured if sum(name in record for record in records) > 1]
+    panels = {"loss": ["loss"], "learning rate": ["learning_rate"]}
+    if several:
+        panels["zero-shot accuracy and recall"] = several
+    figure = Figure(figsize=(4.2 * len(panels) + (3 if several else 0), 3.2), layout="constrained")
+    for axis, (title, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name in names:
             points = [(record["step"], record[name]) for record in records if name in record]
             marker = "o" if len(points) < 20 else None
             axis.plot(*zip(*points, strict=True), marker=marker, markersize=3, linewidth=1, label=name.removeprefix("eval/"))
         axis.set(title=title, xlabel="step", ylim=(0, None))
         axis.grid(alpha=0.3)
-    if accuracies:
-        axis.legend(fontsize=6)
+    if several:
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure

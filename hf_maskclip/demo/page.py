@@ -136,7 +136,7 @@ def _masks_tab(results: Callable, outcomes: list[Outcome]) -> None:
         masks = gr.HTML(first, elem_id="masks", elem_classes="hfm-first", apply_default_css=False)
         stages = gr.HTML(second, elem_id="stages", elem_classes="hfm-second", apply_default_css=False)
     inputs, outputs = [image, *sliders], [masks, stages]
-    _update([image.input, *(slider.change for slider in sliders)], results, inputs, outputs, "masks")
+    _update([image.input, image.clear, *(slider.change for slider in sliders)], results, inputs, outputs, "masks")
     for button, outcome in zip(buttons, outcomes, strict=True):
         _fill_in(button, [example_path(outcome.example)], results, inputs, outputs, "masks")
 
@@ -160,7 +160,8 @@ def _zero_shot_tab(results: Callable, outcomes: list[Outcome], own_mask: str) ->
         return results(sent, labels, template, mask, progress)
 
     inputs, outputs = [image, labels, template, mask], [scores, hidden]
-    _update([image.input, mask.change, score.click, labels.submit, template.submit], shown, inputs, outputs, "zero-shot")
+    texts = [score.click, labels.submit, template.submit]
+    _update([image.input, image.clear, mask.change, *texts], shown, inputs, outputs, "zero-shot")
     for button, outcome in zip(buttons, outcomes, strict=True):
         filled = [example_path(outcome.example), outcome.example.labels]
         _fill_in(button, filled, shown, inputs, outputs, "zero-shot")

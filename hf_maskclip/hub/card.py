@@ -15,7 +15,7 @@ from ..models.patch_mask_registry import find_patch_mask, resolve_patch_mask
 
 HUB_DATA = "hf://datasets/"
 TEMPLATE = files(__package__).joinpath("template.md")
-PICTURES = {"masks.png": "Training pictures under the masks", "curves.png": "Loss and learning rate over training"}
+PICTURES = {"masks.png": "Training pictures under the masks", "curves.png": "Curves of training"}
 # What a card says of the training, of the options in config.yaml or a recipe.
 OPTIONS = (
     "model",
