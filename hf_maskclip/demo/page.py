@@ -16,7 +16,7 @@ from .examples import Outcome, example_path, in_words, try_examples
 from .figures import message_html, panels_html, scores_html
 from .labels import parse_labels
 from .masking import SETTINGS, default_settings, mask_names, show_masks
-from .pictures import FORMS, open_picture
+from .pictures import FORMS, REASONS, open_picture
 from .scoring import TEMPLATE, load_model, num_cut, num_draws, score_labels, show_hidden
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ def _masks_tab(results: Callable, outcomes: list[Outcome]) -> None:
         masks = gr.HTML(first, elem_id="masks", elem_classes="hfm-first", apply_default_css=False)
         stages = gr.HTML(second, elem_id="stages", elem_classes="hfm-second", apply_default_css=False)
     inputs, outputs = [image, *sliders], [masks, stages]
-    _update([image.input, image.clear, *(slider.change for slider in sliders)], results, inputs, outputs, "masks")
+    _update([image.upload, *(slider.change for slider in sliders)], results, inputs, outputs, "masks")
+    _clear(image, outputs)
     for button, outcome in zip(buttons, outcomes, strict=True):
         _fill_in(button, [example_path(outcome.example)], results, inputs, outputs, "masks")
 
@@ -160,8 +161,9 @@ def _zero_shot_tab(results: Callable, outcomes: list[Outcome], own_mask: str) ->
         return results(sent, labels, template, mask, progress)
 
     inputs, outputs = [image, labels, template, mask], [scores, hidden]
-    texts = [score.click, labels.submit, template.submit]
-    _update([image.input, image.clear, mask.change, *texts], shown, inputs, outputs, "zero-shot")
+    triggers = [image.upload, mask.change, score.click, labels.submit, template.submit]
+    _update(triggers, shown, inputs, outputs, "zero-shot")
+    _clear(image, outputs)
     for button, outcome in zip(buttons, outcomes, strict=True):
         filled = [example_path(outcome.example), outcome.example.labels]
         _fill_in(button, filled, shown, inputs, outputs, "zero-shot")
@@ -192,6 +194,15 @@ def _fill_in(button: gr.Button, filled: list, results: Callable, inputs: list, o
         return *filled, *results(*filled, *values[len(filled) :])
 
     _update([button.click], chosen, inputs, [*inputs[: len(filled)], *outputs], tab)
+
+
+def _clear(image: gr.Image, outputs: list) -> None:
+    """Take the results away with their picture. Of other events that come then, the picture is still the old one."""
+
+    def cleared(sent):
+        return (message_html(REASONS["image_missing"]), "") if sent is None else (gr.skip(), gr.skip())
+
+    image.change(cleared, image, outputs, preprocess=False, show_progress="hidden", concurrency_limit=None)
 
 
 def with_message(results: Callable) -> Callable:
