@@ -129,6 +129,20 @@ def test_the_chart_takes_the_pages_text_colour_and_no_ground():
 # ---- Pictures -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def sent(tmp_path, monkeypatch):
+    """Writes a file as a visitor's, and gives what the page says of it."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+
+    def send(content: bytes) -> dict:
+        path = tmp_path / "gradio" / "abc" / "picture.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return {"path": str(path), "url": "http://127.0.0.1", "orig_name": "picture.png"}
+
+    return send
+
+
 def png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
     picture.save(content, format="PNG")
@@ -148,9 +162,8 @@ RAMP = np.linspace(0, 65_535, 64).astype(np.uint16).reshape(8, 8)
     ],
     ids=["transparent", "16 bits", "palette"],
 )
-def test_files_become_the_pictures_that_training_sees(content, corners, tmp_path):
-    (tmp_path / "picture").write_bytes(content)
-    picture = open_picture({"path": str(tmp_path / "picture"), "orig_name": "picture.png"})
+def test_files_become_the_pictures_that_training_sees(content, corners, sent):
+    picture = open_picture(sent(content))
     assert [picture.getpixel(corner) for corner in ((0, 0), (7, 7))] == corners
 
 
@@ -169,14 +182,21 @@ UNREADABLE = "This file cannot be read as a picture: it must be a whole PNG, JPE
     ],
     ids=["none", "empty", "text", "truncated", "svg", "huge"],
 )
-def test_what_is_no_picture_is_a_sentence_in_place_of_all_results(content, message, tmp_path, make_model):
-    path = tmp_path / "picture.png"
-    path.write_bytes(content or b"")
-    show = page.with_message(lambda sent: page.masks_results(make_model().eval(), sent, 0.5, 0.3, 0.5, 0.5, 0))
-    first, second = show(None if content is None else {"path": str(path)})
+def test_what_is_no_picture_is_a_sentence_in_place_of_all_results(content, message, sent, make_model):
+    show = page.with_message(lambda picture: page.masks_results(make_model().eval(), picture, 0.5, 0.3, 0.5, 0.5, 0))
+    first, second = show(None if content is None else sent(content))
     assert message in "".join(Text(first).shown)
     assert Text(first).elements == [("p", {"class": "hfm-message", "role": "alert"})]
     assert second == ""
+
+
+@pytest.mark.parametrize("place", ["secret.png", "gradio/../secret.png"])
+def test_no_other_file_of_the_server_is_shown(place, sent, tmp_path):
+    content = png(random_picture(0))
+    (tmp_path / "secret.png").write_bytes(content)
+    assert open_picture(sent(content)).size == open_picture(str(tmp_path / "secret.png")).size
+    with pytest.raises(ValueError, match="This file was not sent to this page."):
+        open_picture({"path": f"{tmp_path}/{place}"})
 
 
 def test_a_crash_leaves_no_old_results_and_is_in_the_log(caplog):

@@ -80,9 +80,9 @@ def _introduction(model_dir: str | Path) -> str:
     )
 
 
-def masks_results(model: MaskCLIPModel, sent: dict | str | None, *settings: float) -> tuple[str, str]:
+def masks_results(model: MaskCLIPModel, picture: dict | str | None, *settings: float) -> tuple[str, str]:
     """The results of the first tab as HTML; settings as in [`show_masks`]."""
-    every, stages = show_masks(model, open_picture(sent), *settings)
+    every, stages = show_masks(model, open_picture(picture), *settings)
     caption = MASKS_CAPTION.format(papers=_papers())
     masks = panels_html(every, "What each mask leaves visible", caption, wide=5, widest=5)
     return masks, panels_html(stages, "PGS, stage by stage", STAGES_CAPTION, wide=4, widest=7)
@@ -94,24 +94,21 @@ def _papers() -> str:
     for name, mask in patch_masks().items():
         if mask.citation and not mask.keeps_all:
             papers.setdefault(mask.citation.url, []).append(name)
-    return (
-        "Papers: "
-        + ", ".join(f'<a href="{url}" target="_blank">{" and ".join(names)}</a>' for url, names in papers.items())
-        + "."
-    )
+    links = (f'<a href="{url}" target="_blank">{" and ".join(names)}</a>' for url, names in papers.items())
+    return f"Papers: {', '.join(links)}."
 
 
 def score_results(
     model: MaskCLIPModel,
     processor: CLIPProcessor,
-    sent: dict | str | None,
+    picture: dict | str | None,
     labels: str,
     template: str,
     mask: str,
     progress: Callable = lambda done, desc: None,
 ) -> tuple[str, str]:
     """The results of the second tab as HTML."""
-    image, names = open_picture(sent), parse_labels(labels)
+    image, names = open_picture(picture), parse_labels(labels)
     report = partial(progress, desc="hiding patches")
     scores = score_labels(model, processor, image, names, template, mask, report=report)  # (R, M)
     draws = f"{num_draws(model)} draws" if num_draws(model) > 1 else "one draw"
@@ -157,8 +154,8 @@ def _zero_shot_tab(results: Callable, outcomes: list[Outcome], own_mask: str) ->
         scores = gr.HTML(first, elem_id="scores", elem_classes="hfm-first", apply_default_css=False)
         hidden = gr.HTML(second, elem_id="hidden", elem_classes="hfm-second", apply_default_css=False)
 
-    def shown(sent, labels, template, mask, progress=PROGRESS):
-        return results(sent, labels, template, mask, progress)
+    def shown(picture, labels, template, mask, progress=PROGRESS):
+        return results(picture, labels, template, mask, progress)
 
     inputs, outputs = [image, labels, template, mask], [scores, hidden]
     triggers = [image.upload, mask.change, score.click, labels.submit, template.submit]

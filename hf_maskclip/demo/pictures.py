@@ -1,7 +1,9 @@
 """From a file that a visitor drops in to a picture, by the one function that the whole package decodes with."""
 
+from pathlib import Path
 from typing import Any
 
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from ..data.pictures import MAX_IMAGE_PIXELS, SkippedSample, decode_image
@@ -15,10 +17,26 @@ REASONS = {
 }
 
 
-def open_picture(sent: dict[str, Any] | str | None) -> Image.Image:
-    """The picture of a file, or of what the page says of a file, in RGB. Raises ValueError with a sentence where none is."""
+def open_picture(picture: dict[str, Any] | str | None) -> Image.Image:
+    """A picture in RGB. Raises ValueError with a sentence where there is none.
+
+    Args:
+        picture: what the page says of a file that a visitor has sent, or the path of an example.
+    """
+    if isinstance(picture, dict):
+        picture = _sent_file(picture)
     try:
-        return decode_image(sent)
+        return decode_image(picture)
     except SkippedSample as cause:
         reason = REASONS.get(str(cause), REASONS["image_undecodable"])
         raise ValueError(reason) from None
+
+
+def _sent_file(sent: dict[str, Any]) -> str | None:
+    """The path of a file in Gradio's folder of what was sent; visitors may see no other file of the server."""
+    if not sent["path"]:
+        return None
+    path = Path(sent["path"]).resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise ValueError("This file was not sent to this page.")
+    return str(path)
