@@ -9,7 +9,16 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ConfigError
-from .options import CLIP_TOKENIZER, QUICKSTART_MODEL, SOLVERS, SUITES, TASKS, built_in_masks, import_module_of_user
+from .options import (
+    CLIP_TOKENIZER,
+    QUICKSTART_MODEL,
+    SOLVERS,
+    SUITES,
+    TASKS,
+    built_in_masks,
+    import_module_of_user,
+    quiet_deepspeed,
+)
 
 EXAMPLES = """Patch masks for CLIP: see them, evaluate and convert models, report results. Training is a program in a clone of
 the repository, training/train.py.
@@ -47,6 +56,7 @@ Results of evaluations beside the papers' numbers, as tables and as bars:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 after one line that says what cannot be used, or 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
+    quiet_deepspeed()
     try:
         for module in options.imports:
             import_module_of_user(module)
@@ -114,12 +124,22 @@ def _add_demo_command(commands: argparse._SubParsersAction) -> None:
 
 def _add_convert_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("convert", help="open_clip's checkpoints to a CLIP folder of Transformers, and back")
-    parser.add_argument("source", help="checkpoint (.pt, .safetensors); with --to open_clip the folder or Hub id of a CLIP")
+    parser.add_argument(
+        "source",
+        help="checkpoint (.pt, .safetensors), or a folder with open_clip_config.json; with --to open_clip the folder or Hub id "
+        "of a CLIP",
+    )
     parser.add_argument("output", type=Path, help="folder, made if it does not exist")
     parser.add_argument("--to", default="transformers", choices=("transformers", "open_clip"), help="default: %(default)s")
-    parser.add_argument("--open_clip_model", help="what the checkpoint is of, such as ViT-B-16 or ViT-B-32-quickgelu")
+    parser.add_argument(
+        "--open_clip_model",
+        help="what the checkpoint is of, such as ViT-B-16 or ViT-B-32-quickgelu, where no open_clip_config.json is beside it",
+    )
     parser.add_argument("--weights", default="", metavar="KEY", help="which of a checkpoint's, such as state_dict_ema")
-    parser.add_argument("--tokenizer", default=CLIP_TOKENIZER, help="folder or Hub id (default: %(default)s, CLIP's own)")
+    parser.add_argument(
+        "--tokenizer",
+        help=f"folder or Hub id (default: the folder's, or CLIP's own, from open_clip if installed or {CLIP_TOKENIZER})",
+    )
     parser.set_defaults(command="convert")
 
 
@@ -189,7 +209,13 @@ def _names(text: str) -> list[str]:
 
 def _add_report_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="tables of evaluation results beside the papers' numbers")
-    parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="of hf-maskclip evaluate, or eval.json of a run")
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="of hf-maskclip evaluate, a run, or clip_benchmark",
+    )
     parser.add_argument("-o", "--output", type=Path, help="Markdown file (default: printed)")
     parser.add_argument("--figure", type=Path, help="bars of the families' means: png, pdf or svg")
     parser.set_defaults(command="report")

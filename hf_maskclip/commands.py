@@ -4,17 +4,17 @@ Each imports what it needs by itself, so that none waits for the packages of ano
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import as_config_error, fail
+from .errors import ConfigError, as_config_error, fail
 from .model_folder import find_model
 from .options import QUICKSTART_MODEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
-    from transformers import PreTrainedTokenizerBase
 
 KEPT_CARD = "{} has a card that was edited on the Hub: it is kept, delete its README.md there to get the new one"
 
@@ -78,7 +78,7 @@ def run_demo(options: argparse.Namespace) -> None:
     if not 0 < options.port < 65_536:
         fail(f"--port {options.port}: must be from 1 to 65535")
     if options.model == QUICKSTART_MODEL and not Path(QUICKSTART_MODEL).is_dir():
-        make = "`accelerate launch training/train.py` makes it"
+        make = "`python training/train.py` makes it"
         fail(f"{QUICKSTART_MODEL}: no such folder; {make}, or give --model")
     model = find_model(options.model)
     with as_config_error("--model", options.model):
@@ -94,54 +94,9 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Convert a checkpoint of open_clip to a folder of Transformers, or back."""
-    import torch
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor
+    from .conversion.command import from_open_clip, to_open_clip
 
-    from .conversion.checkpoint import other_weights
-    from .conversion.clip import save_processor
-    from .conversion.open_clip import MODELS, convert_open_clip_checkpoint, export_to_open_clip
-    from .models.modeling_maskclip import MaskCLIPModel
-
-    if options.to == "open_clip":
-        if options.open_clip_model or options.weights:
-            fail("--open_clip_model and --weights are of a checkpoint of open_clip, and not for --to open_clip")
-        source = find_model(options.source)
-        with as_config_error("source", source):
-            model, info = MaskCLIPModel.from_pretrained(
-                source, patch_mask="none", dtype=torch.float32, output_loading_info=True
-            )
-            processor = CLIPProcessor.from_pretrained(source)
-        if unknown := sorted(name for name in info["unexpected_keys"] if not name.endswith("position_ids")):
-            fail(f"{source}: has {len(unknown)} weights that a CLIP has not, such as {unknown[0]!r}")
-        _check_tokenizer(processor.tokenizer, model.config.text_config.vocab_size, source)
-        with as_config_error("output", options.output):
-            export_to_open_clip(model, options.output, processor)
-        print(f'written to {options.output}: open_clip.create_model_and_transforms("local-dir:{options.output}")')
-        return
-    if not options.open_clip_model:
-        fail(f"--open_clip_model: say what {options.source} is of, one of {', '.join(MODELS)}")
-    with as_config_error("--tokenizer", options.tokenizer):
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    token_ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    with as_config_error("source", options.source):
-        averages = other_weights(Path(options.source))
-        converted = convert_open_clip_checkpoint(options.source, options.open_clip_model, token_ids, options.weights)
-    _check_tokenizer(tokenizer, converted.model.config.text_config.vocab_size, options.source)
-    size = converted.model.config.vision_config.image_size
-    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-    with as_config_error("output", options.output):
-        converted.model.save_pretrained(options.output)
-        save_processor(CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer), options.output)
-    if averages and not options.weights:
-        print(f"taken: the weights that were trained; their average is there too: --weights {averages[0]}")
-    if converted.extra:
-        print(f"left out, for a CLIP has no such weights: {', '.join(converted.extra)}")
-    print(f'written to {options.output}: AutoModel.from_pretrained("{options.output}")')
-
-
-def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", vocab_size: int, source: str) -> None:
-    if len(tokenizer) != vocab_size:
-        fail(f"{source}: its text tower has {vocab_size} tokens, the tokenizer {len(tokenizer)}: give its own by --tokenizer")
+    (to_open_clip if options.to == "open_clip" else from_open_clip)(options)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -189,9 +144,14 @@ def download(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Print or write the tables of evaluation results, and draw their figure."""
-    from .evaluation.report import draw_report, read_results
+    from .evaluation.report import draw_report, make_tables
+    from .evaluation.report_files import read_result_file
 
-    tables = read_results(options.results)
+    files = [read_result_file(path) for path in options.results]
+    for file in files:
+        if file.left_out:
+            print(f"{file.path}: left out, {file.left_out}", file=sys.stderr)
+    tables = make_tables(files)
     if not tables:
         fail(f"{', '.join(map(str, options.results))}: no results in it")
     text = "\n".join(table.markdown() for table in tables)
@@ -227,15 +187,16 @@ def push(options: argparse.Namespace) -> None:
     if not options.dry_run:
         for repository in repositories:
             with as_config_error("repository", options.repo_id):
-                if repository is repositories[0] and repository.edited_card():
-                    print(KEPT_CARD.format(options.repo_id))
-                print(f"pushed to {repository.push(private=not options.public)}")
+                pushed = repository.push(private=not options.public)
+            if pushed.keeps_card:
+                print(KEPT_CARD.format(options.repo_id))
+            print(f"pushed to {pushed.address}")
         return
     try:
-        if repositories[0].edited_card():
+        if repositories[0].has_edited_card():
             print(KEPT_CARD.format(options.repo_id))
-    except OSError:
-        print(f"the Hub cannot be asked whether the card of {options.repo_id} was edited there; a push keeps one that was")
+    except ConfigError as error:
+        print(f"{error}; a push keeps one that was")
     for repository, content in zip(repositories, contents, strict=True):
         print(content["README.md"].decode())
         target = f"{'the Space ' if repository.repo_type == 'space' else ''}{options.repo_id}"
@@ -245,14 +206,14 @@ def push(options: argparse.Namespace) -> None:
 
 
 def _open_picture(path: Path) -> "Image.Image":
-    from PIL import Image
+    from .data.pictures import SkippedSample, decode_image
 
-    try:
-        return Image.open(path).convert("RGB")
-    except FileNotFoundError:
+    if not path.is_file():
         fail(f"{path}: no such file")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged and huge files
-        fail(f"{path}: is no picture that can be read ({error})")
+    try:
+        return decode_image(str(path))
+    except SkippedSample as cause:
+        fail(f"{path}: is no picture that can be read ({cause})")
 
 
 def _write(text: str, output: Path) -> None:

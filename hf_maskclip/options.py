@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that --help answers at once.
 """
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -21,6 +22,18 @@ def built_in_masks() -> list[str]:
     """The names of this package's patch masks: each has a file `models/patch_masking_<name>.py`."""
     prefix = "patch_masking_"
     return sorted(path.stem.removeprefix(prefix) for path in Path(__file__).with_name("models").glob(f"{prefix}*.py"))
+
+
+def quiet_deepspeed() -> None:
+    """Keep one line of DeepSpeed, which saving weights imports where it is installed, out of what a command prints.
+
+    It says that there is no accelerator. No command uses DeepSpeed, and its logger writes to stdout.
+    """
+    logging.getLogger("DeepSpeed").addFilter(_is_to_be_shown)
+
+
+def _is_to_be_shown(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 def import_module_of_user(name: str) -> None:

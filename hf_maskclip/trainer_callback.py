@@ -28,7 +28,8 @@ class PatchMaskCallback(TrainerCallback):
 
     The mask knows the share of training that is done, each process draws patches of its own, the `attentive` mask gets its
     teacher (saved with each checkpoint), and the logit scale of a CLIP stays at most ln 100. It works in the Trainer of
-    sentence-transformers, too. Arguments that the model is called with, such as `patch_selection`, come first.
+    sentence-transformers, too. Arguments that the model is called with, such as `patch_selection`, come first. Between two
+    steps and after the last one the mask is the model's alone.
 
     Args:
         mask_schedule: the share of the steps over which the mask ratios grow linearly from 0, in [0, 1].
@@ -54,7 +55,7 @@ class PatchMaskCallback(TrainerCallback):
         self.vision_model, self.process = masked_tower(model), args.process_index
         check_integer("unmasked_tuning_steps", self.unmasked_tuning_steps, 0, state.max_steps)
         check_whole_weights(self.vision_model, args)
-        self.vision_model.training_selector = None  # the teacher is a copy
+        self.vision_model.training_selector = None  # of a training that failed; the teacher is a copy
         self.schedule = MaskSchedule(
             self.vision_model,
             state.max_steps,
@@ -63,10 +64,11 @@ class PatchMaskCallback(TrainerCallback):
         )
         if state.global_step and self.schedule.teacher is not None:
             self._load_teacher(checkpoint_of(args, state))
-        self.vision_model.training_selector = self.select
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.step = state.global_step + 1
+        # For the step alone: the Trainer does not tell its callbacks of an exception, such as one in data, saving or reports.
+        self.vision_model.training_selector = self.select
 
     @torch.compiler.disable
     def select(self, pixel_values: torch.Tensor) -> PatchSelection | None:
@@ -79,15 +81,13 @@ class PatchMaskCallback(TrainerCallback):
         return self.schedule.select(pixel_values, self.step, generator)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
+        self.vision_model.training_selector = None
         clamp_logit_scale(model)
         self.schedule.after_step(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.schedule.teacher is not None and args.should_save:
             save_file(self.schedule.teacher.average.state_dict(), checkpoint_of(args, state) / TEACHER_FILE)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.vision_model.training_selector = None
 
     def _load_teacher(self, checkpoint: Path) -> None:
         file = checkpoint / TEACHER_FILE

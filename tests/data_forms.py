@@ -91,6 +91,27 @@ def semicolons(folder):
     return folder / "train.CSV"
 
 
+def bars(folder):
+    """As Flickr30k's table: paths start from a folder that it does not name, and a space follows each bar."""
+    put_pictures(folder / "pictures")
+    lines = [f"{number}.png| {number}| {caption}" for number, caption in enumerate(CAPTIONS)]
+    (folder / "results.csv").write_text("\n".join(["image_name| comment_number| comment", *lines]), encoding="utf-8")
+    return folder
+
+
+def paths_of_windows(folder):
+    put_pictures(folder / "img" / "a")
+    put_table(folder / "train.csv", rows("filepath", "title", "img\\a\\"))
+    return folder / "train.csv"
+
+
+def json_beside_pictures(folder):
+    put_pictures(folder)
+    for number, caption in enumerate(CAPTIONS):
+        (folder / f"{number}.json").write_text(json.dumps({"caption": caption, "width": 32}), encoding="utf-8")
+    return folder
+
+
 def json_lines(folder):
     put_pictures(folder)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("image_path", "caption")))
@@ -203,5 +224,5 @@ FORMS = (
     ),
     *(semicolons, json_lines, coco, kaggle, folder_with_metadata, folder_with_splits, folder_with_metadata_parquet),
     *(linked_folders, other_endings, other_endings_in_a_tar, nested_tars, a_glob_through_folders, several_paths, an_odd_name),
-    *(saved_to_disk, tar_bz2),
+    *(saved_to_disk, tar_bz2, bars, paths_of_windows, json_beside_pictures),
 )

@@ -71,6 +71,7 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Let runs of the training program write empty pictures: to draw them takes longer than the few steps of a test."""
     for name in ("draw_patch_masks", "draw_curves"):
         patch.setattr(f"training.summary.{name}", lambda *args, **kwargs: Figure())
+    patch.setattr("training.summary.make_example", lambda *args, **kwargs: None)
 
 
 def _free_port() -> int:

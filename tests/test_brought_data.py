@@ -177,7 +177,9 @@ def test_what_is_not_taken_is_one_line_that_leads_on(make, message, tmp_path):
     [
         ([("a.png", "png"), ("b.png", "png"), ("a.txt", "txt"), ("b.txt", "txt")], "side by side .tar --sort=name."),
         ([], "there are no samples in it"),
-        ([("a.url", "url")], "the samples have the fields url: name them by --image_key and --caption_key"),
+        ([("a.cls", "cls")], "the samples have the fields cls: name them by --image_key and --caption_key"),
+        ([("a.url", "url")], "the pictures are addresses: download them first"),
+        ([("a.png", "png")], "a picture's caption is a text file of its name beside it, or a row of a table"),
     ],
 )
 def test_a_tar_without_pairs_says_what_to_do(files, message, tmp_path):

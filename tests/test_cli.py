@@ -13,7 +13,7 @@ from transformers import AutoModel, CLIPModel, CLIPProcessor, CLIPVisionModel, V
 
 from hf_maskclip import MaskCLIPModel, MaskCLIPVisionModel, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser, main
-from hf_maskclip.conversion.open_clip import MODELS
+from hf_maskclip.conversion.open_clip_architecture import MODELS
 
 SIZES = ["--image_size", "32", "--patch_size", "8"]
 
@@ -166,7 +166,7 @@ def test_convert_goes_to_open_clip_and_back(make_clip, processor, tmp_path, monk
     processor.save_pretrained(plain)
     assert main(["convert", str(plain), str(tmp_path / "there"), "--to", "open_clip"]) == 0
     assert "local-dir:" in capsys.readouterr().out
-    weights = tmp_path / "there" / "open_clip_model.safetensors"
+    weights = (tmp_path / "there" / "open_clip_model.safetensors").rename(tmp_path / "weights.safetensors")
 
     back = ["convert", str(weights), str(tmp_path / "back"), "--tokenizer", str(plain)]
     assert main(back) == 2
@@ -174,7 +174,7 @@ def test_convert_goes_to_open_clip_and_back(make_clip, processor, tmp_path, monk
     assert main([*back, "--open_clip_model", "ViT-B-16"]) == 2
     assert "does not fit ViT-B-16" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
-    monkeypatch.setitem(MODELS, "ViT-tiny", json.loads((weights.parent / "open_clip_config.json").read_text())["model_cfg"])
+    monkeypatch.setitem(MODELS, "ViT-tiny", json.loads((tmp_path / "there" / "open_clip_config.json").read_text())["model_cfg"])
     assert main([*back, "--open_clip_model", "ViT-tiny-quickgelu"]) == 0
     again, info = AutoModel.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not info["missing_keys"]
@@ -197,5 +197,5 @@ def test_a_folder_without_a_whole_clip_is_not_filled_with_random_weights(run_dir
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert main(["convert", str(plain), str(tmp_path / "out"), "--to", "open_clip", "--open_clip_model", "ViT-B-16"]) == 2
-    assert "--open_clip_model and --weights are of a checkpoint of open_clip" in capsys.readouterr().err
+    assert "are of a checkpoint of open_clip" in capsys.readouterr().err
     assert main(["convert", str(run_dir), str(tmp_path / "out"), "--to", "open_clip"]) == 0

@@ -3,6 +3,8 @@ in one line."""
 
 import argparse
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPForImageClassification, CLIPImageProcessor, CLIPProcessor, SiglipConfig, SiglipModel
 
 from hf_maskclip.cli import main
-from hf_maskclip.conversion.checkpoint import other_weights, read_checkpoint
-from hf_maskclip.conversion.open_clip import clip_config, export_to_open_clip
-from hf_maskclip.evaluation.report import draw_report, read_results
+from hf_maskclip.conversion.checkpoint import read_checkpoint
+from hf_maskclip.conversion.open_clip import export_to_open_clip
+from hf_maskclip.conversion.open_clip_architecture import clip_config
+from hf_maskclip.evaluation.report import draw_report, make_tables
+from hf_maskclip.evaluation.report_files import read_result_file
 
 WEIGHTS = {"visual.proj": torch.ones(2, 3), "positional_embedding": torch.zeros(4, 2)}
 LR = {"param_groups": [{"lr": np.float64(0.1), "betas": (np.float32(0.9), 0.98)}]}
@@ -29,7 +33,7 @@ CONTENTS = {
 @pytest.mark.parametrize("name", CONTENTS)
 def test_real_checkpoints_are_read(name, tmp_path):
     torch.save(CONTENTS[name], tmp_path / "epoch.pt")
-    found = read_checkpoint(tmp_path / "epoch.pt")
+    found = read_checkpoint(tmp_path / "epoch.pt").weights
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[key], WEIGHTS[key]) for key in WEIGHTS)
 
@@ -39,13 +43,13 @@ def test_shards_are_read_by_their_index_and_an_average_by_its_key(tmp_path):
         save_file({name: weight}, tmp_path / f"m-0000{number}-of-00002.safetensors")
     index = {name: f"m-0000{n}-of-00002.safetensors" for n, name in enumerate(WEIGHTS, 1)}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    assert read_checkpoint(tmp_path / "m.safetensors.index.json").keys() == WEIGHTS.keys()
+    assert read_checkpoint(tmp_path / "m.safetensors.index.json").weights.keys() == WEIGHTS.keys()
     with pytest.raises(ValueError, match="is a shard of a checkpoint"):
         read_checkpoint(tmp_path / "m-00001-of-00002.safetensors")
     zeros = {name: torch.zeros_like(weight) for name, weight in WEIGHTS.items()}
     torch.save({"state_dict": zeros, "state_dict_ema": WEIGHTS}, tmp_path / "ema.pt")
-    assert other_weights(tmp_path / "ema.pt") == ["state_dict_ema"]
-    assert read_checkpoint(tmp_path / "ema.pt", "state_dict_ema")["visual.proj"].sum() == 6
+    assert read_checkpoint(tmp_path / "ema.pt").averages == ["state_dict_ema"]
+    assert read_checkpoint(tmp_path / "ema.pt", "state_dict_ema").weights["visual.proj"].sum() == 6
 
 
 def test_what_is_refused_says_why(tmp_path):
@@ -125,7 +129,7 @@ def test_two_models_of_a_folder_are_two_rows_and_no_family_vanishes(tmp_path):
         results(tmp_path, "a.json", "Food101", 0.5, model_hash="1"),
         results(tmp_path, "b.json", "Cars", 0.4, model_hash="2"),
     ]
-    (table,) = read_results(files)
+    (table,) = make_tables(map(read_result_file, files))
     assert len(table.rows) == 2
     means, over = table.means()
     assert sorted(means.values()) == [40.0, 50.0]
@@ -136,7 +140,28 @@ def test_two_models_of_a_folder_are_two_rows_and_no_family_vanishes(tmp_path):
 
 def test_a_nan_and_an_empty_file_are_errors(tmp_path, capsys):
     with pytest.raises(ValueError, match="zero_shot Food101 is no number"):
-        read_results([results(tmp_path, "a.json", "Food101", float("nan"))])
+        make_tables([read_result_file(results(tmp_path, "a.json", "Food101", float("nan")))])
     (tmp_path / "e.json").write_text('{"results": {}}')
     assert main(["report", str(tmp_path / "e.json")]) == 2
     assert "no results in it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_command_that_saves_weights_prints_its_own_line_alone(make_clip, processor, tmp_path):
+    """Where DeepSpeed is installed, saving imports it, and it writes to stdout."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is of the test extra")
+    make_clip().save_pretrained(tmp_path / "plain")
+    processor.save_pretrained(tmp_path / "plain")
+    printed = {}
+    for name, code in {
+        "command": "import sys; from hf_maskclip.cli import main; main(sys.argv[1:])",
+        "library": "import sys; from hf_maskclip import commands; from hf_maskclip.cli import build_parser; "
+        "commands.export(build_parser().parse_args(sys.argv[1:]))",
+    }.items():
+        command = [sys.executable, "-c", code, "export", str(tmp_path / "plain"), str(tmp_path / name)]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert finished.returncode == 0, finished.stderr[-2000:]
+        printed[name] = finished.stdout.splitlines()
+    if not torch.accelerator.is_available():
+        assert len(printed["library"]) == 2  # DeepSpeed's line is there to be kept out
+    assert len(printed["command"]) == 1

@@ -11,13 +11,12 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from hf_maskclip.conversion.checkpoint import read_checkpoint
 from hf_maskclip.conversion.open_clip import (
-    MODELS,
-    clip_config,
     convert_open_clip_checkpoint,
     export_to_open_clip,
     from_open_clip_weights,
     to_open_clip_weights,
 )
+from hf_maskclip.conversion.open_clip_architecture import MODELS, clip_config
 
 
 @pytest.fixture(
@@ -135,5 +134,5 @@ def test_a_checkpoint_is_never_unpickled(tmp_path):
 def test_an_activation_that_open_clip_lacks_is_refused(shallow_model, pil_processor, tmp_path):
     model = shallow_model[1]
     model.config.text_config.hidden_act = "relu"
-    with pytest.raises(ValueError, match="open_clip has gelu or quick_gelu, for both towers"):
+    with pytest.raises(ValueError, match="open_clip has gelu, gelu_pytorch_tanh, or quick_gelu, for both towers"):
         export_to_open_clip(model, tmp_path, pil_processor)

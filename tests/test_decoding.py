@@ -25,6 +25,13 @@ def test_caption_keys_reach_into_json_lists_and_fall_back(shards):
         PairDecoder(caption_key="json.absent")(row, RNG)
 
 
+@pytest.mark.parametrize("text", ["a ball\non grass", b"\xef\xbb\xbf a ball\r\n\ton  grass\n"])
+def test_a_caption_is_one_line(text):
+    """As CLIP's tokenizers read it. In open_clip, too, a text file is one caption, whatever its lines."""
+    assert PairDecoder().captions({"txt": text}, RNG) == ["a ball on grass"]
+    assert PairDecoder().captions({"texts": [text, "two fish"]}, RNG) == ["a ball on grass", "two fish"]
+
+
 def skip_cause(**files: bytes) -> str:
     with pytest.raises(SkippedSample) as skipped:
         PairDecoder()({"__key__": "x", "png": encode_image(random_picture(0)), "txt": b"a ball"} | files, RNG)

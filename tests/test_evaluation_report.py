@@ -1,10 +1,17 @@
 """Proves that the report shows what the files of results say, beside the papers' rows, and that its averages are over what the
-papers' are over."""
+papers' are over. And that results of clip_benchmark stand in the same columns, or are named."""
 
 import json
 
+import pytest
+
 from hf_maskclip.cli import main as cli
-from hf_maskclip.evaluation.report import PUBLISHED, read_results
+from hf_maskclip.evaluation.datasets.papers import ROBUSTNESS
+from hf_maskclip.evaluation.report import PUBLISHED, Table, make_tables, other_averages
+from hf_maskclip.evaluation.report_files import read_result_file
+
+EVERYTHING = {"measured": {column: (0.0,) for family in ("zero_shot", "robustness") for column in PUBLISHED[family]["CLIP"]}}
+EVERYTHING["measured"] |= {column: (0.0,) for column in PUBLISHED["compositionality"]["CLIP"]}
 
 
 def test_the_report_puts_measured_rows_beside_the_papers(tmp_path, capsys):
@@ -31,7 +38,7 @@ def test_the_report_puts_measured_rows_beside_the_papers(tmp_path, capsys):
 
     for column in PUBLISHED["zero_shot"]["CLIP"]:
         write("whole", column, 0.25)
-    (table,) = read_results((tmp_path / "whole").iterdir())
+    (table,) = make_tables(map(read_result_file, (tmp_path / "whole").iterdir()))
     assert "| whole |" in table.markdown()
     assert table.markdown().splitlines()[-1].endswith("| 25.0 |")
     write("mine", "Food101-again", 0.1, zero_shot_y={"family": "zero_shot", "column": "Food101", "data": "d", "top1": 0.2})
@@ -39,28 +46,131 @@ def test_the_report_puts_measured_rows_beside_the_papers(tmp_path, capsys):
     assert "another file has another result for zero_shot Food101 of mine" in capsys.readouterr().err
 
 
-def test_the_published_rows_have_the_averages_that_the_report_computes():
-    """So the averages are over what the papers' are over: theirs follow from their own columns, to the last printed digit."""
-    from hf_maskclip.evaluation.report import AVERAGE_COLUMNS, averages
-
+def test_averages_follow_one_rule_in_all_rows_and_what_the_paper_prints_otherwise_is_said(tmp_path):
+    """Published averages follow from their own columns, to the last printed digit; what does not is a misprint there."""
     deviating = set()
     for family in ("zero_shot", "robustness", "compositionality"):
-        for method, row in PUBLISHED[family].items():
-            single = {column: (value,) for column, value in row.items() if column not in AVERAGE_COLUMNS}
-            found = averages(family, single, set(single))
-            assert set(found) == set(row) - set(single)
-            deviating |= {(method, name) for name in found if abs(found[name][0] - row[name]) > 0.11}
-    # What does not follow from the paper's own columns is a misprint there, or an average of other columns.
+        deviating |= {(family, text) for text in other_averages(family, Table(family, "", EVERYTHING).published_rows())}
     assert deviating == {
-        ("CLIP", "OOD avg"),
-        ("A-CLIP", "OOD avg"),
-        ("CLIP", "avg object"),
-        ("A-CLIP", "avg object"),
-        ("E-CLIP", "avg attribute"),
+        ("robustness", "CLIP OOD avg 29.0"),
+        ("robustness", "A-CLIP OOD avg 30.3"),
+        ("compositionality", "CLIP avg object 73.7"),
+        ("compositionality", "A-CLIP avg object 71.6"),
+        ("compositionality", "E-CLIP avg attribute 68.4"),
     }
+    theirs = PUBLISHED["robustness"]["CLIP"]
+    records = {c: {"family": "robustness", "column": c, "data": "d", "top1": theirs[c] / 100} for c in ROBUSTNESS}
+    (tmp_path / "eval.json").write_text(json.dumps({"results": records}))
+    (table,) = make_tables([read_result_file(tmp_path / "eval.json")])
+    lines = table.markdown().splitlines()
+    published, measured = (
+        next(line for line in lines if line.startswith(f"| {m} ")) for m in ("CLIP (published)", tmp_path.name)
+    )
+    assert published.split("|")[2:] == measured.split("|")[2:]  # the same columns give the same averages
+    assert published.rstrip(" |").endswith("29.9")
+    assert "the paper prints: CLIP OOD avg 29.0; A-CLIP OOD avg 30.3." in lines[-1]
 
 
-def test_no_file_of_results_is_one_line(tmp_path, capsys):
-    (tmp_path / "x.json").write_text('{"results": [1]}')
-    assert cli(["report", str(tmp_path / "x.json")]) == 2
-    assert "x.json: is no file of results" in capsys.readouterr().err
+def of_clip_benchmark(dataset, task, metrics, **about):
+    about = {"model": "ViT-B-32", "pretrained": "laion2b"} | about
+    return {"dataset": dataset, "task": task, "metrics": metrics, "language": "en"} | about
+
+
+ACC = {"acc1": 0.5, "acc5": 0.9, "mean_per_class_recall": 0.4}
+RECALLS = {f"{what}_retrieval_recall@{k}": k / 20 + (what == "text") / 100 for what in ("image", "text") for k in (1, 5, 10)}
+# What clip_benchmark wrote, and the cells that it fills: family, column, percent.
+MAPPED = [
+    (of_clip_benchmark("wds/vtab/cifar10", "zeroshot_classification", ACC), [("zero_shot", "CIFAR10", 50.0)]),
+    (of_clip_benchmark("wds/cars", "zeroshot_classification", ACC), [("zero_shot", "Cars", 50.0)]),
+    (of_clip_benchmark("imagenet-a", "zeroshot_classification", ACC), [("robustness", "A", 50.0)]),
+    (of_clip_benchmark("wds/imagenetv2", "zeroshot_classification", ACC), [("robustness", "V2", 50.0)]),
+    (
+        of_clip_benchmark("wds/voc2007", "zeroshot_classification", {"mean_average_precision": 0.7}),
+        [("zero_shot", "VOC2007", 70.0)],
+    ),
+    (
+        of_clip_benchmark("wds/mscoco_captions", "zeroshot_retrieval", RECALLS),
+        [("retrieval", "text COCO", (6.0, 26.0, 51.0)), ("retrieval", "image COCO", (5.0, 25.0, 50.0))],
+    ),
+    (
+        of_clip_benchmark("imagenet1k", "linear_probe", {"lp_acc1": 0.6, "lp_acc5": 0.9, "fewshot_k": -1, "seed": 0}),
+        [("linear_probe", "ImageNet-1K", 60.0)],
+    ),
+    (
+        of_clip_benchmark("sugar_crepe/add_att", "image_caption_selection", {"text_acc": 0.8, "image_acc": 1.0, "acc": 0.8}),
+        [("compositionality", "add_attribute", 80.0)],
+    ),
+]
+LEFT_OUT = {
+    "is in no table here": of_clip_benchmark("wds/objectnet", "zeroshot_classification", ACC),
+    "captioning on mscoco_captions: is in no table": of_clip_benchmark("mscoco_captions", "captioning", {"Bleu_1": 0.3}),
+    "in the language 'it'": of_clip_benchmark("imagenet1k", "zeroshot_classification", ACC, language="it"),
+    "without recall at 1": of_clip_benchmark("flickr8k", "zeroshot_retrieval", {"text_retrieval_recall@5": 0.5}),
+    "at 5 before 10": of_clip_benchmark("flickr8k", "zeroshot_retrieval", {k: v for k, v in RECALLS.items() if "@5" not in k}),
+    "of 16 pictures a class": of_clip_benchmark("cifar10", "linear_probe", {"lp_acc1": 0.6, "fewshot_k": 16}),
+    "has none of the metrics": of_clip_benchmark("cifar10", "zeroshot_classification", {"loss": 1.0}),
+}
+
+
+@pytest.mark.parametrize(("content", "cells"), MAPPED, ids=[content["dataset"] for content, _ in MAPPED])
+def test_results_of_clip_benchmark_are_read(content, cells, tmp_path):
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    tables = {table.family: table for table in make_tables([read_result_file(tmp_path / "b.json")])}
+    assert {family for family, _, _ in cells} == set(tables)
+    for family, column, value in cells:
+        (row,) = tables[family].rows.values()
+        assert list(tables[family].rows) == ["ViT-B-32 laion2b"]
+        assert row[column] == pytest.approx(value if isinstance(value, tuple) else (value,))
+
+
+@pytest.mark.parametrize("words", LEFT_OUT)
+def test_what_clip_benchmark_has_and_no_table_has_is_said_in_one_line(words, tmp_path, capsys):
+    (tmp_path / "b.json").write_text(json.dumps(LEFT_OUT[words]))
+    (tmp_path / "good.json").write_text(json.dumps(MAPPED[0][0]))
+    assert cli(["report", str(tmp_path / "b.json"), str(tmp_path / "good.json")]) == 0
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.err.count("\n") == 1
+    assert "| ViT-B-32 laion2b |" in printed.out
+    assert cli(["report", str(tmp_path / "b.json")]) == 2
+    assert "no results in it" in capsys.readouterr().err
+
+
+def test_what_was_measured_under_a_mask_or_on_some_pictures_has_a_row_of_its_own(tmp_path):
+    whole = {"family": "zero_shot", "column": "Cars", "data": "d", "top1": 0.5, "patch_mask": None, "limit": None}
+    changes = {"eval": {}, "eval_pgs": {"top1": 0.25, "patch_mask": {"name": "pgs"}}, "eval_try": {"top1": 0.75, "limit": 10}}
+    for name, changed in changes.items():
+        record = whole | changed
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": {"r": record}}))
+    (table,) = make_tables(map(read_result_file, sorted(tmp_path.iterdir())))
+    found = {"": 50.0, ", under pgs": 25.0, ", first 10": 75.0}
+    assert table.rows == {f"{tmp_path.name}{condition}": {"Cars": (value,)} for condition, value in found.items()}
+
+
+NO_RESULTS = [
+    "",
+    "[]",
+    "{}",
+    "null",
+    '{"results": [1]}',
+    '{"results": {"r": {"family": "zero_shot"}}}',
+    '{"results": {"r": 1}}',
+]
+
+
+@pytest.mark.parametrize("text", NO_RESULTS)
+def test_no_file_of_results_is_one_line(text, tmp_path, capsys):
+    (tmp_path / "x.json").write_text(text)
+    assert cli(["report", str(tmp_path / "x.json"), "--figure", str(tmp_path / "x.png")]) == 2
+    error = capsys.readouterr().err
+    assert "x.json: is no file of results" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_each_file_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "b.json").write_text(json.dumps(MAPPED[0][0]))
+    opened, read_text = [], type(tmp_path).read_text
+    monkeypatch.setattr(type(tmp_path), "read_text", lambda path, **kw: opened.append(path.name) or read_text(path, **kw))
+    assert cli(["report", str(tmp_path / "b.json")]) == 0
+    assert opened.count("b.json") == 1

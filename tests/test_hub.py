@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 from hub_server import HubServer
+from huggingface_hub.utils import httpx
 from packaging.requirements import Requirement
 
-from hf_maskclip import export_to_clip
+from hf_maskclip import export_to_clip, model_folder
 from hf_maskclip.cli import main
+from hf_maskclip.hub import repository
 from hf_maskclip.hub.repository import ModelRepository
 from hf_maskclip.hub.space import PACKAGE, SpaceRepository, requirements
 
@@ -45,6 +47,60 @@ def test_what_is_no_run_is_refused(finished_run, tmp_path, capsys):
     assert "is no finished run, it has no config.yaml, eval.json, export/model.safetensors" in capsys.readouterr().err
     assert main(["push", str(finished_run), "name", "--dry_run"]) == 2
     assert "repository 'name': must be in the form org/name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_a_push_makes_the_card_once_and_asks_for_it_once(is_edited, finished_run, monkeypatch, tmp_path, capsys):
+    done = []
+    (tmp_path / "README.md").write_text("written on the Hub")
+
+    def note(name, answer):
+        return lambda *arguments, **options: done.append((name, arguments)) or answer
+
+    monkeypatch.setattr(repository, "file_exists", note("asked", is_edited))
+    monkeypatch.setattr(repository, "hf_hub_download", note("read", str(tmp_path / "README.md")))
+    monkeypatch.setattr(repository, "upload", note("sent", "https://hub/org/name"))
+    made, card_of_run = [], repository.card_of_run
+    monkeypatch.setattr(repository, "card_of_run", lambda *a: made.append(a) or card_of_run(*a))
+    assert main(["push", str(finished_run), "org/name"]) == 0
+    assert len(made) == 1
+    assert [name for name, _ in done] == ["asked", *(["read"] if is_edited else []), "sent"]
+    assert ("README.md" in done[-1][1][1]) is not is_edited  # an edited card is kept
+    printed = capsys.readouterr().out
+    assert ("org/name has a card that was edited on the Hub: it is kept" in printed) is is_edited
+    assert "pushed to https://hub/org/name" in printed
+
+
+def test_without_network_a_dry_run_goes_on_and_a_push_is_one_line_at_once(finished_run, monkeypatch, capsys):
+    tries = []
+
+    def no_answer(*arguments):
+        tries.append(arguments)
+        raise httpx.ConnectError("no network")
+
+    monkeypatch.setattr(repository, "file_exists", no_answer)
+    monkeypatch.setattr(repository, "hf_hub_download", lambda *a: pytest.fail("it tries for half a minute"))
+    assert main(["push", str(finished_run), "org/name", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "the Hub cannot be asked whether the card of org/name was edited there (ConnectError: no network); a push" in printed
+    assert "would go to org/name (private)" in printed
+    assert main(["push", str(finished_run), "org/name"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert len(tries) == 2
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_without_network_a_model_of_the_hub_is_one_line_at_once(command, monkeypatch, tmp_path, capsys):
+    def no_answer(*arguments):
+        raise httpx.ConnectError("no network")
+
+    monkeypatch.setattr(model_folder, "file_exists", no_answer)
+    out = str(tmp_path / "out.json")
+    options = {"evaluate": ["--model", "org/name", "--suite", "scenes", "--output", out], "export": ["org/name", out]}[command]
+    assert main([command, *options]) == 2
+    error = capsys.readouterr().err
+    assert "org/name: no such folder, nor kept here of the Hub, which cannot be asked (ConnectError)" in error
+    assert error.count("\n") == 1
 
 
 @pytest.fixture

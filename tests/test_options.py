@@ -131,7 +131,7 @@ def shuffle_buffer(on: Effects):
 
 def stream(on: Effects):
     def way(run: Run) -> tuple[bool, bool]:
-        return run.data.state.exact, run.data.loader.dataset.open_epoch.keywords["resampled"]
+        return run.data.state.is_exact, run.data.loader.dataset.open_epoch.keywords["resampled"]
 
     assert on.both(way, stream="resampled") == ((True, False), (False, True))
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,6 +151,16 @@ def test_a_run_goes_on_with_deepspeed_or_without_as_it_began(run, monkeypatch):
         run(resume="auto")
 
 
+def test_deepspeed_goes_on_with_as_many_processes_only(tmp_path):
+    (tmp_path / TAG).mkdir()
+    for rank in range(2):
+        (tmp_path / TAG / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    split = object.__new__(DeepSpeedParallel)
+    split.accelerator = SimpleNamespace(num_processes=3)
+    with pytest.raises(ConfigError, match="was saved by 2 processes of DeepSpeed, which goes on with as many only"):
+        split._load([], str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("launcher", "changed", "message"),
     [
@@ -157,9 +168,13 @@ def test_a_run_goes_on_with_deepspeed_or_without_as_it_began(run, monkeypatch):
         ("FSDP", {"patch_mask": "attentive"}, "patch_mask attentive: needs whole weights"),
         ("FSDP", {"patch_mask": {"name": "pgs", "embedding_weight": 0.5}}, "patch_mask pgs: needs whole weights"),
         ("FSDP", {"compile": True}, "compile: needs whole weights"),
+        ("FSDP", {}, "FSDP: splits a model over processes, and this run is a single one"),
+        ("DEEPSPEED", {}, "DeepSpeed: splits a model over processes, and this run is a single one"),
     ],
 )
 def test_what_cannot_be_split_over_processes_is_refused(launcher, changed, message, monkeypatch, run):
+    if launcher == "DEEPSPEED":
+        require("deepspeed")
     monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
     with pytest.raises(ConfigError, match=message):
         run(**changed)

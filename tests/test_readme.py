@@ -13,8 +13,10 @@ from transformers import AutoModel, CLIPModel, pipeline
 
 from hf_maskclip import cli, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser
-from hf_maskclip.conversion.open_clip import MODELS, export_to_open_clip, to_open_clip_weights
+from hf_maskclip.conversion.open_clip import export_to_open_clip, to_open_clip_weights
+from hf_maskclip.conversion.open_clip_architecture import MODELS
 from hf_maskclip.evaluation.command import check_options
+from hf_maskclip.evaluation.datasets import scenes
 from training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,11 +156,26 @@ def test_the_code_runs_as_written(code, folder):
         assert type(AutoModel.from_pretrained("runs/pairs/export")) is CLIPModel
 
 
+def test_the_commands_that_draw_evaluate_and_report_run_as_written(folder, monkeypatch, capsys):
+    random_picture(1).save("another.jpg")
+    for name in ("SCENES_PER_SET", "PROBE_SCENES", "COMPOSITIONALITY_SCENES"):
+        monkeypatch.setattr(scenes, name, 20)
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    wanted = ("hf-maskclip masks ", "hf-maskclip evaluate --model runs/quickstart", "hf-maskclip report runs/quickstart")
+    commands = dict.fromkeys(line for line in lines if line.startswith(wanted))
+    assert len(commands) == 4
+    for line in commands:
+        assert cli.main(shlex.split(line, comments=True)[1:]) == 0, capsys.readouterr().err
+    assert all(Path(name).stat().st_size for name in ("masks.png", "steps.png", "runs/quickstart/eval_scenes.json"))
+    assert "zero_shot" not in capsys.readouterr().err
+
+
 def test_the_commands_that_convert_and_export_run_as_written(folder, make_clip, make_model, processor, monkeypatch, capsys):
     open_clip = pytest.importorskip("open_clip", reason="open_clip is of the test extra")
     export_to_open_clip(make_clip(), "tiny", processor)
     monkeypatch.setitem(MODELS, "ViT-B-16", json.loads(Path("tiny/open_clip_config.json").read_text())["model_cfg"])
-    monkeypatch.setattr(cli, "CLIP_TOKENIZER", "runs/quickstart/export")
+    tokenizer = processor.tokenizer
+    monkeypatch.setattr("hf_maskclip.conversion.command.clip_tokenizer", lambda: tokenizer)
     weights = {f"module.{name}": weight for name, weight in to_open_clip_weights(make_clip().state_dict()).items()}
     torch.save({"epoch": 32, "state_dict": weights}, "epoch_32.pt")
     checkpoint = "runs/clip-pgs-b16/checkpoints/step-00010000"

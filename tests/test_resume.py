@@ -79,11 +79,61 @@ def test_a_run_killed_three_times_is_the_one_without_kills(num_processes, num_wo
     assert [name for name in names if not name.endswith(".partial")] == ["step-00000027", "step-00000030"]
 
 
-def test_a_checkpoint_of_another_split_is_refused(run):
+def test_a_checkpoint_of_another_split_is_refused_and_the_way_on_is_named(run):
     _, _, folder = run(checkpoint_every=2)
-    with pytest.raises(ConfigError, match="is of num_workers 0, this run has 2: use as many"):
+    there = "is of 1 processes x 0 workers, this run has 1 processes x 2 workers"
+    with pytest.raises(ConfigError, match=f"{there}: use as many, or --resume fresh_pass, .* resampled goes on") as error:
         run(checkpoint_every=2, num_workers=2, resume="auto")
+    assert "\n" not in str(error.value)
     assert (folder / "export").is_dir()
+
+
+@pytest.mark.slow
+def test_a_fresh_pass_goes_on_with_other_workers_and_from_there_exactly(run, tmp_path, monkeypatch, capsys):
+    """What the model has learnt stays, the optimizer and its schedule too; the order of samples alone is new."""
+    keys, use = [], LoaderState.use
+    monkeypatch.setattr(LoaderState, "use", lambda *a, **k: keys.append(a[1].keys) or use(*a, **k))
+    options = {"max_steps": 9, "checkpoint_every": 1, "shuffle_buffer": 5, "crop_scale": 1.0, "flip": 0.0}
+    _, expected, folder = run(**options)
+    first = list(keys)
+    as_killed_at(folder, 4)
+    keys.clear()
+    assert same(run(**options, resume="fresh_pass")[1]) == same(expected)  # where nothing has changed, nothing changes
+    assert keys == first[4:]
+    assert "fresh pass" not in capsys.readouterr().out
+    as_killed_at(folder, 4)
+    keys.clear()
+    _, steps, _ = run(**options, num_workers=2, resume="fresh_pass")
+    assert "is of 1 processes x 0 workers, this run has 1 processes x 2 workers: it begins a fresh" in capsys.readouterr().out
+    assert same(steps[:4]) == same(expected[:4])
+    assert [(r["step"], r["samples_seen"]) for r in steps] == [(number, 4 * number) for number in range(1, 10)]
+    assert [r["learning_rate"] for r in steps] == [r["learning_rate"] for r in expected]
+    assert len(keys) == 5
+    assert keys != first[4:]
+    fresh = list(keys)
+    for step in (5, 7):  # the second worker has made no batch yet, and both have
+        as_killed_at(folder, step)
+        keys.clear()
+        assert same(run(**options, num_workers=2, resume="auto")[1]) == same(steps)
+        assert keys == fresh[step - 4 :]
+
+
+@pytest.mark.slow
+def test_a_fresh_pass_goes_on_with_fewer_and_with_more_processes(options, data, tmp_path):
+    bad = {f"4-{n}": {"png": b"", "txt": b"a ball"} for n in range(3)}
+    write_shard(data / "train-4.tar", bad | {f"4-{n}": pair(n) for n in range(3, 8)})
+    options |= {"max_steps": 8, "checkpoint_every": 1, "shuffle_buffer": 5, "resume": "fresh_pass"}
+    skipped, seen = [], []
+    for number, (num_processes, step) in enumerate(((2, 8), (1, 12), (2, 16))):
+        processes = Processes(num_processes, tmp_path / f"printed-{number}", program, words(options | {"max_steps": step}))
+        assert set(processes.wait()) == {0}, processes.printed()[-3000:]
+        assert processes.printed().count("it begins a fresh pass over the data") == (number > 0)
+        last = losses_of(options["output_dir"])[-1]
+        assert last["step"] == step
+        skipped.append(sum(last["skipped"].values()))
+        seen.append(last["samples_seen"])
+    assert seen == [64, 80, 112]
+    assert 0 < skipped[0] < skipped[1] < skipped[2]  # of all processes, whoever counted it
 
 
 def test_resuming_where_there_is_no_checkpoint_starts_anew(run, tmp_path):
@@ -155,15 +205,6 @@ def two_steps(run) -> Path:
     return run(max_steps=2, checkpoint_every=2)[2]
 
 
-def test_an_average_that_the_checkpoint_lacks_is_one_line_without_a_record_too(two_steps, run):
-    (two_steps / "checkpoints" / "step-00000002" / "run.json").unlink()
-    with pytest.raises(
-        ConfigError, match="resume: .*step-00000002 has other averaged weights than this run: give its ema_momentum"
-    ) as error:
-        run(max_steps=4, resume="auto", ema_momentum=0.9)
-    assert "\n" not in str(error.value)
-
-
 def test_what_may_change_passes_and_moved_data_is_the_same_data(run, data):
     _, expected, folder = run(checkpoint_every=2)
     as_killed_at(folder, 2)
@@ -176,7 +217,7 @@ def test_what_may_change_passes_and_moved_data_is_the_same_data(run, data):
 
 def test_samples_seen_counts_what_was_seen(two_steps, run):
     """A resampled stream goes on with other processes: 100 pairs of two steps stand for a run on more of them."""
-    record = two_steps / "checkpoints" / "step-00000002" / "run.json"
+    record = two_steps / "checkpoints" / "step-00000002" / "record.json"
     record.write_text(record.read_text().replace('"samples_seen": 8', '"samples_seen": 100'))
     summary, steps, _ = run(max_steps=0, samples_seen=110, resume="auto")
     assert [record["samples_seen"] for record in steps] == [4, 8, 104, 108, 112]
@@ -186,3 +227,13 @@ def test_samples_seen_counts_what_was_seen(two_steps, run):
 def test_data_that_cannot_be_read_for_now_is_not_taken_for_other_data(two_steps, run, data):
     (data / "train-1.tar").write_bytes(b"an error page")
     assert len(run(max_steps=4, resume="auto")[1]) == 4
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_line(run):
+    _, _, folder = run(checkpoint_every=2)
+    record = folder / "checkpoints" / "step-00000002" / "record.json"
+    assert record.is_file()
+    as_killed_at(folder, 2)
+    record.rename(record.with_name("run.json"))
+    with pytest.raises(ConfigError, match="step-00000002 has no record.json: an older version saved it"):
+        run(checkpoint_every=2, resume="auto")

@@ -11,8 +11,8 @@ from helpers import pair, write_shard
 
 from hf_maskclip.data import shards
 from hf_maskclip.data.sources import open_files
-from hf_maskclip.errors import TrainingStopped
-from training.data.skipping import LOG_EVERY, WINDOW, SkipMonitor
+from hf_maskclip.errors import ConfigError, TrainingStopped
+from training.data.skipping import EMPTY_EPOCHS, LOG_EVERY, WINDOW, SkipMonitor
 
 
 def test_the_first_sample_of_each_cause_and_every_thousandth_is_logged(caplog):
@@ -30,7 +30,7 @@ def test_the_first_sample_of_each_cause_and_every_thousandth_is_logged(caplog):
     assert monitor.causes == {"image_missing": 2000, "caption_missing": 1}
 
 
-@pytest.mark.parametrize(("max_share", "allowed"), [(0.1, 100), (0.0, 0), (1.0, 999)])
+@pytest.mark.parametrize(("max_share", "allowed"), [(0.1, 100), (0.0, 0), (0.999, 999)])
 def test_a_share_above_the_limit_stops_with_the_causes_and_the_worst_shard(max_share, allowed):
     monitor = SkipMonitor(max_share)
 
@@ -69,11 +69,35 @@ def test_too_many_lost_shards_stop_though_each_is_one_sample(num_lost, stops):
         read_an_epoch_of_ten_shards()
 
 
-def test_nothing_usable_stops_whatever_the_limit():
+def test_where_all_may_be_skipped_only_epochs_without_a_pair_stop():
     monitor = SkipMonitor(max_share=1.0)
-    with pytest.raises(TrainingStopped, match="1000 of the last 1000"):
-        for _ in range(WINDOW):
+
+    def read_an_epoch(used: int) -> None:
+        for _ in range(WINDOW + 1):
             monitor.count_skipped("image_missing", "key", "bad.tar")
+        for _ in range(used):
+            monitor.count_used("bad.tar")
+        monitor.end_epoch()
+
+    for used in (*[0] * (EMPTY_EPOCHS - 1), 1, *[0] * (EMPTY_EPOCHS - 1)):
+        read_an_epoch(used)
+    with pytest.raises(TrainingStopped, match=r"no image-text pair in 10 epochs of a data worker \(image_missing \d+\)"):
+        read_an_epoch(0)
+
+
+@pytest.mark.parametrize("max_share", [0.5, 1.0])
+def test_a_long_start_without_captions_is_read_over_where_all_may_be_skipped(max_share, run, tmp_path, caplog):
+    rows = [{"png": b"", "txt": b""}] * 1100 + [pair(number) for number in range(8)]
+    write_shard(tmp_path / "late.tar", {f"{number:04d}": row for number, row in enumerate(rows)})
+    options = {"train_data": str(tmp_path / "late.tar"), "shuffle_buffer": 0, "max_skipped_share": max_share}
+    if max_share < 1:
+        with pytest.raises(ConfigError, match=r"in the first 1000 samples \(caption_empty 1000\)"):
+            run(**options)
+        return
+    summary, steps, _ = run(**options)
+    assert len(steps) == 4
+    assert summary["skipped"] == {"caption_empty": 2200}
+    assert f"{tmp_path}/late.tar: no usable image-text pair in the first 1000 samples; reading on" in caplog.messages
 
 
 class FailingFiles(LocalFileSystem):

@@ -17,15 +17,7 @@ from hf_maskclip.errors import ConfigError
 from training import tracking
 from training.config import TrainingConfig
 from training.loop import progress_bar
-from training.tracking import (
-    MetricsLog,
-    ProgressLines,
-    SlowDataWarning,
-    check_tracker,
-    draw_curves,
-    read_metrics,
-    start_tracker,
-)
+from training.tracking import MetricsLog, ProgressLines, SlowDataWarning, StepResult, check_tracker, read_metrics, start_tracker
 from training.train import main
 
 NAMES = "loss learning_rate logit_scale kept_patches samples_seen samples_per_second data_seconds step_seconds skipped"
@@ -165,51 +157,37 @@ def test_the_progress_bar_counts_pairs_and_is_off_where_nobody_looks(monkeypatch
     assert progress_bar(run).disable
 
 
-def test_a_log_that_is_no_terminal_has_a_line_a_minute(capsys, monkeypatch):
+def test_a_log_that_is_no_terminal_has_a_line_every_half_minute(capsys, monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
     monkeypatch.setattr(tracking, "time", clock)
-    lines = ProgressLines(num_steps=1000, is_on=True)
+    lines = ProgressLines(num_steps=1000, num_patches=64, is_on=True)
     for step in range(1, 101):
-        lines.step(step, 8 * step, loss=2.0, learning_rate=1e-3, data_seconds=0.5, step_seconds=2.0)
+        lines.step(step, 8 * step, StepResult(2.0, 44.8), learning_rate=1e-3, data_seconds=0.5, step_seconds=2.0)
         clock.now += 2.0
     printed = capsys.readouterr().err.splitlines()
-    assert printed[0] == "step 1 of 1000, 8 samples, loss 2.0000, learning rate 0.001"
-    rest = "loss 2.0000, learning rate 0.001, 4.0 images/s, 25% of the time waiting for data"
+    assert printed[0] == "step 1 of 1000, 8 pairs, loss 2.0000, 45 of 64 patches, learning rate 0.001"
+    rest = "loss 2.0000, 45 of 64 patches, learning rate 0.001, 4.0 pairs/s, 25% of the time waiting for data"
+    left = ["0:32:48", "0:32:18", "0:31:48", "0:31:18", "0:30:48", "0:30:18"]
     assert printed[1:] == [
-        f"step 31 of 1000, 248 samples, {rest}, 0:32:18 left",
-        f"step 61 of 1000, 488 samples, {rest}, 0:31:18 left",
-        f"step 91 of 1000, 728 samples, {rest}, 0:30:18 left",
+        f"step {step} of 1000, {8 * step} pairs, {rest}, {time} left"
+        for step, time in zip(range(16, 92, 15), left, strict=True)
     ]
 
 
 def test_a_run_says_its_first_step_its_checkpoints_and_its_evaluations(run, data, capsys):
     _, _, folder = run(checkpoint_every=2, eval_every=2, eval_data=f"{data}/val-0.tar")
     printed = capsys.readouterr().err
-    assert "step 1 of 4, 4 samples, loss " in printed
+    what = "tiny, 1.5 million parameters, patch mask pgs over 64 patches; "
+    assert f"{what}{data}/train-*.tar, 4 shards; steps 1 to 4 of 4 pairs; 1 process with 0 data workers each, on " in printed
+    assert "step 1 of 4, 4 pairs, loss " in printed
     assert f"step 2: saved {folder}/checkpoints/step-00000002\n" in printed
     assert "step 2: retrieval_data: image_to_text_recall@1 " in printed
 
 
 @pytest.mark.parametrize(("losses", "is_said"), [([math.log(16)] * 20, True), ([3.0] * 20 + [1.0] * 10, False), ([], False)])
 def test_a_loss_that_ends_at_chance_is_said(losses, is_said, caplog):
-    lines = ProgressLines(num_steps=40, is_on=False)
+    lines = ProgressLines(num_steps=40, num_patches=64, is_on=False)
     for step, loss in enumerate(losses, start=1):
-        lines.step(step, 16 * step, loss, 0.1, 0.0, 1.0)
+        lines.step(step, 16 * step, StepResult(loss, 64), 0.1, 0.0, 1.0)
     lines.warn_of_chance(16)
     assert ("which is chance for 16 pairs (ln 16)" in caplog.text) == is_said
-
-
-@pytest.mark.parametrize(
-    ("evaluated_at", "panels"), [([], 2), ([4], 2), ([2, 4], 3)], ids=["never", "at the end alone", "on the way"]
-)
-def test_curves_have_what_was_measured_several_times(evaluated_at, panels, tmp_path):
-    records = [{"step": step, "loss": 5 - step, "learning_rate": 0.1} for step in range(1, 5)]
-    records += [{"step": step, "eval/a/top1": 0.5, "eval/b/recall@10": 0.7} for step in evaluated_at]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    figure = draw_curves(tmp_path / "metrics.jsonl")
-    assert [axis.get_title() for axis in figure.axes] == ["loss", "learning rate", "zero-shot accuracy and recall"][:panels]
-    assert list(figure.axes[0].lines[0].get_ydata()) == [4, 3, 2, 1]
-    assert len(figure.legends) == panels - 2
-    if panels == 3:
-        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a/top1", "b/recall@10"]
-        assert figure.axes[2].get_legend() is None  # it would lie on the points

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import IMAGE_SIZE
 from processes import Processes
-from transformers import CLIPModel, Trainer, TrainingArguments
+from transformers import CLIPModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_maskclip import MaskCLIPForImageClassification, MaskCLIPModel, PatchMaskCallback, PatchSelection
 from hf_maskclip.losses import MAX_LOGIT_SCALE
@@ -54,6 +54,23 @@ def test_the_ratio_grows_and_the_last_steps_see_whole_images(make_model, tmp_pat
     assert model.config.patch_mask == {"name": "random", "mask_ratio": 0.5}
     model.train()(**collate(pairs(4)))
     assert seen[-1].indices.shape[1] == 8  # after the training, the mask is the model's alone
+
+
+def test_a_training_that_fails_between_two_steps_leaves_the_mask_to_the_model(make_model, tmp_path):
+    model = make_model("random")
+    seen = recorded(model)
+
+    class Failing(TrainerCallback):
+        def on_log(self, args, state, control, **kwargs):
+            raise OSError("the disk is full")
+
+    trainer = trainer_of(model, tmp_path, PatchMaskCallback(unmasked_tuning_steps=5))
+    trainer.add_callback(Failing())
+    with pytest.raises(OSError, match="the disk is full"):
+        trainer.train()
+    assert seen == [None]  # all five steps are to see whole images
+    model.train()(**collate(pairs(4)))
+    assert seen[-1].indices.shape[1] == 8
 
 
 def test_progress_is_the_share_of_steps_done_whatever_is_accumulated(make_model, tmp_path, monkeypatch):

@@ -130,7 +130,9 @@ class TrainingConfig:
         "exact: every sample once an epoch, exact resume; resampled: each process reads all shards in its own order",
     )
     max_skipped_share: float = option(
-        0.5, "share of a worker's last 1,000 samples that may be unusable before the run stops", SHARE
+        0.5,
+        "share of a worker's last 1,000 samples that may be unusable before the run stops; 1: go on while there is any",
+        SHARE,
     )
     num_workers: int = option(2, "data loading processes per training process; 0 loads in the training process")
 
@@ -165,7 +167,11 @@ class TrainingConfig:
     eval_every: int = option(0, "steps between evaluations; one at the end in any case")
     checkpoint_every: int = option(0, "steps between checkpoints")
     keep_checkpoints: int = option(0, "how many of the last checkpoints stay; 0: all")
-    resume: Literal["none", "auto"] = option("none", "auto: go on from the last checkpoint in output_dir, if there is one")
+    resume: Literal["none", "auto", "fresh_pass"] = option(
+        "none",
+        "auto: go on from the last checkpoint in output_dir, if there is one; fresh_pass: also with another number of "
+        "processes or workers, which then begin a new pass over the data",
+    )
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = option("none", "tracker besides metrics.jsonl")
 
     # The program

@@ -13,9 +13,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.config import TrainingConfig
+from training.data.batches import Batch
 from training.data.loader import start_workers
 from training.loop import expect_batch, training_step
-from training.run import prepare
+from training.run import Run, prepare
 
 DRY_PAIRS = 4  # of the one step
 
@@ -58,17 +59,26 @@ def dry_run(config: TrainingConfig) -> dict[str, float]:
         "kept_patches": result.kept_patches,
         "loss": result.loss,
     }
-    print(f"""
-model       {config.model}, {parameters / 1e6:.1f} million parameters
+    if run.accelerator.is_main_process:
+        print(in_words(config, run, numbers, batch, warmup_steps, seconds))
+    return numbers
+
+
+def in_words(
+    config: TrainingConfig, run: Run, numbers: dict[str, float], batch: Batch, warmup_steps: int, seconds: float
+) -> str:
+    """The table of a run that takes these numbers; `batch` is that of the one step, which took so many seconds."""
+    processes, num_patches = run.accelerator.num_processes, run.learner.model.vision_model.embeddings.num_patches
+    return f"""
+model       {config.model}, {numbers["parameters"] / 1e6:.1f} million parameters
 data        {config.train_data}: {run.data.source.stream.num_shards} shards, first batch read: {", ".join(batch.keys[:2])}, ...
-run         {num_steps:,} steps of {config.batch_size} pairs x {processes} processes, {warmup_steps:,} of them warm-up
-patches     {numbers["kept_patches"]:.0f} of {model.vision_model.embeddings.num_patches} visible
+run         {numbers["steps"]:,} steps of {config.batch_size} pairs x {processes} processes, {warmup_steps:,} of them warm-up
+patches     {numbers["kept_patches"]:.0f} of {num_patches} visible
 FLOPs       {numbers["flops_per_step"] / 1e12:.3g} TFLOP a step, {numbers["flops"] / 1e18:.3g} EFLOP in all
 memory      {numbers["state_bytes"] / 1e9:.2f} GB for weights, gradients and optimizer on each process,
             {numbers["activation_bytes"] / 1e9:.2f} GB for activations
-one step    of {pairs} pairs: loss {result.loss:.3f}, {seconds:.1f} s
-""")
-    return numbers
+one step    of {run.config.batch_size} pairs: loss {numbers["loss"]:.3f}, {seconds:.1f} s
+"""
 
 
 @contextmanager

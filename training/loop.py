@@ -7,7 +7,6 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
@@ -24,24 +23,11 @@ from training.patch_selection import Chunk, kept_shares
 from training.run import Run
 from training.stopping import NumbersOnHost, StopRequest, leave_worker_deaths_to_the_loader, next_item
 from training.summary import evaluate, report_evaluation, results_in_words
-from training.tracking import MetricsLog, ProgressLines, SlowDataWarning
+from training.tracking import MetricsLog, ProgressLines, SlowDataWarning, StepResult
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss of a step is not a number. Nothing has changed in that step."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step gives.
-
-    Attributes:
-        loss: the mean over all processes.
-        kept_patches: the visible patches of an image of this process, in the mean.
-    """
-
-    loss: float
-    kept_patches: float
 
 
 def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
@@ -53,7 +39,8 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     config, state = run.config, run.data.state
     bar = progress_bar(run)
     slow_data = SlowDataWarning()
-    lines = ProgressLines(run.num_steps, is_on=bar.disable and run.accelerator.is_main_process)
+    num_patches = run.learner.model.vision_model.embeddings.num_patches
+    lines = ProgressLines(run.num_steps, num_patches, is_on=bar.disable and run.accelerator.is_main_process)
     run.learner.parallel.wrapped_model.train()
     batches = start_workers(run.data.loader)
     leave_worker_deaths_to_the_loader()
@@ -79,9 +66,9 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
 
         if config.log_every and step % config.log_every == 0:
             write_step(run, log, step, result, learning_rate, data_seconds, step_seconds)
-            bar.set_postfix_str(f"loss {result.loss:.3f}, {result.kept_patches:.0f} patches")
+        bar.set_postfix_str(f"step {step}, loss {result.loss:.3f}, {result.kept_patches:.0f} patches", refresh=False)
         bar.update(run.samples_per_step)
-        lines.step(step, run.samples_seen(step), result.loss, learning_rate, data_seconds, step_seconds)
+        lines.step(step, run.samples_seen(step), result, learning_rate, data_seconds, step_seconds)
         save_and_evaluate(run, log, lines, step)
         step_end = time.perf_counter()
     bar.close()
@@ -177,13 +164,12 @@ def end_early(run: Run, last_step: int, reason: int, item: Batch | Stopped) -> N
     """Save what was learnt up to a step, and say why the run ends.
 
     Raises:
-        TrainingStopped: the data of this process gave out.
+        TrainingStopped: the data of a process gave out.
     """
     where = f"saved {run.save(last_step)}" if last_step else "nothing was learnt yet"
-    if isinstance(item, Stopped):
-        raise TrainingStopped(f"train_data={run.config.train_data!r}: {item.reason}; {where}")
     if reason == StopRequest.DATA:
-        raise TrainingStopped(f"another process ran out of data after step {last_step}; {where}")
+        causes = dict.fromkeys(gather_object([item.reason] if isinstance(item, Stopped) else []))
+        raise TrainingStopped(f"train_data={run.config.train_data!r}: {'; '.join(causes)}; {where}")
     if run.accelerator.is_main_process:
         signal = StopRequest.TITLES[reason]
         print(f"{signal} after step {last_step}; {where}; the same command with --resume auto goes on from there")

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, compare_versions, set_seed
 from datasets import IterableDataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
@@ -36,7 +35,7 @@ from training.data.loader import build_loader, usable_workers
 from training.data.position import LoaderState, step_of
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
-from training.model.fit import LOOKED_AT, check_tokenizer, check_tokens
+from training.model.fit import check_tokenizer, check_tokens
 from training.model.optimization import build_average, build_schedule
 from training.model.presets import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
 from training.model.tokenizer import train_tokenizer
@@ -50,9 +49,10 @@ from training.saving.record import (
     check_data,
     check_options,
     data_identity,
-    samples_seen_by,
+    read_record,
     write_record,
 )
+from training.stopping import PATIENCE_WITH_PROCESSES
 from training.tracking import check_tracker
 
 TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
@@ -165,7 +165,7 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     """
     if int(os.environ.get("RANK", 0)) == 0:  # before the processes know of each other
         check_output_dir(Path(config.output_dir))
-    checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume == "auto" else None
+    checkpoint = latest_checkpoint(Path(config.output_dir)) if config.resume != "none" else None
     if checkpoint:
         check_options(checkpoint, config)
     else:
@@ -173,22 +173,20 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     check_tracker(config.report_to)
     parallel = parallel or requested_parallel()
     accelerator = start_accelerator(config)
-    samples_before = samples_seen_by(checkpoint, config.batch_size * accelerator.num_processes) if checkpoint else 0
+    samples_before = read_record(checkpoint)["samples_seen"] if checkpoint else 0
     num_steps, warmup_steps = config.schedule(accelerator.num_processes, step_of(checkpoint), samples_before)
     if checkpoint:
         check_checkpoint(checkpoint, parallel)
         check_budget(checkpoint, config, num_steps, samples_before)
 
     source = open_source(config.train_data, seed=config.seed, image_key=config.image_key, caption_key=config.caption_key)
-    source.check()
+    source.check(to_the_end=config.max_skipped_share == 1)
     identity = data_identity(source)
     if checkpoint:
         check_data(checkpoint, config, identity)
-    if accelerator.is_main_process:
-        say_equal_captions(source)
     config = with_usable_workers(config, source.stream.num_shards, accelerator)
     open_epoch = epoch_opener(source, config, accelerator)
-    model, processor = load_model(config, checkpoint, source)
+    model, processor = load_model(config, checkpoint, source, accelerator)
     data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor)
     learner = prepare_learner(model, processor, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
     return Run(config, accelerator, num_steps, checkpoint, samples_before, identity, data, learner)
@@ -203,6 +201,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             mixed_precision=config.mixed_precision,
             log_with=None if config.report_to == "none" else config.report_to,
             project_dir=config.output_dir,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE_WITH_PROCESSES)],
         )
     if accelerator.device.type == "cpu":
         use_share_of_cpus()
@@ -210,13 +209,13 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def say_equal_captions(source: Source) -> None:
+def say_equal_captions(spec: str, captions: list[str]) -> None:
     """Print the share of captions that come more than once, where it is large: the loss takes equal ones for different."""
-    counts = Counter(islice(source.captions(CAPTIONS_COMPARED), CAPTIONS_COMPARED))
+    counts = Counter(captions)
     share = sum(count for count in counts.values() if count > 1) / max(1, counts.total())
     if share > 0.05:
         print(
-            f"train_data={source.spec!r}: {share:.0%} of the first {counts.total()} captions are there more than once; "
+            f"train_data={spec!r}: {share:.0%} of the first {counts.total()} captions are there more than once; "
             "in a batch the loss takes equal ones for different"
         )
 
@@ -251,20 +250,27 @@ def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerato
     return open_epoch
 
 
-def load_model(config: TrainingConfig, checkpoint: Path | None, source: Source) -> tuple[MaskCLIPModel, CLIPProcessor]:
+def load_model(
+    config: TrainingConfig, checkpoint: Path | None, source: Source, accelerator: Accelerator
+) -> tuple[MaskCLIPModel, CLIPProcessor]:
     """The model and its processor, of the checkpoint or as the options say; a missing tokenizer is trained on the captions.
+
+    The first captions are read here, once for all that looks at them.
 
     Raises:
         ConfigError: model, tokenizer and image processor do not fit each other.
     """
     name = str(checkpoint) if checkpoint else config.model
     tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, name)
+    captions = list(source.captions(TOKENIZER_CAPTIONS if tokenizer is None else CAPTIONS_COMPARED))
+    if accelerator.is_main_process:
+        say_equal_captions(source.spec, captions[:CAPTIONS_COMPARED])
     if tokenizer is None:
-        tokenizer = train_tokenizer(source.captions(TOKENIZER_CAPTIONS), config.vocab_size, CONTEXT_LENGTH)
+        tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
     tokenizer_name = config.tokenizer or name
     check_tokens(tokenizer, tokenizer_name)
     model = build_model(name, config.patch_mask, tokenizer)
-    check_tokenizer(tokenizer, tokenizer_name, model.config.text_config, name, source.captions(LOOKED_AT))
+    check_tokenizer(tokenizer, tokenizer_name, model.config.text_config, name, captions)
     return model, build_processor(name, model, tokenizer)
 
 
@@ -290,7 +296,8 @@ def prepare_data(
     context_length = model.config.text_config.max_position_embeddings
     if config.text_tokens > context_length:
         fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {context_length}")
-    state = LoaderState(accelerator, config.num_workers, exact=config.stream == "exact")
+    is_exact, may_begin_anew = config.stream == "exact", config.resume == "fresh_pass"
+    state = LoaderState(accelerator, config.num_workers, is_exact, may_begin_anew)
     positions, num_batches_used = state.load(checkpoint) if checkpoint else ({}, 0)
     batches = PairBatches(
         open_epoch,
@@ -319,8 +326,10 @@ def prepare_learner(
     """The model in its wrapper, its optimizer and schedule, as the checkpoint has them if there is one."""
     average = build_average(model, config.ema_momentum)
     if config.gradient_checkpointing:
-        # The older name is deprecated where Transformers has the newer one.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        if compare_versions("transformers", ">=", "5.23"):
+            model.activation_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_enable()  # its older name
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
@@ -329,12 +338,7 @@ def prepare_learner(
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
     if checkpoint:
-        try:
-            accelerator.load_state(str(checkpoint))
-        except RuntimeError as error:
-            if "custom checkpoints" not in str(error):
-                raise
-            fail(f"resume: {checkpoint} has other averaged weights than this run: give its ema_momentum and patch_mask")
+        accelerator.load_state(str(checkpoint))
     # Not prepared: Accelerate would step it once for every process.
     schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, step_of(checkpoint))
     return Learner(model, processor, wrapped, average, schedule, patches, ContrastiveLoss())

@@ -1,4 +1,4 @@
-"""When training ends before its budget: a signal to end, data or a data worker that gives out, a loss that is not finite.
+"""When training ends before its budget: a signal to end, a launcher or a process that is gone, data that gives out.
 
 All processes come to the same decision at the same step, so that they can save a checkpoint together.
 """
@@ -8,26 +8,39 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 
-from hf_maskclip.distributed import largest
+from hf_maskclip.distributed import largest, world_size
+from hf_maskclip.errors import TrainingStopped
 from training.data.batches import Batch, Stopped
+
+# After so long without an answer another process is taken for lost. Evaluation and checkpoints are waited for as well.
+PATIENCE_WITH_PROCESSES = timedelta(minutes=30)
+# Of these `accelerate launch` sets the first for each process, `torchrun` the other.
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "LOCAL_RANK")
 
 
 class StopRequest:
-    """SIGTERM, by which schedulers announce the end of a job, or Ctrl-C, as something to ask about between two steps.
+    """SIGTERM, by which schedulers announce the end of a job, Ctrl-C, or the end of the launcher that had started this process
+    when this was made, as something to ask about between two steps.
 
     A second Ctrl-C is a `KeyboardInterrupt` at once. A context manager: the signals' former handlers are back at its end.
     """
 
-    NONE, SIGTERM, INTERRUPT, DATA = range(4)
-    TITLES: ClassVar = {SIGTERM: "SIGTERM", INTERRUPT: "Ctrl-C"}
+    NONE, SIGTERM, INTERRUPT, LAUNCHER, DATA = range(5)
+    TITLES: ClassVar = {SIGTERM: "SIGTERM", INTERRUPT: "Ctrl-C", LAUNCHER: "the launcher was killed: it ends"}
+
+    def __init__(self) -> None:
+        self._asked = self.NONE
+        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
 
     def __enter__(self) -> "StopRequest":
-        self._asked = self.NONE
         # Python lets the main thread alone handle signals; a run in another one, as in a notebook's server, goes without.
         self._handles = threading.current_thread() is threading.main_thread()
         if self._handles:
@@ -47,8 +60,28 @@ class StopRequest:
             print("Ctrl-C: this step is finished and saved; a second Ctrl-C ends at once", file=sys.stderr)
 
     def agreed(self, item: Batch | Stopped) -> int:
-        """What ends the training of this or another process: `NONE`, a signal, or `DATA` where one has no more batch."""
+        """What ends the training of this or another process: `NONE`, a signal, `LAUNCHER`, or `DATA` where one has no more
+        batch."""
+        if self._launcher not in (None, os.getppid()):  # a killed one ends nobody, and signals nobody
+            self._asked = self._asked or self.LAUNCHER
         return largest(self.DATA if isinstance(item, Stopped) else self._asked)
+
+
+@contextmanager
+def lost_processes_in_words() -> Iterator[None]:
+    """Turn what PyTorch raises where another process has ended, or is silent, into a TrainingStopped."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        is_of_processes = isinstance(error, dist.DistError) or "gloo" in text or "pair closure" in text
+        if world_size() == 1 or not is_of_processes:
+            raise
+        minutes = PATIENCE_WITH_PROCESSES.total_seconds() / 60
+        raise TrainingStopped(
+            f"another process of this run has ended, or has not answered for {minutes:.0f} minutes ({text}); "
+            "--resume auto goes on from the last checkpoint"
+        ) from error
 
 
 def leave_worker_deaths_to_the_loader() -> None:
@@ -66,10 +99,12 @@ def next_item(batches: Iterator[Batch | Stopped]) -> Batch | Stopped:
     """The next batch, or a [`Stopped`] where a data worker was killed."""
     try:
         return next(batches)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # PyTorch finds the death itself, or while it fetches a batch from there. What a worker raises comes as "Caught ...".
+        if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
             raise
-        return Stopped(f"a data worker was killed ({error}); where memory ran out, fewer num_workers take less")
+        reason = str(error) or type(error).__name__
+        return Stopped(f"a data worker was killed ({reason}); where memory ran out, fewer num_workers take less")
 
 
 class NumbersOnHost:

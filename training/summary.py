@@ -1,33 +1,37 @@
 """What a run says at its start and at its end: its folder, its evaluation, its pictures, and how to load the model."""
 
 import json
-from pathlib import Path
+import sys
+from importlib.metadata import version
 from typing import Any
 
+import torch
 import yaml
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from hf_maskclip import MaskCLIPModel, export_to_clip
+from hf_maskclip.data.specs import hub_ids_of, is_hub_id
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.evaluation import Encoder
+from hf_maskclip.evaluation.encoder import PACKAGES
 from hf_maskclip.evaluation.runner import run_evaluations
 from hf_maskclip.visualization import draw_patch_masks
 from training.run import Run
 from training.saving.checkpoint import prepare_output_dir
+from training.saving.example import make_example
 from training.saving.folder import FolderLock, write_state
 from training.tracking import MetricsLog, draw_curves, start_tracker
 
-# The masks of `masks.png`. PGS 0.5 is not among them: of scenes it leaves the same patches as PGS 0.3.
-SHOWN_MASKS = {"random": "random", "cluster": "cluster", "PGS 0.3": "pgs"}
+# The masks of `masks.png`. Of few patches CLIP-PGS 0.3 and 0.5 leave the same ones: one column stands for both.
+SHOWN_MASKS = {"random": "random", "cluster": "cluster", "PGS": "pgs"}
 
 
 def start_reports(run: Run) -> MetricsLog:
     """The run's folder, its configuration and its log, from which the records of steps that come again are gone."""
     if run.accelerator.is_main_process:
-        if run.checkpoint:
-            print(f"going on from {run.checkpoint}")
-        elif moved := prepare_output_dir(run.output_dir):
+        if not run.checkpoint and (moved := prepare_output_dir(run.output_dir)):
             print(f"{run.output_dir} held an earlier run: moved to {moved}")
+        print(run_in_words(run), file=sys.stderr, flush=True)
         run.lock = FolderLock(run.output_dir)
         write_state(run.output_dir, is_resumed=run.checkpoint is not None)
         options = yaml.safe_dump(run.config.as_options(), sort_keys=False, allow_unicode=True)
@@ -37,6 +41,21 @@ def start_reports(run: Run) -> MetricsLog:
     log = MetricsLog(run.accelerator, run.output_dir)
     log.forget_after(run.steps_done)
     return log
+
+
+def run_in_words(run: Run) -> str:
+    """What starts, on one line: from where, which model, on which data, for how long, on what."""
+    model, accelerator, config = run.learner.model, run.accelerator, run.config
+    start = f"going on from {run.checkpoint}: " if run.checkpoint else ""
+    mask = model.config.vision_config.patch_mask["name"]
+    shards = run.data.source.stream.num_shards
+    processes = f"{accelerator.num_processes} process" + ("es" if accelerator.num_processes > 1 else "")
+    return (
+        f"{start}{config.model}, {model.num_parameters() / 1e6:.1f} million parameters, patch mask {mask} over "
+        f"{model.vision_model.embeddings.num_patches} patches; {config.train_data}, {shards} shards; "
+        f"steps {run.steps_done + 1} to {run.num_steps} of {run.samples_per_step} pairs; "
+        f"{processes} with {config.num_workers} data workers each, on {accelerator.device.type}"
+    )
 
 
 def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
@@ -54,14 +73,26 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
         "steps": run.num_steps,
         "samples_seen": run.samples_seen(run.num_steps),
         "train_seconds": round(run.data.state.train_seconds, 1),
+        **origin_of(run),
         "skipped": sum_counts(run.data.state.skipped),
         "results": results,
     }
     if run.accelerator.is_main_process:
         (run.output_dir / "eval.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         draw_pictures(run)
-        print_summary(run.output_dir, summary)
+        print_summary(run, summary)
     return summary
+
+
+def origin_of(run: Run) -> dict[str, Any]:
+    """What the run found on the Hub, which cannot be told from names later, and what it ran on."""
+    model, device = run.config.model, run.accelerator.device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "hub": {"model": model if is_hub_id(model) else None, "train_data": hub_ids_of(run.config.train_data)},
+        "hardware": f"{run.accelerator.num_processes} x {kind}",
+        "versions": {name: version(name) for name in PACKAGES},
+    }
 
 
 def evaluate(run: Run, model: MaskCLIPModel) -> dict[str, dict[str, Any]]:
@@ -73,9 +104,10 @@ def evaluate(run: Run, model: MaskCLIPModel) -> dict[str, dict[str, Any]]:
 
 
 def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, Any]]) -> None:
-    numbers = {f"eval/{name}/{key}": value for name, metrics in results.items() for key, value in metrics.items()}
+    """Log the metrics, and nothing else that records say."""
+    numbers = {f"eval/{name}/{key}": record[key] for name, record in results.items() for key in record["standard_errors"]}
     if numbers:
-        log.write(step, **{key: value for key, value in numbers.items() if isinstance(value, (int, float))})
+        log.write(step, **numbers)
 
 
 def results_in_words(results: dict[str, dict[str, Any]]) -> str:
@@ -98,16 +130,29 @@ def draw_pictures(run: Run) -> None:
         draw_curves(run.output_dir / "metrics.jsonl").savefig(run.output_dir / "curves.png", dpi=150)
 
 
-def print_summary(output_dir: Path, summary: dict[str, Any]) -> None:
+def print_summary(run: Run, summary: dict[str, Any]) -> None:
+    """What was learnt from how much, what each file shows, and a picture to classify."""
+    folder = run.output_dir
     print(f"\n{summary['samples_seen']} pairs in {summary['steps']} steps, {summary['train_seconds']:.0f} s")
     if summary["skipped"]:
         print("skipped samples: " + ", ".join(f"{cause} {count}" for cause, count in summary["skipped"].items()))
     for name, metrics in summary["results"].items():
         print(results_in_words({name: metrics}))
     print(f"""
-Written to {output_dir}: export/, eval.json, metrics.jsonl, masks.png, curves.png. To load the model:
-
-    from transformers import AutoModel, pipeline
-    model = AutoModel.from_pretrained("{output_dir}/export")
-    classify = pipeline("zero-shot-image-classification", model="{output_dir}/export")
+In {folder}:
+    export/         the model: a plain CLIP, with its processor and tokenizer
+    eval.json       these results, and what each depends on
+    metrics.jsonl   loss, learning rate and speed of each step
+    curves.png      the same, drawn
+    masks.png       pictures of the training data, and what masks leave of them
 """)
+    model = run.learner.model.config
+    example = make_example(
+        folder,
+        run.data.evaluations,
+        run.data.source,
+        run.learner.processor.tokenizer,
+        model.text_config.max_position_embeddings,
+    )
+    if example:
+        print(example.in_words(folder / "export"))

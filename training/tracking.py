@@ -5,8 +5,8 @@ import logging
 import math
 import sys
 import time
-from collections import deque
-from dataclasses import asdict
+from collections import Counter, deque
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +23,7 @@ from training.saving.folder import read_state
 
 logger = logging.getLogger(__name__)
 
-LINE_SECONDS = 60  # between two lines of a log that is no terminal
+LINE_SECONDS = 30  # between two lines of a log that is no terminal
 
 
 def check_tracker(name: str) -> None:
@@ -36,7 +36,7 @@ def check_tracker(name: str) -> None:
 
 
 def start_tracker(accelerator: Accelerator, config: TrainingConfig, steps_done: int = 0) -> None:
-    """Start or, in a resumed run, continue the tracker's run under the id of the folder's `run.json`. Nothing is public.
+    """Start or, in a resumed run, continue the tracker's run under the id that the folder's `run.json` has. Nothing is public.
 
     Args:
         steps_done: of the checkpoint that the run goes on from; TensorBoard forgets what it has of later ones.
@@ -68,15 +68,29 @@ class SlowDataWarning:
             self.num_slow_steps = -math.inf
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives.
+
+    Attributes:
+        loss: the mean over all processes.
+        kept_patches: the visible patches of an image of this process, in the mean.
+    """
+
+    loss: float
+    kept_patches: float
+
+
 class ProgressLines:
     """What a person follows where there is no progress bar: a line at the first step and then every `LINE_SECONDS`.
 
     Args:
+        num_patches: of an image, visible or not.
         is_on: whether this process writes it.
     """
 
-    def __init__(self, num_steps: int, is_on: bool):
-        self.num_steps, self.is_on = num_steps, is_on
+    def __init__(self, num_steps: int, num_patches: int, is_on: bool):
+        self.num_steps, self.num_patches, self.is_on = num_steps, num_patches, is_on
         self.line_at = -math.inf
         self.steps, self.seconds, self.data_seconds = 0, 0.0, 0.0  # since the last line
         self.samples_before: int | None = None
@@ -87,15 +101,13 @@ class ProgressLines:
             print(line, file=sys.stderr, flush=True)
 
     def step(
-        self, step: int, samples_seen: int, loss: float, learning_rate: float, data_seconds: float, step_seconds: float
+        self, step: int, samples_seen: int, result: StepResult, learning_rate: float, data_seconds: float, step_seconds: float
     ) -> None:
         """Count a step, and write a line where it is time for one. Rates are means since the last line."""
-        self.losses.append(loss)
-        self.steps, self.seconds, self.data_seconds = (
-            self.steps + 1,
-            self.seconds + step_seconds,
-            self.data_seconds + data_seconds,
-        )
+        self.losses.append(result.loss)
+        self.steps += 1
+        self.seconds += step_seconds
+        self.data_seconds += data_seconds
         if time.monotonic() - self.line_at < LINE_SECONDS:
             return
         self.line_at = time.monotonic()
@@ -103,9 +115,10 @@ class ProgressLines:
         if self.samples_before is not None:  # of the first step most is start-up, which says nothing of the others
             left = timedelta(seconds=round((self.num_steps - step) * self.seconds / self.steps))
             rate = (samples_seen - self.samples_before) / self.seconds
-            speed = f", {rate:.1f} images/s, {self.data_seconds / self.seconds:.0%} of the time waiting for data, {left} left"
-        where = f"step {step} of {self.num_steps}, {samples_seen} samples"
-        self.say(f"{where}, loss {loss:.4f}, learning rate {learning_rate:.3g}{speed}")
+            speed = f", {rate:.1f} pairs/s, {self.data_seconds / self.seconds:.0%} of the time waiting for data, {left} left"
+        where = f"step {step} of {self.num_steps}, {samples_seen} pairs"
+        patches = f"{result.kept_patches:.0f} of {self.num_patches} patches"
+        self.say(f"{where}, loss {result.loss:.4f}, {patches}, learning rate {learning_rate:.3g}{speed}")
         self.samples_before, self.steps, self.seconds, self.data_seconds = samples_seen, 0, 0.0, 0.0
 
     def warn_of_chance(self, pairs: int) -> None:
@@ -149,14 +162,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(path: Path) -> Figure:
-    """Loss and learning rate over steps, from a `metrics.jsonl`, and what was measured by several evaluations on the way."""
+    """Loss, learning rate and, of a run that was evaluated more than once, zero-shot accuracies over steps.
+
+    Args:
+        path: a `metrics.jsonl`.
+    """
     records = read_metrics(path)
-    measured = sorted({key for record in records for key in record if key.endswith(("/top1", "recall@10"))})
-    several = [name for name in measured if sum(name in record for record in records) > 1]
+    counts = Counter(key for record in records for key in record if key.endswith(("/top1", "recall@10")))
+    accuracies = sorted(key for key, count in counts.items() if count > 1)
     panels = {"loss": ["loss"], "learning rate": ["learning_rate"]}
-    if several:
-        panels["zero-shot accuracy and recall"] = several
-    figure = Figure(figsize=(4.2 * len(panels) + (3 if several else 0), 3.2), layout="constrained")
+    panels |= {"zero-shot accuracy": accuracies} if accuracies else {}
+    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
     for axis, (title, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name in names:
             points = [(record["step"], record[name]) for record in records if name in record]
@@ -164,6 +180,6 @@ def draw_curves(path: Path) -> Figure:
             axis.plot(*zip(*points, strict=True), marker=marker, markersize=3, linewidth=1, label=name.removeprefix("eval/"))
         axis.set(title=title, xlabel="step", ylim=(0, None))
         axis.grid(alpha=0.3)
-    if several:
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
+    if accuracies:
+        axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

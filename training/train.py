@@ -1,11 +1,14 @@
 """Pre-train or fine-tune a CLIP with masked patches.
 
-accelerate launch training/train.py                                  # the quickstart, on scenes drawn on the fly
-accelerate launch training/train.py --config FILE.yaml --key value   # any other run; --help lists the options
-python training/train.py --config FILE.yaml --dry_run                # what that run would take, and one small step of it
+python training/train.py                                  # the quickstart, on scenes drawn on the fly
+python training/train.py --config FILE.yaml --key value   # any other run, on one process; --help lists the options
+python training/train.py --config FILE.yaml --dry_run     # what that run would take, and one small step of it
+accelerate launch --config_file training/launch/ddp.yaml training/train.py --config FILE.yaml   # on several processes
 """
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ if __name__ == "__main__":
 
 from hf_maskclip.errors import ConfigError, TrainingStopped
 from training.config import TrainingConfig, describe_options, load_config
+
+ALIKE_SECONDS = 10  # in which a launcher ends all processes after the first has failed
 
 
 def main(config: TrainingConfig) -> dict[str, Any]:
@@ -27,19 +32,21 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     # Here, so that --help does not wait for PyTorch.
     from training.loop import train
     from training.run import prepare
-    from training.stopping import StopRequest
+    from training.stopping import StopRequest, lost_processes_in_words
     from training.summary import finish, start_reports
 
-    run = prepare(config)
-    try:
-        log = start_reports(run)
-        with StopRequest() as stop:
-            is_complete = train(run, log, stop)
-        results = finish(run, log) if is_complete else {}
-        run.accelerator.end_training()
-    finally:
-        if run.lock:
-            run.lock.release()
+    stop = StopRequest()
+    with lost_processes_in_words():
+        run = prepare(config)
+        try:
+            log = start_reports(run)
+            with stop:
+                is_complete = train(run, log, stop)
+            results = finish(run, log) if is_complete else {}
+            run.accelerator.end_training()
+        finally:
+            if run.lock:
+                run.lock.release()
     return results
 
 
@@ -60,12 +67,22 @@ def program(arguments: list[str]) -> int:
     except (ConfigError, TrainingStopped) as error:
         if any(word.startswith("--debug") for word in arguments):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def say_error(line: str) -> None:
+    """Print why this process ends. The others of a run mostly end for the same reason, and one of them is to say it.
+
+    So all but the first wait. Where the first has failed, too, its launcher ends them before they speak.
+    """
+    if int(os.environ.get("RANK", 0)):
+        time.sleep(ALIKE_SECONDS)
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

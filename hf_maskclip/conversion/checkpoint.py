@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 from collections import OrderedDict, defaultdict
+from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -21,8 +22,21 @@ HOLDERS = ("state_dict", "model", "model_state_dict", "module")
 EMA = ("state_dict_ema", "model_ema", "ema", "ema_state_dict")
 
 
-def read_checkpoint(path: Path, key: str = "") -> dict[str, torch.Tensor]:
-    """The weights in a file, without the wrappers of training.
+@dataclass
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        weights: without the wrappers of training.
+        averages: the keys of the averages that lie beside them.
+    """
+
+    weights: dict[str, torch.Tensor]
+    averages: list[str]
+
+
+def read_checkpoint(path: Path, key: str = "") -> Checkpoint:
+    """The weights in a file, and which averages lie beside them.
 
     Args:
         path: `.pt`, `.safetensors`, or the `.index.json` of a sharded checkpoint.
@@ -31,17 +45,12 @@ def read_checkpoint(path: Path, key: str = "") -> dict[str, torch.Tensor]:
     Raises:
         ConfigError: it holds none, or other objects, or weights that are no numbers.
     """
-    weights = _plain_names(path, _weights_of(path, _read(path), key))
+    content = _read(path)
+    weights = _plain_names(path, _weights_of(path, content, key))
     for name, weight in weights.items():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise ConfigError(f"{path}: {name} has NaN or infinite values: the training had diverged")
-    return weights
-
-
-def other_weights(path: Path) -> list[str]:
-    """Which averages lie beside the weights."""
-    content = {} if path.suffix in (".safetensors", ".json") else _read(path)
-    return [key for key in EMA if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    return Checkpoint(weights, [key for key in EMA if isinstance(content, dict) and isinstance(content.get(key), dict)])
 
 
 def _read(path: Path) -> Any:

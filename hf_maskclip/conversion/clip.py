@@ -105,8 +105,10 @@ def export_to_clip(
 
 def save_processor(processor: "CLIPProcessor | CLIPImageProcessor", output_dir: str | Path) -> None:
     """Write a processor with the file that Transformers 4 reads beside that of Transformers 5."""
+    from transformers import CLIPProcessor  # it imports torchvision, which whoever has a processor has waited for
+
     processor.save_pretrained(output_dir)
-    image_processor = getattr(processor, "image_processor", processor)
+    image_processor = processor.image_processor if isinstance(processor, CLIPProcessor) else processor
     content = json.loads(image_processor.to_json_string()) | {"image_processor_type": "CLIPImageProcessor"}
     text = json.dumps(content, indent=2) + "\n"
     Path(output_dir, "preprocessor_config.json").write_text(text, encoding="utf-8")

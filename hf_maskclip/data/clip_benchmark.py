@@ -9,6 +9,7 @@ import fsspec
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..errors import fail
+from .remote import storage_options
 from .specs import SHARD_SUFFIXES, is_hub_id
 
 SPLITS = ("train", "validation", "test")
@@ -46,7 +47,7 @@ class ClipBenchmarkFolder:
     def text(self, name: str) -> str | None:
         """The content of a file, or None where there is no such file. Raises ConfigError for a server that does not answer."""
         try:
-            with fsspec.open(f"{self.root}/{name}", "r", encoding="utf-8") as file:
+            with fsspec.open(f"{self.root}/{name}", "r", encoding="utf-8", **storage_options(self.root)) as file:
                 return file.read()
         except FileNotFoundError:
             return None
@@ -57,7 +58,7 @@ class ClipBenchmarkFolder:
 
     def shards(self, split: str) -> list[str]:
         """The shards of a split. Raises ConfigError for a split or a shard that is not there, or not there to its end."""
-        filesystem, root = fsspec.core.url_to_fs(self.root)
+        filesystem, root = fsspec.core.url_to_fs(self.root, **storage_options(self.root))
         count = self.text(f"{split}/nshards.txt")
         if count is None:
             found = [name for name in SPLITS if self.has(name)]
@@ -74,6 +75,6 @@ class ClipBenchmarkFolder:
 
     def fingerprint(self, split: str, shards: list[str]) -> str:
         """A hash that changes whenever one of the split's shards does."""
-        filesystem, _ = fsspec.core.url_to_fs(self.root)
+        filesystem, _ = fsspec.core.url_to_fs(self.root, **storage_options(self.root))
         about = [filesystem.info(fsspec.core.url_to_fs(shard)[1]) for shard in shards]
         return hashlib.sha256(json.dumps([self.root, split, about], default=str).encode()).hexdigest()

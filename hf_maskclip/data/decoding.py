@@ -16,9 +16,12 @@ from .specs import IMAGE_SUFFIXES
 # The fields that are read where none is named, in this order; upper case is the same.
 IMAGE_KEYS = (
     *("image", *(suffix[1:] for suffix in IMAGE_SUFFIXES), "img", "picture", "photo", "images"),
-    *("filepath", "file_path", "image_path", "file_name", "filename", "path"),
+    *("filepath", "file_path", "image_path", "file_name", "filename", "image_name", "path"),
 )
-CAPTION_KEYS = ("txt", "text", "caption", "json.caption", "captions", "texts", "sentence", "sentences", "title")
+CAPTION_KEYS = (
+    *("txt", "text", "caption", "json.caption", "captions", "json.captions", "texts", "sentence", "sentences", "title"),
+    *("description", "comment", "alt_text"),
+)
 NUMBERED_CAPTION = re.compile(r"(caption|text|sentence)s?_?\d+", re.IGNORECASE)
 
 
@@ -95,8 +98,9 @@ def captions_of(value: Any) -> list[str]:
 
 
 def _decode_text(text: str | bytes) -> str:
+    """The text on one line, as CLIP's tokenizers read it."""
     try:
-        return (text if isinstance(text, bytes) else text.encode()).decode("utf-8-sig").strip()
+        return " ".join((text if isinstance(text, bytes) else text.encode()).decode("utf-8-sig").split())
     except UnicodeError:  # a text from a table holds the bytes that are no UTF-8 as lone surrogates
         raise SkippedSample("caption_not_utf8") from None
 

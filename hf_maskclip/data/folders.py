@@ -116,7 +116,8 @@ def is_saved_data_set(path: str) -> bool:
 def caption_file(picture: str) -> Path | None:
     """The file beside a picture that holds its caption."""
     stem = os.path.splitext(picture)[0]
-    return next((Path(stem + suffix) for suffix in (".txt", ".TXT", ".caption") if os.path.isfile(stem + suffix)), None)
+    suffixes = (".txt", ".TXT", ".caption", ".json")
+    return next((Path(stem + suffix) for suffix in suffixes if os.path.isfile(stem + suffix)), None)
 
 
 def _walk(path: str) -> list[str]:

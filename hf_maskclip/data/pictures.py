@@ -88,12 +88,14 @@ def _read(text: str, folder: str) -> bytes:
         except (binascii.Error, ValueError):
             raise SkippedSample("image_undecodable") from None
     is_relative = "://" not in text and not os.path.isabs(text)
-    try:
-        path = f"{folder}/{text}" if folder and is_relative else text
-        with datasets.download.streaming_download_manager.xopen(path, "rb") as file:
-            return file.read()
-    except Exception:  # fsspec passes on what the clients of its file systems raise
-        raise SkippedSample("file_unreadable") from None
+    for name in dict.fromkeys((text, text.replace("\\", "/"))):  # a table may have been written on Windows
+        try:
+            path = f"{folder}/{name}" if folder and is_relative else name
+            with datasets.download.streaming_download_manager.xopen(path, "rb") as file:
+                return file.read()
+        except Exception:  # fsspec passes on what the clients of its file systems raise
+            continue
+    raise SkippedSample("file_unreadable")
 
 
 def upright(picture: Image.Image) -> Image.Image:

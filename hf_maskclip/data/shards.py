@@ -14,6 +14,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 
+from .remote import storage_options
 from .specs import PARQUET_SUFFIXES, TAR_SUFFIXES
 from .tar_files import UNREADABLE, Row, read_tar
 
@@ -80,7 +81,7 @@ def may_pass(error: Exception, path: str) -> bool:
 def read_parquet(path: str) -> Iterator[Row]:
     """The rows of a parquet file. A group of rows that is damaged on a disk is one row with an `__error__`."""
     number = 0
-    with fsspec.open(path, "rb") as file:
+    with fsspec.open(path, "rb", **storage_options(path)) as file:
         parquet = pyarrow.parquet.ParquetFile(file)
         for group in range(parquet.num_row_groups):
             first, number = number, number + parquet.metadata.row_group(group).num_rows

@@ -20,6 +20,7 @@ from . import scene_source
 from .clip_benchmark import ClipBenchmarkFolder
 from .decoding import PairDecoder
 from .folders import Folder, caption_file, is_saved_data_set
+from .remote import storage_options
 from .shards import SHARD_KINDS, read_shards
 from .source import Source
 from .specs import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE_SUFFIXES, HubDataSet, ends_in, is_hub_id, patterns_of
@@ -77,24 +78,29 @@ def _open_paths(paths: list[str], spec: str, split: str) -> datasets.IterableDat
 
 def _matches(pattern: str, spec: str) -> list[str]:
     """The files and folders that a path or glob stands for. Raises ConfigError where there is none."""
-    if "://" not in pattern and os.path.exists(pattern):
-        return [pattern]
-    is_remote, has_magic = "://" in pattern, glob.has_magic(pattern.partition("?")[0] if "://" in pattern else pattern)
-    if not is_remote and not has_magic:
-        fail(f"{spec!r}: there is no {pattern!r}")
-    if not is_remote:
+    if pattern.startswith("pipe:"):
+        fail(f"{pattern!r}: commands are not run; name the files, such as s3://bucket/{{000..099}}.tar or https://host/000.tar")
+    # What follows a ? in an address of the web is no part of the path, such as the signature of a signed one.
+    has_magic = glob.has_magic(pattern.partition("?")[0] if pattern.startswith(("http://", "https://")) else pattern)
+    if "://" in pattern:
+        found = _remote_matches(pattern, spec, has_magic)
+    elif os.path.exists(pattern):
+        found = [pattern]
+    elif has_magic:
         found = sorted(glob.glob(pattern, recursive=True))
     else:
-        try:
-            filesystem, path = fsspec.core.url_to_fs(pattern)
-        except (ImportError, ValueError) as error:  # the client of a file system is not installed, or there is no such system
-            fail(f"{spec!r}: cannot be read ({error})")
-        if not has_magic:
-            return [pattern]
-        found = sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(path))
+        fail(f"{spec!r}: there is no {pattern!r}")
     if not found:
         fail(f"{spec!r}: no file matches {pattern!r}")
     return found
+
+
+def _remote_matches(pattern: str, spec: str, has_magic: bool) -> list[str]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(pattern, **storage_options(pattern))
+        return sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(path)) if has_magic else [pattern]
+    except Exception as error:  # no client of such a system is installed, or what the clients raise
+        fail(f"{spec!r}: cannot be read ({type(error).__name__}: {error})")
 
 
 def _look_at(path: str, spec: str, split: str) -> list[Found]:
@@ -106,6 +112,9 @@ def _look_at(path: str, spec: str, split: str) -> list[Found]:
         return [Found("tables", list(parts_of(path)))]
     if not Path(path).is_dir():
         wanted = ", ".join((*SHARD_SUFFIXES, *TABLE_SUFFIXES))
+        if "://" in path:
+            files = f"{path.rstrip('/')}/{{000..099}}.tar"
+            fail(f"{path!r}: an address must end in {wanted}; of a folder name the files, as in {files}")
         fail(f"{path!r}: must be a folder or end in {wanted}")
     if is_saved_data_set(path):
         return [Found("saved data sets", [path])]
@@ -164,7 +173,8 @@ def _read_pictures(shards: list[list[str]]) -> Iterator[dict[str, Any]]:
             suffix = picture.suffix.lower()
             sample |= {suffix[1:] if suffix in IMAGE_SUFFIXES else "image": picture.read_bytes()}
             caption = caption_file(str(picture))
-            yield sample | ({"txt": caption.read_bytes()} if caption else {})
+            field = "json" if caption and caption.suffix.lower() == ".json" else "txt"
+            yield sample | ({field: caption.read_bytes()} if caption else {})
         except OSError:
             yield sample | {"__error__": "file_unreadable"}
 

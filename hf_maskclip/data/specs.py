@@ -21,6 +21,9 @@ IMAGE_SUFFIXES = (
 OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".hif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw")
 
 
+HUB_DATA = "hf://datasets/"
+
+
 class HubDataSet(NamedTuple):
     """A data set on the Hub, named as `org/name`, `org/name:configuration`, `org/name@split` or both."""
 
@@ -73,3 +76,12 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return not name.startswith(".")
+
+
+def hub_ids_of(spec: str) -> list[str]:
+    """The ids of the Hub's data sets that a spec reads, named by an id or by `hf://datasets/` paths."""
+    hub, patterns = HubDataSet.parse(spec), patterns_of(spec)
+    if len(patterns) == 1 and not os.path.exists(patterns[0]) and is_hub_id(hub.id):
+        return [hub.id]
+    paths = [pattern.removeprefix(HUB_DATA) for pattern in patterns if pattern.startswith(HUB_DATA)]
+    return list(dict.fromkeys("/".join(path.split("/")[:2]).partition("@")[0] for path in paths))

@@ -17,6 +17,7 @@ import pyarrow.parquet
 
 from ..errors import fail
 from .decoding import IMAGE_KEYS
+from .remote import storage_options
 
 Row = dict[str, Any]
 Part = tuple[str, str, int]  # the table, the folder that its paths start from, and its first row
@@ -55,7 +56,7 @@ def read_table(path: str) -> list[Row]:
     suffix = Path(path).suffix.lower()
     if suffix == ".parquet":
         return pyarrow.parquet.read_table(path).to_pylist()
-    with fsspec.open(path, "rb") as file:
+    with fsspec.open(path, "rb", **storage_options(path)) as file:
         content = file.read()
     # Bytes that are no UTF-8 stay in the one row that they are in.
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"

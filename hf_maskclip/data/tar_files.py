@@ -6,6 +6,8 @@ from typing import Any
 
 import fsspec
 
+from .remote import storage_options
+
 Row = dict[str, Any]
 UNREADABLE = "shard_unreadable"
 
@@ -19,7 +21,7 @@ def read_tar(path: str) -> Iterator[Row]:
     sample: Row = {}
     headers = _watched_headers()
     with (
-        fsspec.open(path, "rb") as file,
+        fsspec.open(path, "rb", **storage_options(path)) as file,
         tarfile.open(fileobj=file, mode="r|*", tarinfo=headers, ignore_zeros=True) as tar,
     ):
         for member in tar:

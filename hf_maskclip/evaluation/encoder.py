@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,11 +111,7 @@ class Encoder:
     @cached_property
     def model_hash(self) -> str:
         """Of the weights: 16 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        return hash_of_weights(self.model.state_dict())
 
     def describe(self) -> dict[str, Any]:
         """What results depend on besides the data, for the record."""
@@ -226,6 +222,15 @@ class Encoder:
         key = self.describe() | {"images": images.fingerprint, "processor": self.processor.image_processor.to_dict()}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
         return Path(self.cache_dir) / f"{digest}.safetensors"
+
+
+def hash_of_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """16 hexadecimal digits that tell weights apart."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

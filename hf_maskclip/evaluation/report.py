@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -14,6 +13,7 @@ from ..data.scene_sets import COMPOSITIONALITY_KINDS
 from ..data.sources import GENERATED
 from ..errors import fail
 from .compositionality import average_by_kind
+from .report_files import ResultFile, names_of_models
 
 Row = dict[str, tuple[float, ...]]  # column: percent; of retrieval, recall at 1, 5 and 10
 PUBLISHED = json.loads(files(__package__).joinpath("paper_results.json").read_text(encoding="utf-8"))
@@ -74,6 +74,7 @@ FAMILIES = {
     "robustness": Family("Robustness, zero-shot top-1", averages=mean_of_robustness),
     "compositionality": Family("Compositionality, accuracy (chance is 50)", averages=means_of_kinds),
 }
+ROUNDING = 0.11  # of a mean of columns with one digit, itself with one digit
 AVERAGE_COLUMNS = ("Average", "ID avg", "OOD avg", "avg object", "avg attribute", "avg relation")
 
 
@@ -96,14 +97,17 @@ class Table:
         published = self.published_rows()
         # An average is over the same columns for all methods: the paper's, or else all that were measured.
         wanted = {c for row in (published or self.rows).values() for c in row} - set(AVERAGE_COLUMNS)
-        measured = {method: row | averages(self.family, row, wanted) for method, row in self.rows.items()}
-        columns = list(dict.fromkeys(column for row in (*published.values(), *measured.values()) for column in row))
+        rows = {f"{method} (published)": without_averages(row) for method, row in published.items()} | self.rows
+        rows = {method: row | averages(self.family, row, wanted) for method, row in rows.items()}
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines = [f"| {' | '.join(['method', *columns])} |", "|---" * (len(columns) + 1) + "|"]
-        for name, row in [(f"{method} (published)", row) for method, row in published.items()] + list(measured.items()):
+        for name, row in rows.items():
             cells = ["/".join(f"{value:.1f}" for value in row[column]) if column in row else "–" for column in columns]
             lines.append(f"| {' | '.join([name, *cells])} |")
         title = FAMILIES[self.family].title + (f", {self.source}" if self.source else "")
-        return f"## {title}\n\n" + "\n".join(lines) + "\n"
+        others = "; ".join(other_averages(self.family, published))
+        note = f"\nAverages are of the columns here, in published rows too; the paper prints: {others}.\n" if others else ""
+        return f"## {title}\n\n" + "\n".join(lines) + "\n" + note
 
     def means(self) -> tuple[dict[str, float], str]:
         """For each method the mean over the columns that all have, of retrieval of recall at 1, and what it is over.
@@ -134,6 +138,21 @@ def _over(common: set[str], every: set[str]) -> str:
     return f"over {len(common)} of {len(every)},\nwithout {shown}"
 
 
+def without_averages(row: Row) -> Row:
+    return {column: value for column, value in row.items() if column not in AVERAGE_COLUMNS}
+
+
+def other_averages(family: str, published: dict[str, Row]) -> list[str]:
+    """The paper's averages that do not follow from its own columns, which are printed with one digit."""
+    found = []
+    for method, row in published.items():
+        single = without_averages(row)
+        for column, (value, *_) in averages(family, single, set(single)).items():
+            if column in row and abs(value - row[column][0]) > ROUNDING:
+                found.append(f"{method} {column} {row[column][0]:.1f}")
+    return found
+
+
 def averages(family: str, row: Row, columns: set[str]) -> Row:
     """The averages that the papers' tables have, over the columns; none where the row lacks one of these."""
     if not columns <= set(row):
@@ -142,62 +161,58 @@ def averages(family: str, row: Row, columns: set[str]) -> Row:
     return {name: (value,) for name, value in FAMILIES[family].averages(values).items()}
 
 
-def read_results(paths: Iterable[Path]) -> list[Table]:
-    """The tables of files of `hf-maskclip evaluate` and of runs' `eval.json`; a model is named after the folder of its file.
+def make_tables(files: Iterable[ResultFile], name: str = "") -> list[Table]:
+    """The tables of files; a model is named after the folder of its file, and after a mask, or a trial's limit, too.
+
+    Args:
+        name: of the one model that all files are of.
 
     Raises:
-        ConfigError: a file is none of these, or two say different things of one model and column.
+        ConfigError: a record is none of results, or two say different things of one model and column.
     """
     tables = {(family, source): Table(family, source) for family in FAMILIES for source in ("", *GENERATED)}
-    paths = list(paths)
-    names = _names_of_models(paths)
-    for path in paths:
-        method = names[path]
-        for family, source, values in _cells_of_file(path):
+    files = list(files)
+    names = names_of_models(files)
+    for file in files:
+        for family, source, condition, values in _cells_of(file):
+            method = (name or names[file.path]) + condition
             row = tables[family, source].rows.setdefault(method, {})
             for column, value in values.items():
                 if row.setdefault(column, value) != value:
-                    fail(f"{path}: another file has another result for {family} {column} of {method}")
+                    fail(f"{file.path}: another file has another result for {family} {column} of {method}")
     return [table for table in tables.values() if table.rows]
 
 
-def _names_of_models(paths: list[Path]) -> dict[Path, str]:
-    """The name of each file's model: that of its folder, with the model's own where the folder has results of several."""
-    models = {path: _model_of_file(path) for path in paths}
-    names = {}
-    for path, (weights, model) in models.items():
-        folder = path.resolve().parent
-        beside = {other for file, (other, _) in models.items() if file.resolve().parent == folder and other}
-        own = f"{model or path.stem} {weights[:8]}" if any(m == model and w != weights for w, m in models.values()) else model
-        names[path] = f"{folder.name}, {own or path.stem}" if len(beside) > 1 else folder.name
-    return names
-
-
-def _model_of_file(path: Path) -> tuple[str, str]:
-    """What tells a file's weights apart, and what it calls its model; empty where it says nothing."""
+def _cells_of(file: ResultFile) -> list[tuple[str, str, str, Row]]:
+    """Family, generated source, condition and columns of each record of a file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        hashes = {record["model_hash"] for record in content["results"].values() if record.get("model_hash")}
-        model = str(content.get("model") or "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "", ""  # said where its records are read
-    return " ".join(sorted(hashes)) or model, model
-
-
-def _cells_of_file(path: Path) -> list[tuple[str, str, Row]]:
-    """Family, generated source and columns of each record of a file."""
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))["results"].values()
-        sources = [record["data"] if record["data"] in GENERATED else "" for record in records]
-        cells = [(r["family"], s, FAMILIES[r["family"]].cells(r)) for r, s in zip(records, sources, strict=True)]
-    except OSError as error:
-        fail(f"{path}: cannot be read ({error})")
+        cells = [
+            (
+                record["family"],
+                record["data"] if record["data"] in GENERATED else "",
+                condition_of(record),
+                FAMILIES[record["family"]].cells(record),
+            )
+            for record in file.records
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        fail(f"{path}: is no file of results (of hf-maskclip evaluate, or eval.json of a run)")
-    for family, _, row in cells:
+        fail(f"{file.path}: is no file of results (of hf-maskclip evaluate, eval.json of a run, or of clip_benchmark)")
+    for family, _, _, row in cells:
         if wrong := [column for column, values in row.items() if not all(map(math.isfinite, values))]:
-            fail(f"{path}: {family} {wrong[0]} is no number")
+            fail(f"{file.path}: {family} {wrong[0]} is no number")
     return cells
+
+
+def condition_of(record: dict[str, Any]) -> str:
+    """What sets a result apart from one on all pictures, as they are; empty of such a one."""
+    mask, limit = mask_of(record), record.get("limit")
+    return (f", under {mask}" if mask else "") + (f", first {limit:,}" if limit else "")
+
+
+def mask_of(record: dict[str, Any]) -> str:
+    """The name of the patch mask that a result was measured under; empty of one on whole pictures."""
+    mask = record.get("patch_mask") or {"name": "none"}
+    return "" if mask["name"] == "none" else mask["name"]
 
 
 def draw_report(tables: list[Table]) -> Figure:

@@ -3,19 +3,24 @@
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import load_file
 
-from ..data.specs import is_hub_id
+from ..data.specs import HUB_DATA, hub_ids_of, is_hub_id
 from ..errors import as_config_error, fail
-from ..evaluation.report import read_results
+from ..evaluation.report import make_tables
+from ..evaluation.report_files import read_result_file
 from ..models.patch_mask_registry import find_patch_mask, resolve_patch_mask
+from .card_results import check_own, eval_results, notes_on, read_records
+from .licenses import check_license
 
-HUB_DATA = "hf://datasets/"
+WEIGHTS = "model.safetensors"
 TEMPLATE = files(__package__).joinpath("template.md")
-PICTURES = {"masks.png": "Training pictures under the masks", "curves.png": "Curves of training"}
+PICTURES = {"masks.png": "Training pictures under the masks", "curves.png": "Curves of the training"}
+EXAMPLE = ("example.json", "example.png")  # a picture with captions, which a run leaves
 # What a card says of the training, of the options in config.yaml or a recipe.
 OPTIONS = (
     "model",
@@ -37,40 +42,83 @@ OPTIONS = (
 
 
 def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
-    """The card of a finished run; every number in it is from the run's files."""
+    """The card of a finished run; every number in it is from the run's files.
+
+    Raises:
+        ConfigError: a result beside them is of other weights, or not on whole pictures.
+    """
     summary = json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    vision = json.loads((run_dir / "export" / "config.json").read_text(encoding="utf-8"))["vision_config"]
-    mask = _resolved(vision["patch_mask"])
-    evaluations = sorted(run_dir.glob("eval*.json"))
-    tables = read_results(evaluations)
-    records = {k: v for path in evaluations for k, v in json.loads(path.read_text(encoding="utf-8"))["results"].items()}
-    measured = {
-        "pairs seen": f"{summary['samples_seen']:,} in {summary['steps']:,} steps",
-        "seconds of training": summary["train_seconds"],
-    }
+    architecture = json.loads((run_dir / "export" / "config.json").read_text(encoding="utf-8"))
+    weights = load_file(run_dir / "export" / WEIGHTS)
+    mask = _resolved(architecture["vision_config"]["patch_mask"])
+    files = [read_result_file(path) for path in sorted(run_dir.glob("eval*.json"))]
+    check_own(files, weights)
+    records = read_records(run_dir)
+    name = repo_id.split("/")[1]
+    tables = [
+        table.markdown().replace("## ", "### ") + "\n" + notes_on(table.family, table.source, [r for _, r in records])
+        for table in make_tables(files, name=name)
+    ]
+    vision, text = architecture["vision_config"], architecture["text_config"]
     return _render(
         repo_id,
         mask,
-        card_data(repo_id, license, mask, _without_local_names(config, run_dir), records),
-        model=_size(vision),
-        training=_training(config | {"patch_mask": mask}) | measured,
+        card_data(repo_id, license, mask, _hub_names(summary, config, run_dir), records, _example(run_dir, repo_id)),
+        vision=f"{_size(vision)}, {vision['image_size']} pixels, {vision['patch_size']}-pixel patches",
+        text=f"{_size(text)}, {text['max_position_embeddings']} tokens of a vocabulary of {text['vocab_size']:,}",
+        parameters=_in_words(sum(weight.numel() for weight in weights.values())),
+        example=_example(run_dir, repo_id),
+        training=_training(config | {"patch_mask": mask}) | _measured(summary),
         samples_seen=summary["samples_seen"],
         pictures={name: caption for name, caption in PICTURES.items() if (run_dir / name).is_file()},
-        results="\n".join(table.markdown().replace("## ", "### ") for table in tables),
-        hashes=sorted({record["model_hash"] for record in records.values()}),
+        results="\n".join(tables),
+        hashes=sorted({record["model_hash"] for _, record in records}),
         is_trained=True,
     )
 
 
-def _without_local_names(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
-    """The options without data and model that lie on a disk: their path, or its first folder, is here or above the run."""
+def _measured(summary: dict[str, Any]) -> dict[str, str]:
+    """What the run itself wrote down; an older one did not say on what it ran."""
+    measured = {"pairs seen": f"{summary['samples_seen']:,} in {summary['steps']:,} steps"}
+    measured["seconds of training"] = f"{summary['train_seconds']:,}"
+    versions = summary.get("versions", {})
+    return measured | {
+        key: value
+        for key, value in {
+            "hardware": summary.get("hardware"),
+            "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        }.items()
+        if value
+    }
+
+
+class HubNames(NamedTuple):
+    """What of a run lies on the Hub: the ids of its data sets and of the model that it began with."""
+
+    data_sets: list[str]
+    model: str
+
+
+def _hub_names(summary: dict[str, Any], config: dict[str, Any], run_dir: Path) -> HubNames:
+    """What the run found on the Hub; of an older run, which did not write it down, what nothing here speaks against.
+
+    There a name goes whose path, or first folder, is here or above the run: it may have been a path.
+    """
+    if "hub" in summary:
+        return HubNames(summary["hub"]["train_data"], summary["hub"]["model"] or "")
     places = (Path.cwd(), *run_dir.resolve().parents)
 
     def is_local(name: str) -> bool:
         return not name.startswith(HUB_DATA) and any((place / name.split("/")[0]).exists() for place in places)
 
-    return {key: "" if key in ("train_data", "model") and is_local(str(value)) else value for key, value in config.items()}
+    return hub_names_of({key: "" if is_local(str(config.get(key, ""))) else config[key] for key in ("train_data", "model")})
+
+
+def hub_names_of(config: dict[str, Any]) -> HubNames:
+    """What options name on the Hub."""
+    model = str(config.get("model", ""))
+    return HubNames(hub_ids_of(str(config.get("train_data", ""))), model if is_hub_id(model) else "")
 
 
 def card_of_recipe(recipe: Path) -> ModelCard:
@@ -84,53 +132,64 @@ def card_of_recipe(recipe: Path) -> ModelCard:
     return _render(
         repo_id,
         mask,
-        card_data(repo_id, "apache-2.0", mask, config, {}),
+        card_data(repo_id, "apache-2.0", mask, hub_names_of(config), []),
         training=_training(config | {"patch_mask": mask}),
         recipe=f"training/recipes/{recipe.name}",
         is_trained=False,
     )
 
 
+class ShownExample(NamedTuple):
+    """A picture to classify: its address on the Hub, captions for it, its own first, and their scores in words."""
+
+    address: str
+    captions: list[str]
+    scores: list[str]
+
+
+def _example(run_dir: Path, repo_id: str) -> ShownExample | None:
+    """What the run left to classify; None where it left nothing."""
+    if not all((run_dir / name).is_file() for name in EXAMPLE):
+        return None
+    about = json.loads((run_dir / EXAMPLE[0]).read_text(encoding="utf-8"))
+    scores = [f"{score:.0%} {caption}" for caption, score in about["scores"].items()]
+    return ShownExample(f"https://huggingface.co/{repo_id}/resolve/main/{EXAMPLE[1]}", about["captions"], scores)
+
+
 def card_data(
-    repo_id: str, license: str, mask: dict[str, Any], config: dict[str, Any], records: dict[str, dict[str, Any]]
+    repo_id: str,
+    license: str,
+    mask: dict[str, Any],
+    hub: HubNames,
+    records: list[tuple[str, dict[str, Any]]],
+    example: ShownExample | None = None,
 ) -> ModelCardData:
-    """The front matter: what the Hub searches by, and the measured results as a `model-index`."""
-    data, model = (str(config.get(name, "")) for name in ("train_data", "model"))
-    hub_data = "/".join(data.removeprefix(HUB_DATA).split("/")[:2]) if data.startswith(HUB_DATA) else data
-    results = [result for name, record in records.items() for result in _eval_results(name, record)]
+    """The front matter: what the Hub searches by, the example for its page, and the measured results as a `model-index`."""
+    results = [result for name, record in records for result in eval_results(name, record)]
     return ModelCardData(
         license=license,
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "hf_maskclip", f"patch-mask-{mask['name']}"],
-        datasets=[hub_data] if is_hub_id(hub_data) else None,
-        base_model=model if is_hub_id(model) else None,
+        datasets=hub.data_sets or None,
+        base_model=hub.model or None,
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=results or None,
+        widget=[{"src": example.address, "candidate_labels": ", ".join(example.captions)}] if example else None,
     )
-
-
-def _eval_results(name: str, record: dict[str, Any]) -> list[EvalResult]:
-    data = {"dataset_type": Path(record["data"]).name, "dataset_config": record["column"], "dataset_split": record["split"]}
-    data["dataset_name"] = f"{record['column']}, {record['family'].replace('_', ' ')}"
-    shares = {key: value for key, value in record.items() if isinstance(value, float) and 0 <= value <= 1}
-    task = record["task"].replace("_", "-")
-    return [
-        EvalResult(task_type=task, task_name=name, metric_type=metric, metric_name=metric, metric_value=value, **data)
-        for metric, value in shares.items()
-    ]
 
 
 def check_card(card: ModelCard) -> ModelCard:
     """Return a card whose front matter can be read back and has what the Hub asks for; without asking it.
 
     Raises:
-        ConfigError: a key is missing.
+        ConfigError: a key is missing, or the Hub does not know the license.
     """
     front_matter = ModelCard(str(card)).data.to_dict()
     needed = ("license", "library_name", "pipeline_tag", "tags")
     if absent := [key for key in needed if not front_matter.get(key)]:
         fail(f"model card: its front matter has no {', '.join(absent)}")
+    check_license(front_matter["license"])
     return card
 
 
@@ -144,13 +203,28 @@ def _render(repo_id: str, mask: dict[str, Any], data: ModelCardData, **about: An
     return ModelCard.from_template(data, template_str=TEMPLATE.read_text(encoding="utf-8"), **about)
 
 
-def _training(config: dict[str, Any]) -> dict[str, Any]:
-    return {name.replace("_", " "): config[name] for name in OPTIONS if config.get(name) not in (None, "", 0, "none")}
+def _training(config: dict[str, Any]) -> dict[str, str]:
+    """The options that say how it was trained, as the cells of a table; what is off is left out, a seed of 0 is not."""
+    unset = (None, "", "none")
+    chosen = {name: config[name] for name in OPTIONS if config.get(name) not in unset}
+    return {name.replace("_", " "): _cell(name, value) for name, value in chosen.items() if value != 0 or name == "seed"}
 
 
-def _size(vision: dict[str, Any]) -> str:
-    layers, width = vision["num_hidden_layers"], vision["hidden_size"]
-    return f"{layers} layers x {width}, {vision['image_size']} pixels, {vision['patch_size']}-pixel patches"
+def _cell(name: str, value: Any) -> str:
+    if name == "warmup_steps" and value == -1:
+        return "a tenth of the steps"
+    if isinstance(value, dict):
+        options = ", ".join(f"{key} {option}" for key, option in value.items() if key != "name")
+        return f"`{value['name']}{': ' if options else ''}{options}`"
+    return f"`{value}`"
+
+
+def _size(tower: dict[str, Any]) -> str:
+    return f"{tower['num_hidden_layers']} layers x {tower['hidden_size']}"
+
+
+def _in_words(count: int) -> str:
+    return f"{count / 1e6:,.1f} million"
 
 
 def _resolved(patch_mask: dict[str, Any] | str) -> dict[str, Any]:

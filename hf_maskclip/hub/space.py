@@ -8,7 +8,7 @@ from huggingface_hub import SpaceCard, SpaceCardData
 
 from .. import __version__
 from ..errors import fail
-from .repository import upload
+from .repository import Pushed, upload
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGE_FILES = (".py", ".json", ".md", ".css")
@@ -69,9 +69,9 @@ class SpaceRepository:
         )
         return SpaceCard(f"---\n{data}\n---\n{TEXT.format(repo_id=self.repo_id, version=__version__)}")
 
-    def push(self, private: bool = True) -> str:
-        """Create the Space where it is not there, and upload everything in one commit. Returns its address."""
-        return upload(self.repo_id, self.content(), private=private, repo_type=self.repo_type, space_sdk="gradio")
+    def push(self, private: bool = True) -> Pushed:
+        """Create the Space where it is not there, and upload everything in one commit."""
+        return Pushed(upload(self.repo_id, self.content(), private=private, repo_type=self.repo_type, space_sdk="gradio"))
 
 
 def requirements() -> str:

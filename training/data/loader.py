@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import DataLoader
 
+from hf_maskclip.data.remote import close_connections
 from training.data.batches import Batch, PairBatches, Stopped
 from training.stopping import obey_only_the_training_process
 
@@ -34,6 +35,7 @@ def _unchanged(batch: Batch | Stopped) -> Batch | Stopped:
 def start_workers(loader: DataLoader) -> Iterator[Batch | Stopped]:
     """The batches of a loader, from workers that a SIGTERM to all processes of a job does not end: training needs them until it
     has saved."""
+    close_connections()  # before the workers are forked
     if sys.platform != "linux":
         return iter(loader)
     # Some libraries start threads in a forked process at once, which have to inherit the mask.

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -22,12 +23,15 @@ class LoaderState:
     turn, from the first one on. So a resumed loader starts each worker at the beginning of the round that was under way; the
     batches of that round that had been used are read again and dropped.
 
+    A stream that cannot go on there begins the epoch whose number is the step's, which no run has been in yet.
+
     Args:
-        exact: whether to go on at these positions; else (a resampled stream) with the epoch whose number is the step's.
+        is_exact: whether to go on at these positions, which another number of processes or workers does not have.
+        may_begin_anew: whether to begin an epoch where the numbers differ.
     """
 
-    def __init__(self, accelerator: Accelerator, num_workers: int, exact: bool):
-        self.exact = exact
+    def __init__(self, accelerator: Accelerator, num_workers: int, is_exact: bool = True, may_begin_anew: bool = False):
+        self.is_exact, self.may_begin_anew = is_exact, may_begin_anew
         self.split = {"num_processes": accelerator.num_processes, "num_workers": num_workers}
         self.process = accelerator.process_index
         self.num_readers = max(1, num_workers)
@@ -52,7 +56,7 @@ class LoaderState:
         positions = {worker: self.starts[worker] if worker in in_round else end for worker, end in self.ends.items()}
         state = self.split | {"used_in_round": self.used_in_round, "positions": positions}
         state |= {"skipped": self.skipped, "train_seconds": self.train_seconds}
-        self._file(folder).write_text(json.dumps(state), encoding="utf-8")
+        _file(folder, self.process).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: Path) -> tuple[dict[int, Position], int]:
         """The positions at which a loader's workers begin, and how many of its first batches had been used.
@@ -60,21 +64,39 @@ class LoaderState:
         Raises:
             ConfigError: the checkpoint is of another number of processes or workers, whose shards were split in another way.
         """
-        file = self._file(folder)
-        state = (
-            json.loads(file.read_text(encoding="utf-8"))
-            if file.exists()
-            else {"num_processes": f"fewer than {self.process + 1}"}
-        )
-        self.skipped, self.train_seconds = Counter(state.get("skipped")), state.get("train_seconds", 0.0)
-        if not self.exact:
-            return dict.fromkeys(range(self.num_readers), (step_of(folder), 0)), 0
-        for key, value in self.split.items():
-            if state.get(key) != value:
-                fail(f"resume: {folder} is of {key} {state.get(key)}, this run has {value}: use as many")
-        positions = {int(worker): tuple(position) for worker, position in state["positions"].items()}
+        saved = _read(folder, 0)
+        # Of more processes than there are now, each takes over what several have counted.
+        taken_over = range(self.process, saved["num_processes"], self.split["num_processes"])
+        states = [_read(folder, process) for process in taken_over]
+        self.skipped = sum((Counter(state["skipped"]) for state in states), Counter())
+        self.train_seconds = max((state["train_seconds"] for state in states), default=0.0)
+        is_split_alike = all(saved[key] == value for key, value in self.split.items())
+        if self.is_exact and is_split_alike:
+            (state,) = states
+            positions = {int(worker): tuple(position) for worker, position in state["positions"].items()}
+            num_batches_used = state["used_in_round"]
+        else:
+            if self.is_exact:
+                self._begin_anew(folder, saved)
+            positions, num_batches_used = dict.fromkeys(range(self.num_readers), (step_of(folder), 0)), 0
         self.ends = dict(positions)
-        return positions, state["used_in_round"]
+        return positions, num_batches_used
 
-    def _file(self, folder: Path) -> Path:
-        return folder / f"data_process_{self.process}.json"
+    def _begin_anew(self, folder: Path, saved: dict[str, Any]) -> None:
+        """Say that the order of samples is another from here on. Raises ConfigError where nobody has asked for that."""
+        there, here = (f"{split['num_processes']} processes x {split['num_workers']} workers" for split in (saved, self.split))
+        if not self.may_begin_anew:
+            fail(
+                f"resume: {folder} is of {there}, this run has {here}: use as many, or --resume fresh_pass, which begins a new "
+                "pass over the data (a run of --stream resampled goes on with any)"
+            )
+        if self.process == 0:
+            print(f"{folder} is of {there}, this run has {here}: it begins a fresh pass over the data")
+
+
+def _read(folder: Path, process: int) -> dict[str, Any]:
+    return json.loads(_file(folder, process).read_text(encoding="utf-8"))
+
+
+def _file(folder: Path, process: int) -> Path:
+    return folder / f"data_process_{process}.json"

@@ -7,31 +7,22 @@ from typing import Any
 
 from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerBase
 
+from hf_maskclip.conversion.tokens import TOKENIZER_FILES, ends_otherwise, lacks_tokenizer, misfit
 from hf_maskclip.errors import fail
 
 LOOKED_AT = 200  # captions of the run
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
-LEGACY_END_TOKEN = 2  # of a text tower that Transformers pools at the highest id of a caption
 
 
 def check_has_tokenizer(name: str) -> None:
     """Raise a ConfigError for a folder without tokenizer files, of which Transformers makes a tokenizer of two tokens."""
-    folder = Path(name)
-    if folder.is_dir() and not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+    if lacks_tokenizer(name):
         fail(f"tokenizer={name!r}: the folder has no tokenizer files ({', '.join(TOKENIZER_FILES)}); name one by --tokenizer")
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise a ConfigError for a tokenizer without the tokens that CLIP's text tower needs, whatever its size."""
-    missing = [key for key in ("eos_token", "pad_token") if getattr(tokenizer, f"{key}_id") is None]
-    if missing:
-        fail(f"tokenizer={name!r}: has no {' and no '.join(missing)}; CLIP pools a caption at its end token")
-    token_ids = tokenizer("a dog")["input_ids"]
-    if not token_ids or token_ids[-1] != tokenizer.eos_token_id:
-        fail(
-            f"tokenizer={name!r}: does not end a caption with its end token {_end_of(tokenizer)}; CLIP pools a caption at it "
-            f"('a dog' is {token_ids})"
-        )
+    if reason := ends_otherwise(tokenizer):
+        fail(f"tokenizer={name!r}: {reason}")
 
 
 def check_tokenizer(
@@ -41,21 +32,14 @@ def check_tokenizer(
 
     Args:
         name, model: what messages call the two.
-        captions: of the run; the first of them are looked at.
+        captions: of the run; the first `LOOKED_AT` of them are looked at.
     """
     sizes = (
         f"tokenizer={name!r} ({len(tokenizer)} tokens, end token {_end_of(tokenizer)}) does not fit "
         f"model={model!r} (vocabulary of {text.vocab_size}, end token {text.eos_token_id})"
     )
-    vocabulary = tokenizer.get_vocab().values()
-    if max(vocabulary) >= text.vocab_size:
-        fail(f"{sizes}: its highest id is {max(vocabulary)}")
-    end = tokenizer.eos_token_id
-    if text.eos_token_id == LEGACY_END_TOKEN:
-        if end != max(vocabulary):
-            fail(f"{sizes}: with the end token {LEGACY_END_TOKEN} Transformers pools at a caption's highest id, not at {end}")
-    elif end != text.eos_token_id:
-        fail(f"{sizes}: the text tower pools at another token than the captions end with")
+    if reason := misfit(tokenizer, text.vocab_size, text.eos_token_id):
+        fail(f"{sizes}: {reason}")
     _check_captions(tokenizer, sizes, captions)
 
 

@@ -14,7 +14,7 @@ from hf_maskclip.errors import fail
 from hf_maskclip.losses import clamp_logit_scale
 from training.config import TrainingConfig
 from training.model.optimization import build_optimizer
-from training.parallel.interface import Parallel, autocast_forward
+from training.parallel.interface import Parallel, autocast_forward, check_process_group
 
 OLDEST = "0.19"  # in which the loop may say when a step is
 # What a launch file's `deepspeed_config` may set. `training/launch/fsdp2.yaml` is there to split the weights as well.
@@ -51,6 +51,7 @@ class DeepSpeedParallel(Parallel):
     def wrap(self, config: TrainingConfig) -> None:
         import deepspeed
 
+        check_process_group(self.title)
         deepspeed.utils.logger.setLevel("WARNING")
         autocast_forward(self.model, self.accelerator)
         self.model.to(self.accelerator.device)
@@ -85,4 +86,7 @@ class DeepSpeedParallel(Parallel):
         self.wrapped_model.save_checkpoint(folder, tag=TAG, save_latest=False)
 
     def _load(self, models: list[Any], folder: str) -> None:
+        saved_by = len([*Path(folder, TAG).glob("*_optim_states.pt")])
+        if saved_by != self.accelerator.num_processes:
+            fail(f"resume: {folder} was saved by {saved_by} processes of DeepSpeed, which goes on with as many only")
         self.wrapped_model.load_checkpoint(folder, tag=TAG)

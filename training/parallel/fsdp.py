@@ -21,7 +21,7 @@ from hf_maskclip.distributed import world_size
 from hf_maskclip.errors import fail
 from training.config import TrainingConfig
 from training.model.optimization import build_optimizer
-from training.parallel.interface import Parallel, autocast_forward
+from training.parallel.interface import Parallel, autocast_forward, check_process_group
 
 # Whole tensors on the CPU of every process, from and to the parts of all.
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -37,6 +37,7 @@ class FullyShardedParallel(Parallel):
 
     def wrap(self, config: TrainingConfig) -> None:
         check_shardable(self.model, config)
+        check_process_group(self.title)
         autocast_forward(self.model, self.accelerator)
         self.wrapped_model = shard(self.model, self.accelerator)
         self.optimizer = build_optimizer(self.model, config)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 from hf_maskclip import MaskCLIPModel
+from hf_maskclip.errors import fail
 from hf_maskclip.losses import clamp_logit_scale
 from training.config import TrainingConfig
 
@@ -51,6 +53,12 @@ class Parallel(ABC):
     @abstractmethod
     def has_saved(checkpoint: Path) -> bool:
         """Whether a checkpoint is one of a run of this kind."""
+
+
+def check_process_group(title: str) -> None:
+    """Raise a ConfigError where a run that is to be split over processes was started as a single one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        fail(f"{title}: splits a model over processes, and this run is a single one; start it by python training/train.py")
 
 
 def autocast_forward(model: MaskCLIPModel, accelerator: Accelerator) -> None:

@@ -1,6 +1,6 @@
 """What a checkpoint records of its run, so that a run that goes on from it is the same run.
 
-The record is `run.json` in the checkpoint's folder: the options, what tells the training data, and the pairs that were seen.
+The record is `record.json` in the checkpoint's folder: the options, what tells the training data, and the pairs that were seen.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from hf_maskclip.errors import fail
 from training.config import TrainingConfig, option_name
 from training.data.position import step_of
 
-FILE = "run.json"
+FILE = "record.json"
 # What may change where a run goes on: places, the budget and its schedule, reports, and how fast or safely a step is made.
 FREE = frozenset(
     "output_dir train_data eval_data max_steps samples_seen learning_rate warmup_steps unmasked_tuning_steps max_grad_norm "
@@ -58,21 +58,15 @@ def write_record(folder: Path, config: TrainingConfig, data: dict[str, Any], sam
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """The record of a checkpoint; empty where an older version saved it."""
     file = checkpoint / FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def samples_seen_by(checkpoint: Path, samples_per_step: int) -> int:
-    """The pairs that a checkpoint has seen; of one without a record, as if each step had been of this size."""
-    return read_record(checkpoint).get("samples_seen", step_of(checkpoint) * samples_per_step)
+    if not file.is_file():
+        fail(f"resume: {checkpoint} has no {FILE}: an older version saved it, from which this one cannot go on")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def check_options(checkpoint: Path, config: TrainingConfig) -> None:
     """Raise a ConfigError where the options make another run than the checkpoint's."""
-    saved = read_record(checkpoint).get("options")
-    if saved is None:
-        return
+    saved = read_record(checkpoint)["options"]
     given = json.loads(json.dumps(config.as_options()))
     defaults = {option_name(item): item.default for item in dataclasses.fields(TrainingConfig)}
     changed = [
@@ -97,7 +91,7 @@ def _is_equal(key: str, value: Any, saved: Any) -> bool:
 def check_data(checkpoint: Path, config: TrainingConfig, data: dict[str, Any]) -> None:
     """Raise a ConfigError where the training data is not the checkpoint's, wherever it lies now."""
     record = read_record(checkpoint)
-    saved = record.get("data", data)
+    saved = record["data"]
     hashes = [(saved["captions"].get(shard), now) for shard, now in data["captions"].items()]
     if data["shards"] != saved["shards"]:
         difference = f"{data['shards']} shards, there {saved['shards']}"
