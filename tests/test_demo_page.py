@@ -257,7 +257,7 @@ def test_without_the_quickstarts_model_the_command_says_how_to_make_it(tmp_path,
     monkeypatch.chdir(tmp_path)
     assert main(["demo"]) == 2
     error = capsys.readouterr().err
-    assert "runs/quickstart/export: no such folder; `accelerate launch training/train.py` makes it, or give --model" in error
+    assert "runs/quickstart/export: no such folder; `python training/train.py` makes it, or give --model" in error
     assert main(["demo", "--model", "absent/of/all"]) == 2
     assert "absent/of/all" in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
