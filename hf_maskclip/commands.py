@@ -75,6 +75,8 @@ def run_demo(options: argparse.Namespace) -> None:
         from .demo import build_demo
     except ImportError as error:  # Gradio is an extra
         fail(str(error))
+    if not 0 < options.port < 65_536:
+        fail(f"--port {options.port}: must be from 1 to 65535")
     if options.model == QUICKSTART_MODEL and not Path(QUICKSTART_MODEL).is_dir():
         make = "`python training/train.py` makes it"
         fail(f"{QUICKSTART_MODEL}: no such folder; {make}, or give --model")

@@ -1,13 +1,14 @@
-"""Patch masks as pictures.
+"""Patch masks as pictures: panels of what a mask leaves visible and why, and figures of these panels.
 
 Shapes: B images, L patches.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -22,10 +23,40 @@ from .models.patch_masking_attentive import class_attention
 from .models.patch_masking_pgs import PGSPatchMask
 
 DROPPED_GREY = 0.72  # of the dropped patches
+FRAME_GREY = "0.6"  # of the line round a panel, without which a white picture has no border
 INCHES_PER_IMAGE = 1.6
 
 
-def draw_patch_masks(
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a figure.
+
+    Args:
+        title: what it shows.
+        pixels: (3, H, W) in [0, 1].
+        visible: BoolTensor (rows, columns), the patches that a mask keeps; None where the panel shows no mask.
+        boxes: the left and upper corners, in pixels, of patches that are marked.
+        patch_size: the side of the marked patches, in pixels.
+    """
+
+    title: str
+    pixels: torch.Tensor
+    visible: torch.Tensor | None = None
+    boxes: tuple[tuple[int, int], ...] = ()
+    patch_size: int = 0
+
+
+def draw_patch_masks(images: list[Image.Image], masks: Mapping[str, Mapping[str, Any] | str], **options: Any) -> Figure:
+    """A figure with a row for each picture; arguments as in [`mask_panels`]."""
+    return draw_panels(mask_panels(images, masks, **options))
+
+
+def draw_pgs_steps(images: list[Image.Image], mask: Mapping[str, Any] | str = "pgs", **options: Any) -> Figure:
+    """A figure with a row for each picture; arguments as in [`pgs_panels`]."""
+    return draw_panels(pgs_panels(images, mask, **options))
+
+
+def mask_panels(
     images: list[Image.Image],
     masks: Mapping[str, Mapping[str, Any] | str],
     *,
@@ -33,48 +64,42 @@ def draw_patch_masks(
     patch_size: int,
     teacher: CLIPVisionModel | None = None,
     seed: int = 0,
-    panels_per_row: int | None = None,
-) -> Figure:
-    """A figure with a row for each picture: the picture, its edge strength by patch, and what each mask leaves visible.
+) -> list[list[Panel]]:
+    """For each picture: the picture, its edge strength by patch, and what each mask leaves visible.
 
     Args:
         images: pictures of any size; they are resized and centre-cropped as for CLIP.
-        masks: column titles and the masks below them, as names or dicts.
+        masks: the panels' titles and their masks, as names or dicts.
         image_size, patch_size: in pixels.
         teacher: for the attentive mask: a vision tower in evaluation mode with eager attention.
         seed: of the masks' randomness.
-        panels_per_row: break the row of a picture after so many panels; by default it is never broken.
     """
     pixels, pixel_values = _to_squares(images, image_size)
     rows, columns = patch_grid(pixel_values, patch_size)
     edges = patch_edges(pixel_values, patch_size).view(-1, rows, columns)
-
-    figure, axes = _panels(len(images), ["image", "edges", *masks], panels_per_row)
-    for row, image, edge in zip(axes, pixels, edges, strict=True):
-        _show(row[0], image)
-        _show_map(row[1], edge)
-    for column, spec in enumerate(masks.values(), start=2):
+    panels = [
+        [Panel("image", image), Panel("edges", _heat(edge, patch_size))] for image, edge in zip(pixels, edges, strict=True)
+    ]
+    for title, spec in masks.items():
         mask = build_patch_mask(spec, patch_size=patch_size)
-        selection = _select(mask, pixel_values, teacher, seed)
-        visible = selection.visible(rows * columns)  # (B, L)
-        for row, image, seen in zip(axes, pixels, visible, strict=True):
-            _show_visible(row[column], image, seen.view(rows, columns), patch_size)
-    return figure
+        visible = _select(mask, pixel_values, teacher, seed).visible(rows * columns)  # (B, L)
+        for row, image, seen in zip(panels, pixels, visible, strict=True):
+            row.append(_masked(title, image, seen.view(rows, columns), patch_size))
+    return panels
 
 
-def draw_pgs_steps(
+def pgs_panels(
     images: list[Image.Image],
     mask: Mapping[str, Any] | str = "pgs",
     *,
     image_size: int,
     patch_size: int,
     seed: int = 0,
-    panels_per_row: int | None = None,
-) -> Figure:
-    """A figure with a row for each picture: the stages of CLIP-PGS on the way to what it leaves visible.
+) -> list[list[Panel]]:
+    """For each picture: the stages of CLIP-PGS on the way to what it leaves visible.
 
     The stages: the edge strength of each patch; the protected edge patches; the candidates; each patch's largest similarity
-    to a candidate, before and after optimal transport; the result. Arguments as in [`draw_patch_masks`].
+    to a candidate, before and after optimal transport; the result. Arguments as in [`mask_panels`].
     """
     pgs = build_patch_mask(mask, patch_size=patch_size)
     if not isinstance(pgs, PGSPatchMask):
@@ -84,29 +109,65 @@ def draw_pgs_steps(
     stages = pgs.stages(pixel_values, generator=torch.Generator().manual_seed(seed))
     visible = pgs.select(stages).visible(rows * columns)  # (B, L)
 
-    titles = ["image", "edge strength", "edge patches, kept", "candidates", "similarity", "after transport (log)", "visible"]
-    figure, axes = _panels(len(images), titles, panels_per_row)
-    for b, (row, image) in enumerate(zip(axes, pixels, strict=True)):
-        _show(row[0], image)
-        _show_map(row[1], stages.edge_strength[b].view(rows, columns))
-        _show_visible(row[2], image, stages.is_edge[b].view(rows, columns), patch_size)
-        _show(row[3], image)
-        for candidate in stages.candidates[b].tolist():
-            y, x = divmod(candidate, columns)
-            corner = (x * patch_size - 0.5, y * patch_size - 0.5)
-            row[3].add_patch(Rectangle(corner, patch_size, patch_size, fill=False, edgecolor="red", linewidth=1.2))
-        _show_map(row[4], stages.closeness[b].view(rows, columns).clamp(min=0))
+    def panels_of(b: int, image: torch.Tensor) -> list[Panel]:
+        edge_strength, is_edge, closeness, balanced, kept = (
+            values[b].view(rows, columns)
+            for values in (stages.edge_strength, stages.is_edge, stages.closeness, stages.balanced, visible)
+        )
+        corners = [divmod(candidate, columns) for candidate in stages.candidates[b].tolist()]
         # On a log scale: the candidates themselves take most of the mass.
-        balanced = stages.balanced[b].view(rows, columns).clamp(min=1e-6).log()
-        _show_map(row[5], (balanced - balanced.min()) / (balanced.max() - balanced.min()).clamp(min=1e-6))
-        _show_visible(row[6], image, visible[b].view(rows, columns), patch_size)
+        mass = balanced.clamp(min=1e-6).log()
+        mass = (mass - mass.min()) / (mass.max() - mass.min()).clamp(min=1e-6)
+        return [
+            Panel("image", image),
+            Panel("edge strength", _heat(edge_strength, patch_size)),
+            _masked("edge patches, kept", image, is_edge, patch_size),
+            Panel("candidates", image, None, tuple((x * patch_size, y * patch_size) for y, x in corners), patch_size),
+            Panel("similarity", _heat(closeness.clamp(min=0), patch_size)),
+            Panel("after transport (log)", _heat(mass, patch_size)),
+            _masked("visible", image, kept, patch_size),
+        ]
+
+    return [panels_of(b, image) for b, image in enumerate(pixels)]
+
+
+def draw_panels(panels: Sequence[Sequence[Panel]]) -> Figure:
+    """A figure of panels, a row for each picture, titled above the first."""
+    height, width = len(panels), len(panels[0])
+    figure = Figure(figsize=(INCHES_PER_IMAGE * width, INCHES_PER_IMAGE * height + 0.5), layout="constrained")
+    for number, (axes, row) in enumerate(zip(figure.subplots(height, width, squeeze=False), panels, strict=True)):
+        for axis, panel in zip(axes, row, strict=True):
+            axis.imshow(panel.pixels.permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(color=FRAME_GREY, linewidth=0.5)
+            if number == 0:
+                axis.set_title(panel.title, fontsize=9)
+            if panel.visible is not None:
+                axis.set_xlabel(f"{panel.visible.float().mean():.0%} kept", fontsize=7, labelpad=1)
+            for x, y in panel.boxes:
+                size = panel.patch_size
+                axis.add_patch(Rectangle((x - 0.5, y - 0.5), size, size, fill=False, edgecolor="red", linewidth=1.2))
     return figure
 
 
 def grey_out(image: torch.Tensor, visible: torch.Tensor, patch_size: int) -> torch.Tensor:
     """An image (3, H, W) in [0, 1] whose dropped patches are grey; `visible` is a BoolTensor (rows, columns)."""
-    pixels = visible.repeat_interleave(patch_size, dim=0).repeat_interleave(patch_size, dim=1)  # (H, W)
-    return torch.where(pixels, image, torch.tensor(DROPPED_GREY))
+    return torch.where(_to_pixels(visible, patch_size), image, torch.tensor(DROPPED_GREY))
+
+
+def _masked(title: str, image: torch.Tensor, visible: torch.Tensor, patch_size: int) -> Panel:
+    return Panel(title, grey_out(image, visible, patch_size), visible)
+
+
+def _heat(values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """The colours (3, H, W) of values (rows, columns) in [0, 1], from black to light yellow."""
+    colours = torch.tensor(colormaps["magma"](values.numpy())[..., :3]).permute(2, 0, 1).float()
+    return _to_pixels(colours, patch_size)
+
+
+def _to_pixels(values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Values (..., rows, columns) of patches as those of their pixels (..., H, W)."""
+    return values.repeat_interleave(patch_size, dim=-2).repeat_interleave(patch_size, dim=-1)
 
 
 def _to_squares(images: list[Image.Image], image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,31 +184,3 @@ def _select(mask: PatchMask, pixel_values: torch.Tensor, teacher: CLIPVisionMode
     if teacher is None:
         raise ValueError("the attentive mask goes by a teacher's attention: pass teacher=...")
     return mask(pixel_values, generator=generator, patch_scores=class_attention(teacher, pixel_values))
-
-
-def _panels(num_rows: int, titles: list[str], panels_per_row: int | None) -> tuple[Figure, Any]:
-    """A figure and its panels, a row for each picture; titled above the first, or above each where rows are broken."""
-    per_row = panels_per_row or len(titles)
-    lines = -(-len(titles) // per_row)  # of each picture
-    figure = Figure(figsize=(INCHES_PER_IMAGE * per_row, INCHES_PER_IMAGE * num_rows * lines + 0.5), layout="constrained")
-    axes = figure.subplots(num_rows * lines, per_row, squeeze=False).reshape(num_rows, -1)[:, : len(titles)]
-    for axis in figure.axes:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    for row in axes if lines > 1 else axes[:1]:
-        for axis, title in zip(row, titles, strict=True):
-            axis.set_title(title, fontsize=9)
-    return figure, axes
-
-
-def _show(axis: Axes, image: torch.Tensor) -> None:
-    axis.imshow(image.permute(1, 2, 0).numpy())
-
-
-def _show_map(axis: Axes, values: torch.Tensor) -> None:
-    axis.imshow(values.numpy(), cmap="magma", vmin=0, vmax=1)
-
-
-def _show_visible(axis: Axes, image: torch.Tensor, visible: torch.Tensor, patch_size: int) -> None:
-    _show(axis, grey_out(image, visible, patch_size))
-    axis.set_xlabel(f"{visible.float().mean():.0%} kept", fontsize=7, labelpad=1)

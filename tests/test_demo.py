@@ -1,28 +1,22 @@
 """Proves that the demo shows what the masks and the model do: sliders move what they name, scores are those of Transformers'
-pipeline and go with hidden patches, wrong input is one line, and all of it works in a real browser without a network."""
+pipeline and go with hidden patches, every kind of label and file is shown or refused in a sentence, and old results go."""
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
+import threading
 
 import pytest
 import torch
-from helpers import random_picture
 from PIL import Image
-from transformers import pipeline
+from transformers import CLIPConfig, pipeline
 
 from hf_maskclip import export_to_clip
-from hf_maskclip.cli import main
 from hf_maskclip.data.scenes import sample_scene
-from hf_maskclip.models.patch_mask_registry import patch_masks
-from hf_maskclip.models.patch_masking import keep_count
+from hf_maskclip.models.patch_mask_registry import patch_masks, register_patch_mask
+from hf_maskclip.models.patch_masking import PatchMask, PatchSelection, keep_count
 
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'hf_maskclip[demo]'")
-from hf_maskclip import demo  # noqa: E402
+from hf_maskclip.demo import examples, masking, scoring  # noqa: E402
+from hf_maskclip.demo.labels import parse_labels  # noqa: E402
 
 LABELS = ["a red ball", "two blue fish", "a small house"]
 MASKS = [name for name in patch_masks() if name != "none"]
@@ -30,52 +24,108 @@ MASKS = [name for name in patch_masks() if name != "none"]
 
 @pytest.fixture
 def model(make_model):
-    model = make_model().eval()
-    model.vision_model.set_attn_implementation("eager")
-    return model
+    return make_model().eval()
 
 
 @pytest.fixture
 def example() -> Image.Image:
-    return demo.draw_example("purple star on grass")
+    return examples.draw_example(examples.EXAMPLES[0])
 
 
-def kept(figure) -> dict[str, str]:
-    """What stands below each panel that shows a mask, by the panel's title."""
-    return {axis.get_title(): axis.get_xlabel() for axis in figure.axes if axis.get_xlabel()}
+def kept(panels) -> dict[str, float]:
+    """The share of patches that each panel of a mask shows, by the panel's title."""
+    return {panel.title: panel.visible.float().mean().item() for panel in panels if panel.visible is not None}
 
 
-@pytest.mark.parametrize("name", demo.EXAMPLES)
-def test_each_example_shows_what_its_first_label_says(name):
-    number, labels = demo.EXAMPLES[name]
-    shown = {(item.colour, item.shape) for item in sample_scene(number, split="test").objects}
-    names = demo.parse_labels(labels)
-    assert any(colour in names[0] and shape in names[0] for colour, shape in shown)
-    assert len(names) == 4
-    assert demo.draw_example(name).size == (160, 160)
+# ---- Examples -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", examples.EXAMPLES, ids=lambda example: example.name)
+def test_each_example_shows_what_its_first_label_says_and_nothing_of_the_others(example):
+    shown = {(item.colour, item.shape) for item in sample_scene(example.number, split="test").objects}
+    first, *others = parse_labels(example.labels)
+
+    def is_said(label: str) -> bool:
+        return any(colour in label and (shape in label or "object" in label) for colour, shape in shown)
+
+    assert is_said(first)
+    assert len(others) == 3
+    assert not any(is_said(label) for label in others)
+    assert examples.draw_example(example).size == (160, 160)
+
+
+@pytest.mark.parametrize("best", range(len(examples.EXAMPLES)))
+def test_the_page_opens_on_the_example_that_its_model_is_right_about(best, monkeypatch, model, processor):
+    """Where the model is right about several, on that whose score falls most once hardly a patch is left."""
+
+    def score_labels(model, processor, image, labels, template, mask, shares):
+        is_best, is_right = image == chosen, labels[0] != wrong
+        last = 0.3 if is_best else 0.8
+        return torch.tensor([[score, 1 - score, 0, 0] for score in ((0.9, 0.9, last) if is_right else (0.4, 0.9, 0.1))])
+
+    chosen = examples.draw_example(examples.EXAMPLES[best])
+    wrong = parse_labels(examples.EXAMPLES[best - 1].labels)[0]
+    monkeypatch.setattr(examples, "score_labels", score_labels)
+    outcomes = examples.try_examples(model, processor, "pgs")
+    assert outcomes[0].example == examples.EXAMPLES[best]
+    assert outcomes[-1].example == examples.EXAMPLES[best - 1]
+    assert "Of the 4 examples, this model puts the right label first in 3 with the whole picture, and in 4" in (
+        examples.in_words(outcomes)
+    )
+
+
+# ---- Masks ----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_mask_ratio_is_of_all_masks_but_pgs(model, example):
-    every, stages = zip(*(demo.draw_masks(model, example, ratio, 0.3, 0.3, 0.5, 0) for ratio in (0.25, 0.75)), strict=True)
-    for figure, share in zip(every, ("75% kept", "25% kept"), strict=True):
-        assert kept(figure) == dict.fromkeys(MASKS, share) | {"pgs": "70% kept"}
-    assert len({kept(figure)["visible"] for figure in stages}) == 1
+    every, stages = zip(*(masking.show_masks(model, example, ratio, 0.3, 0.3, 0.5, 0) for ratio in (0.25, 0.75)), strict=True)
+    for panels, share in zip(every, (0.75, 0.25), strict=True):
+        assert kept(panels) == pytest.approx(dict.fromkeys(MASKS, share) | {"pgs": keep_count(196, 0.3) / 196})
+    assert len({kept(panels)["visible"] for panels in stages}) == 1
 
 
 def test_pgs_goes_by_its_threshold_between_its_ratios(model, example):
-    def share(*settings) -> str:
-        every, stages = demo.draw_masks(model, example, 0.5, *settings, 0)
+    def share(*settings) -> float:
+        every, stages = masking.show_masks(model, example, 0.5, *settings, 0)
         assert kept(every)["pgs"] == kept(stages)["visible"]
-        return kept(stages)["visible"]
+        return round(kept(stages)["visible"], 2)
 
-    assert (share(0.2, 0.6, 1), share(0.2, 0.6, 0), share(0.4, 0.4, 0)) == ("80% kept", "40% kept", "60% kept")
+    assert (share(0.2, 0.6, 1), share(0.2, 0.6, 0), share(0.4, 0.4, 0)) == (0.8, 0.4, 0.6)
 
 
 def test_another_seed_is_another_draw(model, example):
-    def shown(seed: int) -> torch.Tensor:
-        return torch.tensor(demo.draw_masks(model, example, 0.5, 0.3, 0.5, 0.5, seed)[0].axes[2].images[0].get_array())
+    first, second = (masking.show_masks(model, example, 0.5, 0.3, 0.5, 0.5, seed)[0][2].visible for seed in (0, 1))
+    assert not torch.equal(first, second)
 
-    assert not torch.equal(shown(0), shown(1))
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((0.5, 0.95, 0.5, 0.5, 0), "PGS: least mask ratio is 0.95, above PGS: largest mask ratio, which is 0.5: move one"),
+        ((1.5, 0.3, 0.5, 0.5, 0), "Mask ratio: 1.5 is not from 0 to 0.95."),
+        ((0.5, 0.3, 0.5, 0.5, None), "Seed: nothing is not from 0 to 99."),
+    ],
+)
+def test_messages_name_sliders_by_their_labels(settings, message, model, example):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        masking.show_masks(model, example, *settings)
+
+
+def test_a_teacher_shares_the_weights_and_is_seen_by_nobody_else(model, inputs):
+    teacher = masking.attention_teacher(model.vision_model)
+    weights = zip(teacher.parameters(), model.vision_model.parameters(), strict=True)
+    assert all(one is other for one, other in weights)
+    seen = []
+    hook = teacher.encoder.layers[0].register_forward_hook(lambda *_: seen.append("teacher"))
+    model.vision_model(inputs["pixel_values"])
+    assert seen == []
+    teacher(inputs["pixel_values"])
+    assert seen == ["teacher"]
+    hook.remove()
+    assert model.vision_model.config._attn_implementation != "eager"
+
+
+# ---- Scores ---------------------------------------------------------------------------------------------------------------
 
 
 def test_scores_of_whole_pictures_are_those_of_the_pipeline(model, processor, example, tmp_path):
@@ -84,156 +134,93 @@ def test_scores_of_whole_pictures_are_those_of_the_pipeline(model, processor, ex
         example, candidate_labels=LABELS, hypothesis_template="a photo of {}"
     )
     expected = {score["label"]: score["score"] for score in expected}
-    (scores,) = demo.score_labels(model, processor, example, LABELS, "a photo of {}", "pgs", [0])
+    (scores,) = scoring.score_labels(model, processor, example, LABELS, "a photo of {}", "pgs", [0])
     assert scores.tolist() == pytest.approx([expected[label] for label in LABELS], abs=1e-5)
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_scores_go_with_the_hidden_patches(mask, model, processor, example, monkeypatch):
-    select, visible = model.vision_model.select_patches, []
+    features, visible = model.get_image_features, []
 
-    def select_patches(*arguments, **keywords):
-        selection = select(*arguments, **keywords)
-        visible.append(selection.visible(16).sum().item())
-        return selection
+    def get_image_features(pixel_values, patch_selection):
+        visible.append(None if patch_selection is None else patch_selection.visible(16).sum(dim=1).tolist())
+        return features(pixel_values, patch_selection=patch_selection)
 
-    monkeypatch.setattr(model.vision_model, "select_patches", select_patches)
-    scores = demo.score_labels(model, processor, example, LABELS, "{}", mask, [0, 0.25, 0.75])
-    assert visible == [keep_count(16, 0.25)] * demo.NUM_DRAWS + [keep_count(16, 0.75)] * demo.NUM_DRAWS
+    monkeypatch.setattr(model, "get_image_features", get_image_features)
+    done = []
+    scores = scoring.score_labels(model, processor, example, LABELS, "{}", mask, [0, 0.25, 0.75], done.append)
+    # One pass for all draws of a share.
+    assert visible == [None, *([keep_count(16, share)] * scoring.MAX_DRAWS for share in (0.25, 0.75))]
     assert torch.allclose(scores.sum(dim=1), torch.ones(3))
-    whole = demo.score_labels(model, processor, example, LABELS, "{}", "none", [0])[0]
+    whole = scoring.score_labels(model, processor, example, LABELS, "{}", "none", [0])[0]
     assert torch.equal(scores[0], whole)
     assert not torch.allclose(scores[2], whole, atol=1e-4)
+    assert done == pytest.approx([1 / 3, 2 / 3, 1])
 
 
-def test_curves_are_the_scores():
-    scores = torch.rand(len(demo.SHARES), 3)
-    figure = demo.draw_scores(scores, LABELS)
-    curves = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
-    assert [list(curves[label]) for label in LABELS] == scores.T.tolist()
-    assert "chance" in curves
+class FirstOrAllMask(PatchMask):
+    """Keeps another number of patches at each draw."""
+
+    def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None):
+        return PatchSelection(torch.arange(1 + int(torch.randint(16, (1,), generator=generator)))[None])
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"image": None}, "no picture: drop one in, or take an example"),
-        ({"template": "a photo"}, "template 'a photo': must have {} for the label"),
-    ],
-)
-def test_what_cannot_be_scored_is_one_line(wrong, message, model, processor):
-    given = {"image": random_picture(0), "labels": LABELS, "template": "{}", "mask": "pgs"} | wrong
-    with pytest.raises(ValueError, match=re.escape(message)):
-        demo.score_labels(model, processor, **given)
+def test_draws_of_a_batch_are_those_one_by_one(model, processor, example):
+    register_patch_mask("first_or_all", FirstOrAllMask)
+    pixel_values = processor(images=example, return_tensors="pt")["pixel_values"]
+    for mask in ("random", "first_or_all"):
+        batch = scoring.draw_selections(model, pixel_values, {"name": mask}, None, draws=5)
+        generator = torch.Generator().manual_seed(0)
+        alone = [model.vision_model.select_patches(pixel_values, patch_mask=mask, generator=generator) for _ in range(5)]
+        assert torch.equal(batch.visible(16), torch.cat([selection.visible(16) for selection in alone]))
+    assert len(set(batch.lengths.tolist())) > 1
+    batched = model.get_image_features(pixel_values.expand(5, -1, -1, -1), patch_selection=batch).pooler_output
+    for row, selection in zip(batched, alone, strict=True):
+        expected = model.get_image_features(pixel_values, patch_selection=selection).pooler_output[0]
+        assert torch.allclose(row, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["", " , ", "a red ball", "a red ball, a red ball"])
-def test_fewer_than_two_labels_are_refused(text):
-    with pytest.raises(ValueError, match=re.escape(f"labels {text!r}: must be at least two, separated by commas")):
-        demo.parse_labels(text)
+def test_a_larger_tower_gets_fewer_draws(model):
+    class Tower:
+        def __init__(self, patch_size: int):
+            vision = CLIPConfig(vision_config={"patch_size": patch_size}).vision_config
+            self.config = type("Config", (), {"vision_config": vision})
+            self.vision_model = torch.nn.Linear(86_000_000, 1, bias=False, device="meta")
+
+    assert scoring.num_draws(model) == scoring.MAX_DRAWS
+    draws = [scoring.num_draws(Tower(patch_size)) for patch_size in (32, 16, 8, 4)]
+    assert draws == sorted(draws, reverse=True)
+    assert draws[0] > draws[1] > draws[-1] == 1
 
 
-def test_without_the_quickstarts_model_the_command_says_how_to_make_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["demo"]) == 2
-    error = capsys.readouterr().err
-    assert "runs/quickstart/export: no such folder; `accelerate launch training/train.py` makes it, or give --model" in error
-    assert main(["demo", "--model", "absent/of/all"]) == 2
-    assert "absent/of/all" in (error := capsys.readouterr().err)
-    assert error.count("\n") == 1
+def test_one_visitor_at_a_time_uses_the_tokenizer_and_all_get_their_own_scores(model, processor, example):
+    """A fast tokenizer says "Already borrowed" where one sets its padding while another reads."""
+    held = []
 
+    class Watched:
+        model_max_length = processor.tokenizer.model_max_length
 
-def test_a_port_in_use_is_one_line(model, processor, tmp_path, capsys):
-    export_to_clip(model, tmp_path, processor)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        capsys.readouterr()
-        assert main(["demo", "--model", str(tmp_path), "--port", str(port)]) == 2
-    assert f"error: --host 127.0.0.1 --port {port}: cannot be used; is it in use already?\n" in capsys.readouterr().err
+        def __init__(self, called, tokenizer=None):
+            self.called, self.tokenizer = called, tokenizer
 
+        def __call__(self, *arguments, **options):
+            held.append(scoring._tokenizer_is_used.locked())
+            return self.called(*arguments, **options)
 
-@pytest.fixture
-def browser():
-    """A headless Chromium."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("no browser is installed: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed: pip install selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,1400"):
-        options.add_argument(word)
-    chromium = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chromium
-    chromium.quit()
+    watched = Watched(processor, Watched(processor.tokenizer))
+    expected = scoring.score_labels(model, processor, example, LABELS, "{}", "attentive", [0, 0.5])
+    found = []
 
+    def visit():
+        for _ in range(3):
+            scoring.num_cut(watched, LABELS, "{}")
+            found.append(scoring.score_labels(model, watched, example, LABELS, "{}", "attentive", [0, 0.5]))
 
-@pytest.fixture
-def address(model, processor, tmp_path):
-    """The running command's."""
-    export_to_clip(model, tmp_path / "export", processor)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "hf_maskclip", "demo", "--model", str(tmp_path / "export"), "--port", port]
-    with open(tmp_path / "log.txt", "w") as log:
-        served = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert served.poll() is None, (tmp_path / "log.txt").read_text()
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", int(port))) == 0:
-                    break
-            time.sleep(0.1)
-        yield address
-        assert "Traceback" not in (tmp_path / "log.txt").read_text()
-    finally:
-        served.terminate()
-        served.wait()
-
-
-@pytest.mark.slow
-def test_the_page_in_a_browser(address, browser, model, processor, example):
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def find(selector: str):
-        return browser.find_element(By.CSS_SELECTOR, selector)
-
-    def wait_for(condition):
-        return WebDriverWait(browser, 20, poll_frequency=0.1, ignored_exceptions=[Exception]).until(lambda _: condition())
-
-    browser.get(address)
-    masks = wait_for(lambda: find("#masks img").get_attribute("src"))
-    stages = wait_for(lambda: find("#stages img").get_attribute("src"))
-    assert int(wait_for(lambda: find("#masks img").get_attribute("naturalWidth"))) > 1000
-
-    find("input[type=range][aria-label*='Mask ratio']").send_keys(Keys.ARROW_RIGHT)
-    moved = wait_for(lambda: (now := find("#masks img").get_attribute("src")) != masks and now)
-    assert find("#stages img").get_attribute("src") == stages  # PGS has sliders of its own
-    find("input[type=range][aria-label*='similarity threshold']").send_keys(Keys.END)
-    wait_for(lambda: find("#masks img").get_attribute("src") != moved and find("#stages img").get_attribute("src") != stages)
-
-    browser.find_element(By.XPATH, "//button[@role='tab'][contains(., 'Zero-shot')]").click()
-    text = wait_for(lambda: find("#whole").text if "%" in find("#whole").text else "")
-    shown = dict(re.findall(r"^(an? .+)\n(\d+)%$", text, flags=re.MULTILINE))
-    names = demo.parse_labels(demo.EXAMPLES["purple star on grass"][1])
-    whole, half = demo.score_labels(model, processor, example, names, demo.TEMPLATE, "pgs", [0, 0.5])
-    assert {name: int(share) for name, share in shown.items()} == {
-        name: pytest.approx(100 * score, abs=0.6) for name, score in zip(names, whole.tolist(), strict=True)
-    }
-    assert all(f"{score:.0%}" in find("#half").text for score in half.tolist())
-
-    browser.find_element(By.XPATH, "//button[contains(., 'red arrow at sea')]").click()
-    wait_for(lambda: "a pink key" in find("#whole").text)
-    labels = find("#labels textarea, #labels input")
-    labels.send_keys(Keys.CONTROL, "a")
-    labels.send_keys("one label", Keys.ENTER)
-    wait_for(lambda: "labels 'one label': must be at least two, separated by commas" in find("body").text)
-    requested = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert len(requested) > 10
-    assert [name for name in requested if not name.startswith((address, "data:"))] == []
+    visitors = [threading.Thread(target=visit) for _ in range(4)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert held == [True] * 24
+    assert len(found) == 12
+    assert all(torch.allclose(scores, expected, atol=1e-6) for scores in found)

@@ -276,7 +276,7 @@ def test_a_dry_run_of_a_space_lists_both(finished_run, capsys):
     assert "would go to org/name (private)" in model
     assert "sdk: gradio" in model
     assert "  model.safetensors  " in model
-    assert all(f"  {name}  " in space for name in ("README.md", "app.py", "requirements.txt", "hf_maskclip/demo.py"))
+    assert all(f"  {name}  " in space for name in ("README.md", "app.py", "requirements.txt", "hf_maskclip/demo/page.py"))
 
 
 def test_without_gradio_a_space_is_refused(monkeypatch):

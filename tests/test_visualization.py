@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import random_picture
+from matplotlib.colors import to_rgb
+from PIL import Image
 
-from hf_maskclip.visualization import DROPPED_GREY, draw_patch_masks, draw_pgs_steps, grey_out
+from hf_maskclip.visualization import (
+    DROPPED_GREY,
+    FRAME_GREY,
+    draw_patch_masks,
+    draw_pgs_steps,
+    grey_out,
+    mask_panels,
+)
 
 
 def test_dropped_patches_are_grey_and_visible_ones_untouched():
@@ -35,19 +44,23 @@ def test_the_figure_has_a_row_for_each_picture_and_a_titled_column_for_each_mask
     assert (tmp_path / "masks.png").stat().st_size > 10_000
 
 
-def test_a_row_is_broken_after_so_many_panels():
-    pictures = [random_picture(seed, (50, 40)) for seed in range(2)]
-    figure = draw_patch_masks(pictures, {"a": "random", "b": "grid", "c": "pgs"}, image_size=32, patch_size=8, panels_per_row=3)
-    axes = np.array(figure.axes).reshape(4, 3)
-    titles = [[axis.get_title() for axis in row] for row in axes]
-    assert titles == [["image", "edges", "a"], ["b", "c", ""]] * 2
-    assert not axes[1, 2].images
-    assert np.array_equal(axes[2, 0].images[0].get_array(), _square(pictures[1]))
+def test_panels_are_framed_so_that_a_white_picture_has_a_border():
+    white = Image.new("RGB", (32, 32), "white")
+    figure = draw_patch_masks([white], {"random": "random"}, image_size=32, patch_size=8)
+    assert len(figure.axes) == 3
+    for axis in figure.axes:
+        assert all(spine.get_visible() and spine.get_linewidth() > 0 for spine in axis.spines.values())
+        assert to_rgb(axis.spines["left"].get_edgecolor()) == pytest.approx([float(FRAME_GREY)] * 3)
+        assert not axis.get_xticks().size
 
 
-def _square(picture) -> np.ndarray:
-    alone = draw_patch_masks([picture], {}, image_size=32, patch_size=8)
-    return alone.axes[0].images[0].get_array()
+def test_a_map_is_black_where_nothing_is_and_light_where_most_is():
+    half = Image.new("RGB", (32, 32), "black")
+    half.paste("white", (20, 0, 32, 32))
+    (_, edges), *_ = mask_panels([half], {}, image_size=32, patch_size=8)
+    brightness = edges.pixels.sum(dim=0)[:, ::8]  # (H, columns)
+    assert (brightness[:, [0, 3]] < 0.1).all()
+    assert (brightness[:, 2] > 2).all()
 
 
 def test_the_stages_of_pgs_are_those_of_the_mask():

@@ -11,7 +11,7 @@ from ..errors import fail
 from .repository import Pushed, upload
 
 PACKAGE = Path(__file__).parents[1]
-PACKAGE_FILES = (".py", ".json", ".md")
+PACKAGE_FILES = (".py", ".json", ".md", ".css")
 APP = '''"""The demo of {repo_id}; hf_maskclip lies beside this file."""
 
 from hf_maskclip.demo import build_demo
