@@ -21,7 +21,7 @@ from training.data.text_masking import TextMaskName
 from training.model.precision import fastest_precision
 
 # Two to five minutes for the tiny model on two CPU cores.
-QUICKSTART_STEPS = 800
+QUICKSTART_STEPS = 600
 # What other programs call an option, open_clip and Transformers' Trainer first: what it is here.
 OTHER_NAMES = {
     "learning_rate": "lr base_lr peak_lr max_lr",
