@@ -128,6 +128,7 @@ def folder(make_model, processor, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     export_to_clip(make_model(), tmp_path / "runs" / "quickstart" / "export", processor)
     random_picture(0).save(tmp_path / "photo.jpg")
+    random_picture(0).save(tmp_path / "runs" / "quickstart" / "example.png")
     for number, name in enumerate(("cat", "cat", "dog", "dog")):
         (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
         random_picture(number).save(tmp_path / "photos" / name / f"{number}.jpg")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from training.study import quickstart
 from training.study.report import BASELINE, BUDGETS, Report, cell, markdown_table, name_lines, read_results
 from training.study.run import ROOT
 from training.study.study import read_study
@@ -116,6 +117,7 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     parts = ablation(scenes)
     found = {"in short": short_table(scenes), "summary": summary_table(scenes, pairs)}
     found["initial weights"] = initialization_table()
+    found["quickstart"] = quickstart.table()
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
     for name, report in (("scenes", scenes), ("pairs", pairs)):
         found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
