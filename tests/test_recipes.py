@@ -185,7 +185,7 @@ def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
     words = ["--dry_run", "--model", "tiny", "--batch_size", "16", "--chunk_size", "4", "--output_dir", str(tmp_path / "run")]
     assert program([*words, *small_data]) == 0
     printed = capsys.readouterr().out
-    assert "300 steps of 16 pairs x 1 processes" in printed
+    assert "600 steps of 16 pairs x 1 processes" in printed
     assert "one step    of 4 pairs" in printed
     assert program([*words, *small_data, "--train_data", "absent.tar"]) == 2
     assert capsys.readouterr().err == "error: 'absent.tar': there is no 'absent.tar'\n"
