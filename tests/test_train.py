@@ -55,6 +55,8 @@ def test_a_run_trains_evaluates_and_exports(run, data, capsys):
     printed = capsys.readouterr().out
     assert f'AutoModel.from_pretrained("{folder}/export")' in printed
     assert "retrieval_data" in printed
+    assert f'classify("{folder}/example.png"' in printed
+    assert (folder / "example.json").is_file()
 
     checkpoint = MaskCLIPModel.from_pretrained(folder / "checkpoints" / "step-00000003")
     assert checkpoint.config.vision_config.patch_mask["name"] == "pgs"

@@ -140,7 +140,7 @@ def print_summary(run: Run, summary: dict[str, Any]) -> None:
         print(results_in_words({name: metrics}))
     print(f"""
 In {folder}:
-    export/         the model: a plain CLIP, with its processor and tokenizer
+    export/         the model, a plain CLIP with its processor: AutoModel.from_pretrained("{folder}/export")
     eval.json       these results, and what each depends on
     metrics.jsonl   loss, learning rate and speed of each step
     curves.png      the same, drawn
