@@ -79,17 +79,17 @@ class Source:
                 except SkippedSample:
                     continue
 
-    def pictures(self, count: int) -> list[Image.Image]:
-        """The first `count` pictures that can be decoded and have a caption."""
-        pictures: list[Image.Image] = []
+    def pairs(self) -> Iterator[tuple[Image.Image, str]]:
+        """The pictures that can be decoded and have a caption, each with one of its captions."""
         for row in self.stream:
             try:
-                pictures.append(self.decoder(row, np.random.default_rng(0))[0])
+                yield self.decoder(row, np.random.default_rng(0))
             except SkippedSample:
                 continue
-            if len(pictures) == count:
-                break
-        return pictures
+
+    def pictures(self, count: int) -> list[Image.Image]:
+        """The first `count` pictures of [`pairs`]."""
+        return [picture for picture, _ in islice(self.pairs(), count)]
 
 
 ADDRESSES = {"url", "image_url", "img_url"}  # fields of pictures that are elsewhere

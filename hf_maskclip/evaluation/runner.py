@@ -127,9 +127,9 @@ def _run(evaluation: Evaluation, encoder: Encoder, details: Path | None) -> Reco
     record = evaluation.run(encoder, details=True) if details else evaluation.run(encoder)
     pictures, seconds = encoder.work.pictures - before.pictures, encoder.work.seconds - before.seconds
     speed = {"images": pictures, "seconds": seconds, "images_per_second": pictures / seconds} if pictures else None
+    found = record.pop("details", None)
     if details and PartialState().is_main_process:
-        _write_details(record.pop("details"), details, evaluation.name)
-    record.pop("details", None)
+        _write_details(found, details, evaluation.name)
     return record | {"speed": speed, "hardware": _hardware(encoder)}
 
 

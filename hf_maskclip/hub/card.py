@@ -55,7 +55,7 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
     files = [read_result_file(path) for path in sorted(run_dir.glob("eval*.json"))]
     check_own(files, weights)
     records = read_records(run_dir)
-    name = repo_id.split("/")[1]
+    name, example = repo_id.split("/")[1], _example(run_dir, repo_id)
     tables = [
         table.markdown().replace("## ", "### ") + "\n" + notes_on(table.family, table.source, [r for _, r in records])
         for table in make_tables(files, name=name)
@@ -64,11 +64,11 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
     return _render(
         repo_id,
         mask,
-        card_data(repo_id, license, mask, _hub_names(summary, config, run_dir), records, _example(run_dir, repo_id)),
+        card_data(repo_id, license, mask, _hub_names(summary, config, run_dir), records, example),
         vision=f"{_size(vision)}, {vision['image_size']} pixels, {vision['patch_size']}-pixel patches",
         text=f"{_size(text)}, {text['max_position_embeddings']} tokens of a vocabulary of {text['vocab_size']:,}",
         parameters=_in_words(sum(weight.numel() for weight in weights.values())),
-        example=_example(run_dir, repo_id),
+        example=example,
         training=_training(config | {"patch_mask": mask}) | _measured(summary),
         samples_seen=summary["samples_seen"],
         pictures={name: caption for name, caption in PICTURES.items() if (run_dir / name).is_file()},

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, pipeline
 
-from hf_maskclip.data.pictures import SkippedSample
 from hf_maskclip.data.source import Source
 from hf_maskclip.evaluation.pixels import load_picture
 from hf_maskclip.evaluation.tasks import Evaluation
@@ -61,7 +59,7 @@ def make_example(
         context_length: tokens that a caption may have.
     """
     retrieval = [evaluation for evaluation in evaluations if evaluation.family == "retrieval"]
-    pairs = list(islice(_held_out(retrieval[0]) if retrieval else _of_training(source), LOOKED_AT))
+    pairs = list(islice(_held_out(retrieval[0]) if retrieval else source.pairs(), LOOKED_AT))
     lengths = {caption: len(tokenizer(caption)["input_ids"]) for _, caption in pairs}
     shortest = sorted((pair for pair in pairs if lengths[pair[1]] <= context_length), key=lambda pair: lengths[pair[1]])
     captions = list(dict.fromkeys(caption for _, caption in shortest))[:NUM_CAPTIONS]
@@ -83,11 +81,3 @@ def _held_out(evaluation: Evaluation) -> Iterator[tuple[Image.Image, str]]:
     for opened, captions in samples:
         if picture := load_picture(opened):
             yield picture, min(captions, key=len)
-
-
-def _of_training(source: Source) -> Iterator[tuple[Image.Image, str]]:
-    for row in source.stream:
-        try:
-            yield source.decoder(row, np.random.default_rng(0))
-        except SkippedSample:
-            continue

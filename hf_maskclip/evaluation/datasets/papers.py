@@ -43,7 +43,6 @@ ROBUSTNESS = {
 }
 TWO_HUNDRED_CLASSES = ("A", "R", "O")
 
-
 # The files beside the splits: a pattern such as *.txt would bring those of splits that are not wanted.
 ABOUT = ("dataset_type.txt", "classnames.txt", "zeroshot_classification_templates.txt")
 
@@ -110,7 +109,8 @@ class PaperSuite:
 
     def _missing(self, name: str, splits: tuple[str, ...] = ("test",)) -> tuple[Missing, ...]:
         folder = self._folder(name)
-        absent = [split for split in splits if not (folder / split / "nshards.txt").is_file()]
+        layout = ClipBenchmarkFolder(str(folder))
+        absent = [split for split in splits if not layout.has(split)]
         wanted = Missing(folder, f"clip-benchmark/wds_{name}", (*ABOUT, *(f"{split}/*" for split in absent)))
         return (wanted,) if absent else ()
 
