@@ -23,7 +23,7 @@ from .folders import Folder, caption_file, is_saved_data_set
 from .remote import storage_options
 from .shards import SHARD_KINDS, read_shards
 from .source import Source
-from .specs import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE_SUFFIXES, HubDataSet, ends_in, is_hub_id, patterns_of
+from .specs import IMAGE_SUFFIXES, SHARD_SUFFIXES, TABLE_SUFFIXES, HubDataSet, ends_in, hub_data_set_of, patterns_of
 from .tables import parts_of, read_parts
 
 # Sources that are made here, by the name that stands for them. All others are read.
@@ -57,11 +57,9 @@ class Found:
 
 def open_files(spec: str, split: str = "train") -> datasets.IterableDataset:
     """The rows of files, folders, or a Hub data set. Arguments and errors as of [`open_source`]."""
-    patterns = patterns_of(spec)
-    hub = HubDataSet.parse(spec)
-    if len(patterns) == 1 and not os.path.exists(patterns[0]) and is_hub_id(hub.id):
+    if hub := hub_data_set_of(spec):
         return _open_hub(spec, hub, split)
-    return _open_paths([path for pattern in patterns for path in _matches(pattern, spec)], spec, split)
+    return _open_paths([path for pattern in patterns_of(spec) for path in _matches(pattern, spec)], spec, split)
 
 
 def _open_paths(paths: list[str], spec: str, split: str) -> datasets.IterableDataset:

@@ -78,10 +78,15 @@ def is_hub_id(name: str) -> bool:
     return not name.startswith(".")
 
 
+def hub_data_set_of(spec: str) -> HubDataSet | None:
+    """The data set that a spec names by its id; None where it names paths, or something that lies here."""
+    hub, patterns = HubDataSet.parse(spec), patterns_of(spec)
+    return hub if len(patterns) == 1 and not os.path.exists(patterns[0]) and is_hub_id(hub.id) else None
+
+
 def hub_ids_of(spec: str) -> list[str]:
     """The ids of the Hub's data sets that a spec reads, named by an id or by `hf://datasets/` paths."""
-    hub, patterns = HubDataSet.parse(spec), patterns_of(spec)
-    if len(patterns) == 1 and not os.path.exists(patterns[0]) and is_hub_id(hub.id):
+    if hub := hub_data_set_of(spec):
         return [hub.id]
-    paths = [pattern.removeprefix(HUB_DATA) for pattern in patterns if pattern.startswith(HUB_DATA)]
+    paths = [pattern.removeprefix(HUB_DATA) for pattern in patterns_of(spec) if pattern.startswith(HUB_DATA)]
     return list(dict.fromkeys("/".join(path.split("/")[:2]).partition("@")[0] for path in paths))
