@@ -35,6 +35,7 @@ class Family:
         loss: that the family was trained with.
         pads_texts: captions are padded to the whole context, for the text tower reads the last position, padded or not.
         needs_attention_mask: the text tower reads all positions, so it has to be told which of them are padding.
+        skips_positions: the text tower's first position is the one behind its padding token's id, as in RoBERTa.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Family:
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     pads_texts: bool = False
     needs_attention_mask: bool = False
+    skips_positions: bool = False
 
     @property
     def tower_type(self) -> str:
@@ -66,7 +68,7 @@ class Family:
 FAMILIES = (
     Family("CLIP", "CLIP", "clip"),
     Family("MetaCLIP 2", "MetaClip2", "metaclip_2"),
-    Family("AltCLIP", "AltCLIP", "altclip", needs_attention_mask=True),
+    Family("AltCLIP", "AltCLIP", "altclip", needs_attention_mask=True, skips_positions=True),
     Family("ChineseCLIP", "ChineseCLIP", "chinese_clip", needs_attention_mask=True),
     Family("CLIPSeg", "CLIPSeg", "clipseg", InterpolatingTower),
     Family("SigLIP and SigLIP 2", "Siglip", "siglip", PoolingHeadTower, "sigmoid", pads_texts=True),
