@@ -52,8 +52,9 @@ PRESETS = {
     "vit-b-32": (_tower(768, 12, 12, image_size=224, patch_size=32), _tower(512, 12, 8), 512),
     "vit-b-16": (_tower(768, 12, 12, image_size=224, patch_size=16), _tower(512, 12, 8), 512),
     "siglip-s-16": (_tower(384, 12, 6, image_size=224, patch_size=16), _tower(384, 12, 6), 384),
+    "siglip-b-16": (_tower(768, 12, 12, image_size=224, patch_size=16), _tower(768, 12, 12), 768),
 }
-SIGLIPS = ("siglip-s-16",)
+SIGLIPS = ("siglip-s-16", "siglip-b-16")
 
 
 def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
