@@ -18,7 +18,7 @@ from hf_maskclip.distributed import sum_counts
 from hf_maskclip.errors import TrainingStopped
 from training.data.batches import Batch, Stopped
 from training.data.loader import start_workers
-from training.patch_selection import Chunk, kept_shares
+from training.patch_selection import Chunk, kept_shares, step_seed
 from training.run import Run
 from training.stopping import NumbersOnHost, StopRequest, leave_worker_deaths_to_the_loader, next_item
 from training.summary import evaluate, report_evaluation, results_in_words
@@ -99,6 +99,8 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
         Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(learner.patches.select, step=step, chunk=number))
         for number, start in enumerate(range(0, batch_size, chunk_size))
     ]
+    # For dropout, which some text towers have: a step is the same wherever its run began.
+    torch.manual_seed(step_seed(run.config.seed, step, run.accelerator.process_index))
     model = learner.parallel.wrapped_model
     if len(chunks) == 1:
         loss = learner.loss(model(**chunks[0].encode_inputs()))

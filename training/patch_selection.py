@@ -43,7 +43,7 @@ class PatchSelector:
 
         Arguments as in [`MaskSchedule.select`].
         """
-        self.generator.manual_seed(mask_seed(self.seed, step, self.process, chunk))
+        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk))
         return self.schedule.select(pixel_values, step, self.generator, **images)
 
 
@@ -96,6 +96,6 @@ def kept_shares(chunks: list[Chunk], num_patches: int, device: torch.device) -> 
     return torch.stack([chunk.kept_share(num_patches).float().to(device) for chunk in chunks])
 
 
-def mask_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:
+def step_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:
     """A seed for each (seed, step, process, chunk), below 2^63."""
     return (((seed * 1_000_003 + step) * 65_536 + process) * 4_096 + chunk) % 2**63
