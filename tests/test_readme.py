@@ -14,8 +14,8 @@ from transformers import AutoModel, CLIPModel, pipeline
 from hf_maskclip import cli, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser
 from hf_maskclip.conversion.open_clip import export_to_open_clip
-from hf_maskclip.conversion.open_clip_weights import to_open_clip_weights
 from hf_maskclip.conversion.open_clip_architecture import MODELS
+from hf_maskclip.conversion.open_clip_weights import to_open_clip_weights
 from hf_maskclip.evaluation.command import check_options
 from hf_maskclip.evaluation.datasets import scenes
 from training.config import load_config
