@@ -117,7 +117,7 @@ def test_of_weights_alone_the_name_gives_the_rest_and_the_weights_their_sizes(fo
     assert main([*convert, "vit_t/8-siglip", "--tokenizer", str(tmp_path / "tokenizer")]) == 0
     said = capsys.readouterr().out
     assert "as is SigLIP's default, squashed and with mean and std 0.5: no open_clip_config" in said
-    assert "texts have 8 tokens, the pipeline of Transformers fills them to 64: use" in said
+    assert "texts have 8 tokens, Transformers' pipeline fills them to 64: use" in said
     config = AutoConfig.from_pretrained(tmp_path / "plain")
     assert (config.vision_config.image_size, config.text_config.max_position_embeddings) == (40, 8)
     processor = AutoProcessor.from_pretrained(tmp_path / "plain")

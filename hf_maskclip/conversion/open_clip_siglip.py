@@ -16,7 +16,6 @@ from .open_clip_architecture import TANH_GELU, mlp_ratio, spelled
 
 GELU, TANH = "gelu", "gelu_pytorch_tanh"
 NORM_EPS = 1e-6  # of timm's vision transformers
-PATCHES = "visual.trunk.patch_embed.proj.weight"  # (D, 3, P, P)
 POSITIONS = "visual.trunk.pos_embed"  # (1, L, D)
 SQUASHED = {"resize_mode": "squash", "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
 
@@ -232,15 +231,19 @@ def cleaning_of_model_cfg(model_cfg: Mapping[str, Any]) -> str:
 
 
 def with_sizes_of(weights: Mapping[str, torch.Tensor], cfg: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the image size, the context length and the vocabulary that weights have."""
+    """A configuration with the image size and the context length that weights have.
+
+    The vocabulary stays: another one is that of another SigLIP, whose text tower has another GELU.
+    """
     cfg = copy.deepcopy(cfg)
-    if POSITIONS in weights and weights[POSITIONS].ndim == 3:
-        patch_size, side = TOWERS[cfg["vision_cfg"]["timm_model_name"]][0].patch_size, math.isqrt(weights[POSITIONS].shape[1])
-        if cfg["vision_cfg"]["image_size"] // patch_size != side and side**2 == weights[POSITIONS].shape[1]:
-            cfg["vision_cfg"]["image_size"] = side * patch_size
-    for key, name in {"context_length": "positional_embedding", "vocab_size": "token_embedding.weight"}.items():
-        if name in weights and weights[name].ndim == 2:
-            cfg["text_cfg"][key] = len(weights[name])
+    vision, positions, places = cfg["vision_cfg"], weights.get(POSITIONS), weights.get("positional_embedding")
+    if positions is not None and positions.ndim == 3:
+        patch_size, side = TOWERS[vision["timm_model_name"]][0].patch_size, math.isqrt(positions.shape[1])
+        # A picture may be larger than its patches: 384 pixels are 27 patches of 14, and so are 378.
+        if vision["image_size"] // patch_size != side and side**2 == positions.shape[1]:
+            vision["image_size"] = side * patch_size
+    if places is not None and places.ndim == 2:
+        cfg["text_cfg"]["context_length"] = len(places)
     return cfg
 
 
@@ -308,4 +311,4 @@ def other_activation(config: SiglipConfig) -> str:
     theirs = TOWERS[name][0].activation
     if ours == theirs:
         return ""
-    return f"the picture tower has {ours} here and {theirs} in timm's {name}: its features there differ by about a thousandth"
+    return f"the picture tower has {ours} here and {theirs} in timm's {name}: its features there differ slightly"
