@@ -128,11 +128,13 @@ def _siglip_tokenizer(
     if reason or (not is_own and (reason := siglip_tokenizer.differs_from_published(tokenizer, text.vocab_size))):
         fail(f"{source.weights}: the tokenizer does not fit: {reason}: give its own by --tokenizer")
     if text.max_position_embeddings != PIPELINE_LENGTH:
-        found = (
-            f"texts have {text.max_position_embeddings} tokens, the pipeline of Transformers fills them to {PIPELINE_LENGTH}"
-        )
+        found = f"texts have {text.max_position_embeddings} tokens, Transformers' pipeline fills them to {PIPELINE_LENGTH}"
         converted.remarks.append(f"{found}: use the model and its processor, with padding='max_length'")
-    return siglip_tokenizer.siglip_tokenizer(tokenizer, cleaning_of_model_cfg(source.model_cfg), text.max_position_embeddings)
+    clean = cleaning_of_model_cfg(source.model_cfg)
+    fitted = siglip_tokenizer.siglip_tokenizer(tokenizer, clean, text.max_position_embeddings)
+    if clean == "canonicalize" and not siglip_tokenizer.canonicalizes(fitted):
+        converted.remarks.append("an underscore in a text is left out by this tokenizer; open_clip makes it a space")
+    return fitted
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str, vocab_size: int, end_token: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, fail
-from .open_clip_families import Family, check_same_architecture, family_of, known_models, named_model_cfg
+from .open_clip_families import CLIP, Family, check_same_architecture, family_of, known_models, named_model_cfg
 from .open_clip_pixels import other_size
 from .tokens import lacks_tokenizer
 
@@ -53,7 +53,9 @@ class OpenClipModel:
     def tokenizer(self) -> str:
         """The folder or Hub id of its own tokenizer; empty where it is CLIP's."""
         folder, named = str(self.weights.parent), self.model_cfg["text_cfg"].get("hf_tokenizer_name") or ""
-        return named if self.preprocess_cfg is None or lacks_tokenizer(folder) else folder
+        if self.preprocess_cfg is None:
+            return "" if self.family is CLIP else named
+        return named if lacks_tokenizer(folder) else folder
 
 
 def find_open_clip_model(source: str | Path, model_name: str = "") -> OpenClipModel:
