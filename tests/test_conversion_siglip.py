@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hf_maskclip.cli import main
+from hf_maskclip.conversion.open_clip import convert_open_clip_checkpoint
 from hf_maskclip.conversion.open_clip_siglip import GELU, SQUASHED, TANH, named_model_cfg
 
 HALVES = [0.5, 0.5, 0.5]
@@ -189,6 +190,15 @@ def test_what_a_siglip_of_transformers_cannot_be_is_one_line(part, change, words
     assert words in error
     assert error.count("\n") == 1
     assert not (tmp_path / "plain").exists()
+
+
+def test_the_python_function_reads_a_folder(folder, tokenizer):
+    there, weights = folder()
+    converted = convert_open_clip_checkpoint(there)
+    assert type(converted.model) is SiglipModel
+    assert torch.equal(converted.model.text_model.head.bias, weights["text.text_projection.bias"])
+    assert (converted.end_token, converted.extra, converted.remarks) == (None, [], [])
+    assert converted.model.config.text_config.pad_token_id == tokenizer.pad_token_id  # by default, of SigLIP
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP2-NaFlex", "ViT-SO400M-16-SigLIP-i18n-256", "nllb-clip-base-siglip"])

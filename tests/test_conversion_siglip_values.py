@@ -9,8 +9,10 @@ import torch
 from helpers import random_picture
 from safetensors.torch import load_file
 from tiny_siglip import LENGTH, TOWER, WIDTH, know_tiny_siglip, letters_tokenizer, random_siglip, write_folder
+from tokenizers import processors
 from transformers import (
     AutoTokenizer,
+    PreTrainedTokenizer,
     PreTrainedTokenizerFast,
     Siglip2Config,
     Siglip2Model,
@@ -233,7 +235,21 @@ def without_filling(tokenizer):
     return tokenizer
 
 
+def with_start(tokenizer):
+    backend, special = tokenizer.backend_tokenizer, [("<pad>", 0), ("</s>", 1)]
+    backend.post_processor = processors.TemplateProcessing(single="<pad> $A </s>", special_tokens=special)
+    tokens = {"bos_token": "<pad>", "eos_token": "</s>", "pad_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
+
+
+def filling_left(tokenizer):
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    return tokenizer
+
+
 UNFIT = {
+    "start": (with_start, "starts a text with its start token 0, which SigLIP's do not ('a dog' is [0, "),
+    "left": (filling_left, "fills texts on the left, SigLIP's on the right"),
     "no end": (without_end, "does not end a text with its end token 1, as SigLIP's do"),
     "other filling": (with_other_filling, "fills texts with token 0; SigLIP of 47 tokens fills them with 1"),
     "no filling": (without_filling, "has no pad_token, which fills"),
@@ -253,3 +269,36 @@ def test_a_tokenizer_that_was_brought_and_does_not_fit_is_refused(name, model_cf
     assert words in error
     assert error.endswith("give its own by --tokenizer\n")
     assert not (tmp_path / "plain").exists()
+
+
+class Letters(PreTrainedTokenizer):
+    """A tokenizer in Python, without a tokenizer.json, as SigLIP's own of Transformers is. It may canonicalize by itself."""
+
+    def __init__(self, own: bool, **kwargs):
+        self.own, self.letters = own, ["</s>", *" abcdefghijklmnopqrstuvwxyzABDELR_'!"]
+        super().__init__(own=own, eos_token="</s>", pad_token="</s>", **kwargs)
+
+    vocab_size = property(lambda self: len(self.letters))
+
+    def get_vocab(self):
+        return {letter: number for number, letter in enumerate(self.letters)}
+
+    def _tokenize(self, text, **kwargs):
+        return [letter for letter in text.lower() if letter not in "_'!"] if self.own else list(text)
+
+    def _convert_token_to_id(self, token):
+        return self.letters.index(token)
+
+    def _convert_id_to_token(self, index):
+        return self.letters[index]
+
+
+def test_a_tokenizer_in_python_canonicalizes_by_itself_or_is_refused():
+    fitted = siglip_tokenizer(Letters(own=True), "canonicalize", LENGTH)
+    assert fitted(["A Red!"], padding="max_length")["input_ids"] == fitted(["a red"], padding="max_length")["input_ids"]
+    assert fitted("a red", padding="max_length").keys() == {"input_ids"}
+    assert len(fitted("a red", padding="max_length")["input_ids"]) == LENGTH
+    assert not canonicalizes(fitted)  # an underscore is left out, which the command says
+    with pytest.raises(ValueError, match=r"tokenizer Letters: must lower letters and take punctuation off, as open_clip does"):
+        siglip_tokenizer(Letters(own=False), "canonicalize", LENGTH)
+    assert siglip_tokenizer(Letters(own=False), "whitespace", LENGTH)("a")["input_ids"]

@@ -61,7 +61,7 @@ def convert_open_clip_checkpoint(
             `.safetensors`, or a folder for open_clip's `local-dir:`. Architecture and preparation of pictures are those of
             the `open_clip_config.json` in the folder, or beside the file.
         model_name: open_clip's name, such as `ViT-B-16`, where no such file says it; `-quickgelu` is OpenAI's activation.
-        token_ids: the tokenizer's `bos_token_id`, `eos_token_id` and `pad_token_id`; by default those of CLIP.
+        token_ids: the tokenizer's `bos_token_id`, `eos_token_id` and `pad_token_id`; by default those of CLIP, or of SigLIP.
         key: which of the file's sets of weights, such as `state_dict_ema`.
 
     Raises:

@@ -78,10 +78,15 @@ def misfit(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> str:
 
 
 def differs_from_published(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> str:
-    """Why a tokenizer, which is not the model's own, is not that of SigLIP's published vocabulary of this size."""
-    token_ids, end, pad = tokenizer("a dog")["input_ids"], tokenizer.eos_token_id, PAD_TOKENS.get(vocab_size)
+    """Why a tokenizer, which is not the model's own, is none of SigLIP's, or not that of the vocabulary of this size."""
+    token_ids, start, end = tokenizer("a dog")["input_ids"], tokenizer.bos_token_id, tokenizer.eos_token_id
     if not token_ids or token_ids[-1] != end:
         return f"does not end a text with its end token {end}, as SigLIP's do ('a dog' is {token_ids})"
-    if pad is not None and tokenizer.pad_token_id != pad:
+    if token_ids[0] == start:
+        return f"starts a text with its start token {start}, which SigLIP's do not ('a dog' is {token_ids})"
+    if tokenizer.padding_side != "right":
+        return f"fills texts on the {tokenizer.padding_side}, SigLIP's on the right"
+    pad = PAD_TOKENS.get(vocab_size, tokenizer.pad_token_id)
+    if tokenizer.pad_token_id != pad:
         return f"fills texts with token {tokenizer.pad_token_id}; SigLIP of {vocab_size} tokens fills them with {pad}"
     return ""
