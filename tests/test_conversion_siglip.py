@@ -156,6 +156,7 @@ REFUSED = [
     ("vision_cfg", {"image_size": [32, 48]}, "vision_cfg.image_size=[32, 48]: must be one whole number"),
     ("vision_cfg", {"image_size": 64}, "visual.trunk.pos_embed is (1, 16, 32), open_clip_config.json has (1, 64, 32)"),
     ("text_cfg", {"hf_model_name": "facebook/nllb-200"}, "hf_model_name='facebook/nllb-200': a SigLIP of Transformers has no"),
+    ("text_cfg", {"hf_model_name": "org/nllb", "no_causal_mask": None}, "hf_model_name='org/nllb': a SigLIP of Transformers"),
     ("text_cfg", {"proj_type": "none"}, "text_cfg.proj_type='none': a SigLIP of Transformers has 'linear' there"),
     ("text_cfg", {"proj_bias": False}, "text_cfg.proj_bias=False: a SigLIP of Transformers has True there"),
     ("text_cfg", {"pool_type": "argmax"}, "text_cfg.pool_type='argmax': a SigLIP of Transformers has 'last' there"),

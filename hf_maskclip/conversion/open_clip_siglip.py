@@ -189,11 +189,12 @@ def _part(model_cfg: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) 
         fail(f"model_cfg.{name}: must be there, with the sizes of a tower")
     part = {**defaults, **{key: value for key, value in given.items() if value is not None}}
     one_form = _ONE_FORM[name]
+    known = (*one_form, *defaults, *_WITHOUT_EFFECT[name])
+    if unknown := [key for key, value in part.items() if value and key not in known]:
+        _refuse(f"{name}.{unknown[0]}", part[unknown[0]], "a SigLIP of Transformers has no such part")
     for key, value in part.items():
         if key in one_form and value != one_form[key]:
             _refuse(f"{name}.{key}", value, f"a SigLIP of Transformers has {one_form[key]!r} there")
-        if value and key not in (*one_form, *defaults, *_WITHOUT_EFFECT[name]):
-            _refuse(f"{name}.{key}", value, "a SigLIP of Transformers has no such part")
     if isinstance(part.get("image_size"), list) and len(set(part["image_size"])) == 1:
         part["image_size"] = part["image_size"][0]
     for key in ("image_size", "layers", "width", "context_length", "vocab_size", "heads"):
