@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import save_folder
 from helpers import CAPTIONS, random_picture
 from tiny_siglip import know_tiny_siglip, letters_tokenizer, write_folder
 from transformers import AutoModel, CLIPModel, SiglipModel, pipeline
@@ -153,6 +154,9 @@ def test_the_code_runs_as_written(code, folder):
     code = code.replace('"per_device_train_batch_size": 64', '"per_device_train_batch_size": 2')  # of four pairs
     code = code.replace('"per_device_train_batch_size": 1024', '"per_device_train_batch_size": 4')
     code = code.replace("chunk_size = 64", "chunk_size = 2").replace("unmasked_tuning_steps=100", "unmasked_tuning_steps=1")
+    for name, model in {"google/siglip2-base-patch16-224": "siglip", "facebook/metaclip-2-worldwide-b32": "metaclip_2"}.items():
+        if name in code:
+            code = code.replace(name, str(save_folder(model, folder / model)))
     exec(compile(code, "page.md", "exec"), {})
     if "runs/photos/export" in code:
         classes = pipeline("image-classification", model="runs/photos/export")("photo.jpg")

@@ -14,7 +14,6 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from hf_maskclip import cached_contrastive_backward
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.errors import TrainingStopped
 from training.data.batches import Batch, Stopped
@@ -100,14 +99,13 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
         Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(learner.patches.select, step=step, chunk=number))
         for number, start in enumerate(range(0, batch_size, chunk_size))
     ]
-    model, logit_scale = learner.parallel.wrapped_model, learner.model.logit_scale
+    model = learner.parallel.wrapped_model
     if len(chunks) == 1:
-        outputs = model(**chunks[0].encode_inputs())
-        loss = learner.loss(outputs.image_embeds, outputs.text_embeds, logit_scale.exp())
+        loss = learner.loss(model(**chunks[0].encode_inputs()))
         numbers = numbers_of(run, loss.detach(), chunks)
         run.accelerator.backward(loss)
     else:
-        loss = cached_contrastive_backward(model, logit_scale, [chunk.encode_inputs for chunk in chunks], learner.loss)
+        loss = learner.loss.backward_in_chunks(model, [chunk.encode_inputs for chunk in chunks])
         numbers = numbers_of(run, loss, chunks)
     mean_loss, *shares = numbers.read()
     if not math.isfinite(mean_loss):
@@ -116,7 +114,7 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
 
     learner.update()
     learner.patches.schedule.after_step(step)
-    sizes = [len(chunk.pixels) for chunk in chunks]
+    sizes = [len(chunk) for chunk in chunks]
     kept = learner.model.vision_model.embeddings.num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
     return StepResult(mean_loss, kept)
 
