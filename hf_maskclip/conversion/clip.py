@@ -121,13 +121,14 @@ def export(model: PreTrainedModel, output_dir: str | Path, processor: "Processor
         processor.save_pretrained(output_dir)
 
 
-def save_processor(processor: "CLIPProcessor | CLIPImageProcessor", output_dir: str | Path) -> None:
+def save_processor(processor: "ProcessorMixin | CLIPImageProcessor", output_dir: str | Path) -> None:
     """Write a processor with the file that Transformers 4 reads beside that of Transformers 5."""
-    from transformers import CLIPProcessor  # it imports torchvision, which whoever has a processor has waited for
+    from transformers import ProcessorMixin  # it imports torchvision, which whoever has a processor has waited for
 
     processor.save_pretrained(output_dir)
-    image_processor = processor.image_processor if isinstance(processor, CLIPProcessor) else processor
-    content = json.loads(image_processor.to_json_string()) | {"image_processor_type": "CLIPImageProcessor"}
+    image_processor = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+    kind = type(image_processor).__name__.removesuffix("Pil")
+    content = json.loads(image_processor.to_json_string()) | {"image_processor_type": kind}
     text = json.dumps(content, indent=2) + "\n"
     Path(output_dir, "preprocessor_config.json").write_text(text, encoding="utf-8")
 
