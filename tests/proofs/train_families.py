@@ -2,8 +2,8 @@
 
     python tests/proofs/train_families.py 'DATA/train-{000000..000001}.tar' DATA/val-000000.tar
 
-SigLIP and MetaCLIP 2 are trained in two processes. The loss has to fall, the run that goes on from step 15 has to be the same to
-the last bit in losses, evaluation and export, and the export has to load as the family's plain class. Exits with 1 otherwise.
+SigLIP and MetaCLIP 2 are trained in two processes. The loss has to fall. The run that goes on from step 15 has to be the same
+to the last bit in losses, evaluation and export. The export has to load as the family's plain class. Exits with 1 otherwise.
 """
 
 import argparse
@@ -13,10 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from families import BY_TYPE, DUAL_ENCODERS, save_folder
 from helpers import as_killed_at, losses_of, same, without_speed, words
 from processes import Processes
