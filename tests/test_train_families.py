@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer
 from hf_maskclip import ContrastiveLoss, SigmoidLoss
 from hf_maskclip.errors import ConfigError
 from training.data.batches import TextForm, pad_tokens
+from training.model import presets
 from training.model.loss import PairLoss, prepare_loss, without_added_bias
 
 SIGMOID = {"siglip", "siglip2"}
@@ -105,3 +106,23 @@ def test_what_cannot_be_trained_is_refused_by_name(name, reason, run, tmp_path):
         (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ConfigError, match=reason):
         run(model=str(folder), patch_mask="pgs")
+
+
+def test_chunks_have_the_losses_of_whole_batches_with_the_sigmoid_loss_too(run, tmp_path):
+    options = {"model": str(save_folder("siglip", tmp_path / "model")), "patch_mask": "none"}
+    _, whole, _ = run(**options, output_dir=str(tmp_path / "a"))
+    _, chunked, _ = run(**options, chunk_size=2, output_dir=str(tmp_path / "b"))
+    assert [step["loss"] for step in chunked] == pytest.approx([step["loss"] for step in whole], rel=1e-4)
+
+
+def test_the_preset_of_siglip_begins_with_siglips_scale_and_bias(run, tmp_path, monkeypatch):
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = (tower | {"image_size": 32, "patch_size": 16}, tower, 32)
+    monkeypatch.setitem(presets.PRESETS, "siglip-s-16", small)
+    _, steps, written = run(model="siglip-s-16", learning_rate=1e-9, output_dir=str(tmp_path / "a"))
+    exported = AutoModel.from_pretrained(written / "export")
+    assert type(exported).__name__ == "SiglipModel"
+    assert exported.logit_scale.exp().item() == pytest.approx(10, rel=1e-4)
+    assert exported.logit_bias.item() == pytest.approx(-10, rel=1e-4)
+    assert type(AutoProcessor.from_pretrained(written / "export")).__name__ == "SiglipProcessor"
+    assert steps[0]["loss"] == pytest.approx(10, abs=4)  # of each image's own caption
