@@ -23,9 +23,9 @@ MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can dive
 
 @torch.no_grad()
 def clamp_logit_scale(model: nn.Module) -> None:
-    """Keep the logit scale of a model, or of the CLIP in it, at most at its bound."""
+    """Keep the logit scale of a model, or of the CLIP in it, at most at its bound. One that is frozen stays as it is."""
     for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] == "logit_scale":
+        if name.rpartition(".")[2] == "logit_scale" and parameter.requires_grad:
             parameter.clamp_(max=MAX_LOGIT_SCALE)
 
 

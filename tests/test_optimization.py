@@ -9,7 +9,8 @@ from training.model.optimization import parameter_groups
 
 def test_only_matrices_decay(make_model):
     model = make_model()
-    decayed, rest = (group["params"] for group in parameter_groups(model, 0.2))
+    groups = parameter_groups(model, 0.2)
+    decayed, rest = ([p for g in groups if g["weight_decay"] == decay for p in g["params"]] for decay in (0.2, 0.0))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert all(parameter.ndim >= 2 for parameter in decayed)
     assert len(decayed) + len(rest) == len(names)

@@ -31,14 +31,14 @@ from hf_maskclip.evaluation.datasets.pairs import PairKeys
 from hf_maskclip.evaluation.tasks import Evaluation
 from training.config import TrainingConfig
 from training.data.batches import PairBatches, train_transform
-from training.data.loader import build_loader, usable_workers
+from training.data.loader import build_loader, epoch_opener, with_usable_workers
 from training.data.position import LoaderState, step_of
-from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
 from training.model.fit import check_tokenizer, check_tokens
 from training.model.optimization import build_average, build_schedule
 from training.model.presets import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
 from training.model.tokenizer import train_tokenizer
+from training.model.tuning import Tuning, check_tuning, prepare_tuning
 from training.parallel.choose import check_checkpoint, requested_parallel
 from training.parallel.interface import Parallel
 from training.patch_selection import PatchSelector
@@ -85,10 +85,22 @@ class Learner:
     schedule: LambdaLR
     patches: PatchSelector
     loss: ContrastiveLoss
+    tuning: Tuning
+
+    @property
+    def tuned(self) -> MaskCLIPModel:
+        """The model that the result is made of."""
+        return self.average.module if self.average else self.model
 
     def result(self) -> MaskCLIPModel:
         """The model that is evaluated and exported. All processes have to call this."""
-        return self.parallel.whole_model(self.average.module if self.average else self.model)
+        return self.tuning.result(self.parallel.whole_model(self.tuned))
+
+    def train_mode(self) -> None:
+        """Let all modules be in training mode but those that are frozen."""
+        self.parallel.wrapped_model.train()
+        for module in self.tuning.frozen:
+            module.eval()
 
     def update(self) -> None:
         """Change the weights by their gradients, and what follows from them."""
@@ -149,8 +161,9 @@ class Run:
     def save(self, step: int) -> Path:
         """Write a checkpoint after a step. All processes have to call this."""
         learner, keep = self.learner, self.config.keep_checkpoints
-        model = learner.parallel.whole_model(learner.model)
-        record = partial(write_record, config=self.config, data=self.data_identity, samples_seen=self.samples_seen(step))
+        model = learner.tuning.merged(learner.parallel.whole_model(learner.model))
+        about = {"samples_seen": self.samples_seen(step), "first_weights": learner.tuning.first_hash}
+        record = partial(write_record, config=self.config, data=self.data_identity, **about)
         return save_checkpoint(self.accelerator, model, learner.processor, self.data.state, self.output_dir, step, keep, record)
 
 
@@ -171,6 +184,7 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     else:
         check_names(config.model, config.tokenizer)
     check_tracker(config.report_to)
+    check_tuning(config)
     parallel = parallel or requested_parallel()
     accelerator = start_accelerator(config)
     samples_before = read_record(checkpoint)["samples_seen"] if checkpoint else 0
@@ -188,7 +202,8 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     open_epoch = epoch_opener(source, config, accelerator)
     model, processor = load_model(config, checkpoint, source, accelerator)
     data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor)
-    learner = prepare_learner(model, processor, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
+    tuning = prepare_tuning(model, config, checkpoint)
+    learner = prepare_learner(model, processor, tuning, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
     return Run(config, accelerator, num_steps, checkpoint, samples_before, identity, data, learner)
 
 
@@ -218,36 +233,6 @@ def say_equal_captions(spec: str, captions: list[str]) -> None:
             f"train_data={spec!r}: {share:.0%} of the first {counts.total()} captions are there more than once; "
             "in a batch the loss takes equal ones for different"
         )
-
-
-def with_usable_workers(config: TrainingConfig, num_shards: int, accelerator: Accelerator) -> TrainingConfig:
-    """The options with no more data workers than there are shards for, which is said."""
-    num_readers = accelerator.num_processes if config.stream == "exact" else 1
-    num_workers = usable_workers(num_shards, num_readers, config.num_workers)
-    if num_workers < config.num_workers and accelerator.is_main_process:
-        used = f"uses {num_workers}, for train_data={config.train_data!r} has {num_shards} shards"
-        print(f"num_workers={config.num_workers}: {used}")
-    return replace(config, num_workers=num_workers)
-
-
-def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], IterableDataset]:
-    """A function that gives this process its part of the stream in an epoch.
-
-    Raises:
-        ConfigError: too few shards.
-    """
-    open_epoch = partial(
-        shard_stream,
-        source.stream,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        buffer_size=config.shuffle_buffer if source.needs_shuffling else 0,
-        resampled=config.stream == "resampled",
-    )
-    open_epoch(0)  # so that it raises now, not in a worker
-    return open_epoch
 
 
 def load_model(
@@ -316,6 +301,7 @@ def prepare_data(
 def prepare_learner(
     model: MaskCLIPModel,
     processor: CLIPProcessor,
+    tuning: Tuning,
     config: TrainingConfig,
     accelerator: Accelerator,
     parallel: type[Parallel],
@@ -326,10 +312,9 @@ def prepare_learner(
     """The model in its wrapper, its optimizer and schedule, as the checkpoint has them if there is one."""
     average = build_average(model, config.ema_momentum)
     if config.gradient_checkpointing:
-        if compare_versions("transformers", ">=", "5.23"):
-            model.activation_checkpointing_enable()
-        else:
-            model.gradient_checkpointing_enable()  # its older name
+        is_new = compare_versions("transformers", ">=", "5.23")
+        enable = model.activation_checkpointing_enable if is_new else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # the other kind gives adapters a gradient only where a layer's inputs have one
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
@@ -337,8 +322,10 @@ def prepare_learner(
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
+    if tuning.adapters:
+        tuning.adapters.keep_in_checkpoints(model, accelerator)
     if checkpoint:
         accelerator.load_state(str(checkpoint))
     # Not prepared: Accelerate would step it once for every process.
     schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, step_of(checkpoint))
-    return Learner(model, processor, wrapped, average, schedule, patches, ContrastiveLoss())
+    return Learner(model, processor, wrapped, average, schedule, patches, ContrastiveLoss(), tuning)

@@ -52,6 +52,8 @@ class DeepSpeedParallel(Parallel):
         import deepspeed
 
         check_process_group(self.title)
+        if config.lora_rank:
+            fail(f"lora_rank={config.lora_rank}: the optimizer of adapters is small, DeepSpeed has little to share; use DDP")
         deepspeed.utils.logger.setLevel("WARNING")
         autocast_forward(self.model, self.accelerator)
         self.model.to(self.accelerator.device)
