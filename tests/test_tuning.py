@@ -153,6 +153,8 @@ def test_each_tower_has_the_learning_rate_that_it_was_given(run, base, models, t
     after, before = weights_of(folder / "export"), weights_of(base)
     moved = {key: (after[key] - before[key]).abs().max().item() for key in before}
     for key, distance in moved.items():
+        if "k_proj.bias" in key:
+            continue  # attention does not depend on it: its gradient is rounding
         tower = next((name for name, parts in TOWERS.items() if key.startswith(parts)), "")
         expected = rates[f"learning_rate_{tower}" if tower else "learning_rate"]
         assert distance == pytest.approx(expected, rel=0.1), key

@@ -314,7 +314,9 @@ def prepare_learner(
     if config.gradient_checkpointing:
         is_new = compare_versions("transformers", ">=", "5.23")
         enable = model.activation_checkpointing_enable if is_new else model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # the other kind gives adapters a gradient only where a layer's inputs have one
+        enable({"use_reentrant": False})
+        # Only the other kind needs inputs that ask for a gradient; a frozen tower would have to compute them.
+        model.disable_input_require_grads()
     if config.compile:
         for tower in (model.vision_model, model.text_model):
             tower.encoder.compile()  # in place: the keys of the weights stay
