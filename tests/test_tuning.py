@@ -2,18 +2,21 @@
 the last bit, adapters are what was learnt, each tower has its learning rate, and what cannot be meant is refused."""
 
 import json
+import re
 
 import pytest
 import torch
 from helpers import TOWERS, reset_accelerate, unchanged, weights_of
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import CLIPModel
+from transformers import AutoModel, ChineseCLIPConfig, CLIPConfig, CLIPModel, SiglipConfig
 
 from hf_maskclip import MaskCLIPModel
 from hf_maskclip.errors import ConfigError
 from training import loop
 from training.config import TrainingConfig
 from training.dry_run import dry_run
+from training.model.adapters import layers_of
+from training.model.freezing import tower_of
 from training.run import prepare
 from training.summary import run_in_words
 
@@ -103,9 +106,19 @@ def test_a_dry_run_counts_what_is_trained(base, options):
 # ---- Adapters --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("patch_mask", ["none", "random", "cluster"])
 @pytest.mark.parametrize(
-    "changed", [{}, {"chunk_size": 2}, {"gradient_checkpointing": True}, {"ema_momentum": 0.5}, {"freeze": "text"}], ids=str
+    ("changed", "patch_mask"),
+    [
+        ({}, "none"),
+        ({}, "random"),
+        ({"chunk_size": 2}, "cluster"),
+        ({"gradient_checkpointing": True}, "none"),
+        ({"gradient_checkpointing": True}, "random"),
+        ({"gradient_checkpointing": True}, "cluster"),
+        ({"ema_momentum": 0.5}, "random"),
+        ({"freeze": "text"}, "random"),
+    ],
+    ids=str,
 )
 def test_adapters_are_all_that_is_learnt_and_give_the_export_on_the_base(changed, patch_mask, run, base, models):
     peft = pytest.importorskip("peft", reason="peft is of the test extra")
@@ -130,6 +143,28 @@ def test_adapters_are_all_that_is_learnt_and_give_the_export_on_the_base(changed
     exported = weights_of(folder / "export")
     for key, value in adapted.merge_and_unload().state_dict().items():
         torch.testing.assert_close(value, exported[key], rtol=0, atol=1e-7)
+
+
+TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "towers", "count"),
+    [
+        (CLIPConfig(text_config=TINY, vision_config=TINY), ["vision", "text"], 24),
+        (CLIPConfig(text_config=TINY, vision_config=TINY), ["vision"], 12),
+        (SiglipConfig(text_config=TINY, vision_config=TINY), ["vision", "text"], 24),  # not those of its heads
+        (ChineseCLIPConfig(text_config=TINY, vision_config=TINY), ["text"], 12),
+    ],
+    ids=["clip", "clip-vision", "siglip", "chinese-clip-text"],
+)
+def test_the_layers_with_adapters_are_attention_and_mlp_whatever_their_names(config, towers, count):
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    pattern = layers_of(model, towers)
+    found = {name: module for name, module in model.named_modules() if re.fullmatch(pattern, name)}
+    assert len(found) == count
+    assert all(isinstance(module, torch.nn.Linear) and tower_of(name) in towers for name, module in found.items())
 
 
 def test_a_model_between_the_weights_has_adapters_between_them(run, base):
@@ -184,6 +219,10 @@ def test_each_tower_has_the_learning_rate_that_it_was_given(run, base, models, t
         ),
         ({"freeze": "vision", "mask_schedule": 0.5}, "^mask_schedule=0.5: the patch mask 'none' has no mask_ratio"),
         ({"lora_rank": 4, "absent": True}, r"^lora_rank=4: needs PEFT \(pip install 'peft>=0.18'\)"),
+        (
+            {"lora_rank": 4, "launcher": "DEEPSPEED"},
+            "^lora_rank=4: adapters have few moments, which DeepSpeed would share;",
+        ),
         ({"lora_rank": 4, "launcher": "FSDP"}, "^lora_rank: needs whole weights on every process, which FSDP splits; use DDP"),
     ],
 )
@@ -193,6 +232,8 @@ def test_what_cannot_be_tuned_is_one_line(changed, message, run, base, monkeypat
     elif "lora_rank" in changed:
         pytest.importorskip("peft", reason="peft is of the test extra")
     if launcher := changed.pop("launcher", ""):
+        if launcher == "DEEPSPEED":
+            pytest.importorskip("deepspeed", reason="deepspeed is of the test extra")
         monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
     with pytest.raises(ConfigError, match=message) as error:
         run(**({"model": base} | changed))

@@ -43,6 +43,7 @@ def assert_same_result(folder: Path, whole: Path) -> None:
     assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", TUNINGS, ids=str)
 def test_a_resumed_tuning_is_the_uninterrupted_one_to_the_last_bit(tuning, run, base, data, tmp_path):
     needs(tuning)
@@ -107,8 +108,7 @@ def test_a_tower_stays_frozen_where_processes_share_weights_or_moments(train, op
 # ---- Between the weights ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ema_momentum", [0.0, 0.5])
-@pytest.mark.parametrize("share", [0.25, 0.8])
+@pytest.mark.parametrize(("share", "ema_momentum"), [(0.25, 0.0), (0.8, 0.5)])
 def test_the_result_lies_between_the_first_weights_and_the_tuned(share, ema_momentum, run, base, data, tmp_path):
     options = MANY | {"model": base, "ema_momentum": ema_momentum, "eval_data": f"{data}/val-0.tar"}
     _, steps, tuned_folder = run(**options, output_dir=str(tmp_path / "tuned"))

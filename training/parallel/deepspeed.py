@@ -51,9 +51,9 @@ class DeepSpeedParallel(Parallel):
     def wrap(self, config: TrainingConfig) -> None:
         import deepspeed
 
-        check_process_group(self.title)
         if config.lora_rank:
-            fail(f"lora_rank={config.lora_rank}: the optimizer of adapters is small, DeepSpeed has little to share; use DDP")
+            fail(f"lora_rank={config.lora_rank}: adapters have few moments, which DeepSpeed would share; use DDP")
+        check_process_group(self.title)
         deepspeed.utils.logger.setLevel("WARNING")
         autocast_forward(self.model, self.accelerator)
         self.model.to(self.accelerator.device)
