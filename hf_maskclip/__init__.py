@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .models.patch_mask_registry import build_patch_mask, register_patch_mask, resolve_patch_mask
     from .models.patch_masking import Citation, PatchMask, PatchSelection
     from .models.patch_masking_attentive import class_attention
+    from .models.towers import add_patch_mask
     from .trainer_callback import PatchMaskCallback
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 # Where each public name is; it is imported when it is asked for.
 _MODULES = {
     "Citation": "models.patch_masking",
+    "add_patch_mask": "models.towers",
     "ContrastiveLoss": "losses",
     "MaskCLIPConfig": "models.configuration_maskclip",
     "MaskCLIPForImageClassification": "models.modeling_maskclip",
@@ -61,6 +63,7 @@ __all__ = [
     "PatchMaskCallback",
     "PatchSelection",
     "SigmoidLoss",
+    "add_patch_mask",
     "build_patch_mask",
     "class_attention",
     "cached_contrastive_backward",

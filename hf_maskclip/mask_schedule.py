@@ -11,7 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .errors import fail
-from .models.modeling_maskclip_vision import MaskCLIPVisionModel
+from .models.masked_tower import PatchMaskedTower
 from .models.patch_mask_registry import build_patch_mask, scale_mask_ratios
 from .models.patch_masking import PatchMask, PatchSelection
 from .models.patch_masking_attentive import class_attention
@@ -37,7 +37,7 @@ class MaskSchedule:
 
     def __init__(
         self,
-        vision_model: MaskCLIPVisionModel,
+        vision_model: PatchMaskedTower,
         num_steps: int,
         *,
         ramp: float = 0.0,
@@ -51,18 +51,23 @@ class MaskSchedule:
             fail(f"mask_schedule={ramp}: the patch mask {options['name']!r} has no mask_ratio that could grow")
         self.teacher = AttentionTeacher(vision_model) if vision_model.patch_mask.needs_patch_scores else None
 
-    def select(self, pixel_values: torch.Tensor, step: int, generator: torch.Generator) -> PatchSelection | None:
-        """The visible patches of images (B, C, H, W) at a step counted from 1; None where all are."""
+    def select(
+        self, pixel_values: torch.Tensor, step: int, generator: torch.Generator, **images: torch.Tensor
+    ) -> PatchSelection | None:
+        """The visible patches of images at a step counted from 1; None where all are.
+
+        Args:
+            pixel_values: (B, C, H, W), or of NaFlex (B, L, P * P * C), whose `spatial_shapes` are in `images`.
+        """
         if self.vision_model.patch_mask.keeps_all or step > self.num_masked_steps:
             return None
         progress = (step - 1) / self.num_steps
         scores = None
         if self.teacher is not None:
             with self.autocast():
-                scores = self.teacher.scores(pixel_values)
-        return self.vision_model.select_patches(
-            pixel_values, progress=progress, generator=generator, patch_mask=self._mask_at(progress), patch_scores=scores
-        )
+                scores = self.teacher.scores(pixel_values, **images)
+        options = {"patch_mask": self._mask_at(progress), "patch_scores": scores}
+        return self.vision_model.select_patches(pixel_values, progress=progress, generator=generator, **images, **options)
 
     def after_step(self, step: int) -> None:
         """Let the teacher follow the weights that this step's update gave, as long as it is asked again."""
@@ -87,7 +92,7 @@ class AttentionTeacher:
         ConfigError: the mask's `teacher_image_size` is no multiple of the patch size.
     """
 
-    def __init__(self, vision_model: MaskCLIPVisionModel):
+    def __init__(self, vision_model: PatchMaskedTower):
         self.mask = vision_model.patch_mask
         patch_size = vision_model.config.patch_size
         if self.mask.teacher_image_size % patch_size:
@@ -100,10 +105,10 @@ class AttentionTeacher:
         """At a share of training in [0, 1]: 1 - (1 - momentum) (1 + cos(pi progress)) / 2."""
         return 1 - (1 - self.mask.momentum) * (1 + math.cos(math.pi * progress)) / 2
 
-    def update(self, vision_model: MaskCLIPVisionModel, progress: float) -> None:
+    def update(self, vision_model: PatchMaskedTower, progress: float) -> None:
         self.average.multi_avg_fn = get_ema_multi_avg_fn(self.momentum(progress))
         self.average.update_parameters(vision_model)
 
-    def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The attention (B, L) that the average pays to each patch of images (B, C, H, W)."""
-        return class_attention(self.average.module, pixel_values, self.mask.teacher_image_size)
+    def scores(self, pixel_values: torch.Tensor, **images: torch.Tensor) -> torch.Tensor:
+        """The attention (B, L) that the average pays to each patch of images."""
+        return class_attention(self.average.module, pixel_values, self.mask.teacher_image_size, **images)

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .errors import fail
 from .losses import clamp_logit_scale
 from .mask_schedule import MaskSchedule
-from .models.modeling_maskclip_vision import MaskCLIPVisionModel
+from .models.masked_tower import PatchMaskedTower
 from .models.patch_masking import PatchSelection, check_integer, check_range
 
 logger = logging.get_logger(__name__)
@@ -48,7 +48,7 @@ class PatchMaskCallback(TrainerCallback):
     def __init__(self, mask_schedule: float = 0.0, unmasked_tuning_steps: int = 0):
         self.mask_schedule = check_range("mask_schedule", mask_schedule, 0, 1)
         self.unmasked_tuning_steps = check_integer("unmasked_tuning_steps", unmasked_tuning_steps, 0, 2**31)
-        self.vision_model: MaskCLIPVisionModel | None = None
+        self.vision_model: PatchMaskedTower | None = None
         self.step, self.process = 1, 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
@@ -71,14 +71,14 @@ class PatchMaskCallback(TrainerCallback):
         self.vision_model.training_selector = self.select
 
     @torch.compiler.disable
-    def select(self, pixel_values: torch.Tensor) -> PatchSelection | None:
-        """The visible patches of images (B, C, H, W) at this step.
+    def select(self, pixel_values: torch.Tensor, **images: torch.Tensor) -> PatchSelection | None:
+        """The visible patches of images at this step; arguments as in [`MaskSchedule.select`].
 
         The draw starts from PyTorch's own generator: what replays that, such as a gradient cache, gets the same patches again.
         """
         drawn = int(torch.randint(2**32, ()))  # on the CPU, the same on all processes, which the Trainer seeds alike
         generator = torch.Generator(pixel_values.device).manual_seed(drawn * 65_536 + self.process)
-        return self.schedule.select(pixel_values, self.step, generator)
+        return self.schedule.select(pixel_values, self.step, generator, **images)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):
         self.vision_model.training_selector = None
@@ -97,9 +97,9 @@ class PatchMaskCallback(TrainerCallback):
             logger.warning(f"{file}: is not there; the teacher of the patch mask starts anew from the model's weights")
 
 
-def masked_tower(model: nn.Module) -> MaskCLIPVisionModel:
+def masked_tower(model: nn.Module) -> PatchMaskedTower:
     """The one masked vision tower in a model, whatever is around it. Raises ConfigError where there is none."""
-    towers = [module for module in model.modules() if isinstance(module, MaskCLIPVisionModel)]
+    towers = [module for module in model.modules() if isinstance(module, PatchMaskedTower)]
     if len(towers) != 1:
         fail(f"PatchMaskCallback: {type(model).__name__} has {len(towers)} vision towers with a patch mask, must have one")
     if towers[0].patch_mask.keeps_all:
@@ -107,7 +107,7 @@ def masked_tower(model: nn.Module) -> MaskCLIPVisionModel:
     return towers[0]
 
 
-def check_whole_weights(vision_model: MaskCLIPVisionModel, args: TrainingArguments) -> None:
+def check_whole_weights(vision_model: PatchMaskedTower, args: TrainingArguments) -> None:
     """Raise a ConfigError where processes hold parts of weights that the mask has to read."""
     splits = "FSDP" if args.fsdp else "DeepSpeed ZeRO-3" if is_deepspeed_zero3_enabled() else None
     if splits and vision_model.patch_mask.needs_whole_weights:

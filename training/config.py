@@ -38,6 +38,7 @@ OTHER_NAMES = {
     "batch_size": "per_device_train_batch_size train_batch_size bs",
     "warmup_steps": "warmup warmup_ratio warmup_epochs",
     "weight_decay": "wd",
+    "loss": "siglip sigmoid_loss loss_type",
     "max_grad_norm": "grad_clip_norm clip_grad grad_clip gradient_clipping",
     "mixed_precision": "precision amp fp16 bf16 dtype",
     "num_workers": "workers dataloader_num_workers num_data_workers",
@@ -84,7 +85,7 @@ class Range:
         return low if math.isinf(self.high) else f"{low} and {high}"
 
 
-NOT_NEGATIVE, SHARE = Range(), Range(0, 1)
+NOT_NEGATIVE, SHARE, ABOVE_0 = Range(), Range(0, 1), Range(0, 1, is_low_open=True)
 
 
 def option(default: Any, help: str, range: Range = NOT_NEGATIVE) -> Any:
@@ -100,7 +101,9 @@ class TrainingConfig:
 
     # Model
     model: str = option(
-        "tiny", "tiny, tiny-96, small, vit-s-16, vit-b-32 or vit-b-16 from random weights; or a folder or Hub id"
+        "tiny",
+        "tiny, tiny-96, small, vit-s-16, vit-b-32, vit-b-16, siglip-s-16 or siglip-b-16 from random weights; or a folder or "
+        "Hub id of a CLIP, MetaCLIP 2, AltCLIP, ChineseCLIP, SigLIP or SigLIP 2",
     )
     tokenizer: str = option("", "folder or Hub id; empty: the model's own, or one trained on the captions for a preset")
     vocab_size: int = option(8192, "most tokens of a tokenizer that is trained on the captions", Range(1000))
@@ -120,9 +123,7 @@ class TrainingConfig:
         "none", "tower that stays as it is, with its projection; vision sees whole pictures then, unless patch_mask is given"
     )
     lora_rank: int = option(0, "train adapters of this rank alone (LoRA), on attention and MLP of what is not frozen; 0 is off")
-    interpolate_weights: float = option(
-        1.0, "share of the tuned weights in the result, the rest is the first; 1 is off", Range(0, 1, is_low_open=True)
-    )
+    interpolate_weights: float = option(1.0, "share of tuned weights in the result, the rest is the first; 1 is off", ABOVE_0)
 
     # Data
     train_data: str = option("scenes", "tar or parquet files (braces, globs), a folder, a Hub id, or scenes (drawn on the fly)")
@@ -133,9 +134,7 @@ class TrainingConfig:
     caption_key: str = option(
         "", "field of the caption, such as txt or json.captions (of a list, one is drawn); empty: the known ones"
     )
-    crop_scale: float = option(
-        0.9, "least share of a picture's area in the random resized crop; 1 is off", Range(0, 1, is_low_open=True)
-    )
+    crop_scale: float = option(0.9, "least share of a picture's area in the random resized crop; 1 is off", ABOVE_0)
     flip: float = option(
         0.5, "probability of a horizontal flip (never for scenes, whose captions say left and right); 0 is off", SHARE
     )
@@ -162,6 +161,9 @@ class TrainingConfig:
     )
 
     # Optimisation
+    loss: Literal["auto", "contrastive", "sigmoid"] = option(
+        "auto", "contrastive (CLIP's), sigmoid (SigLIP's, with a bias); auto is what the model's family was trained with"
+    )
     learning_rate: float = option(1e-3, "peak of the cosine schedule")
     learning_rate_vision: float = option(0.0, "that of the vision tower with its projection; 0: learning_rate")
     learning_rate_text: float = option(0.0, "that of the text tower with its projection; 0: learning_rate")

@@ -30,7 +30,7 @@ from ..models.modeling_maskclip import (
 from ..models.patch_mask_registry import BUILT_IN
 
 if TYPE_CHECKING:  # they import torchvision, which takes seconds
-    from transformers import CLIPImageProcessor, CLIPProcessor
+    from transformers import CLIPImageProcessor, CLIPProcessor, ProcessorMixin
 
 
 class Twin(NamedTuple):
@@ -103,13 +103,32 @@ def export_to_clip(
     save_processor(processor, output_dir)
 
 
-def save_processor(processor: "CLIPProcessor | CLIPImageProcessor", output_dir: str | Path) -> None:
+def exported_class(model: PreTrainedModel) -> str:
+    """The name of the class of Transformers that a model is exported as."""
+    return TWINS[type(model)].plain.__name__ if type(model) in TWINS else type(model).__name__
+
+
+def export(model: PreTrainedModel, output_dir: str | Path, processor: "ProcessorMixin") -> None:
+    """Write a trained model of any family, with its processor, as its plain class in Transformers.
+
+    Raises:
+        ConfigError: as [`export_to_clip`], for a MaskCLIP.
+    """
+    if type(model) in TWINS:
+        export_to_clip(model, output_dir, processor)
+    else:
+        model.save_pretrained(output_dir)  # `add_patch_mask` has changed classes of its parts, and no key
+        processor.save_pretrained(output_dir)
+
+
+def save_processor(processor: "ProcessorMixin | CLIPImageProcessor", output_dir: str | Path) -> None:
     """Write a processor with the file that Transformers 4 reads beside that of Transformers 5."""
-    from transformers import CLIPProcessor  # it imports torchvision, which whoever has a processor has waited for
+    from transformers import ProcessorMixin  # it imports torchvision, which whoever has a processor has waited for
 
     processor.save_pretrained(output_dir)
-    image_processor = processor.image_processor if isinstance(processor, CLIPProcessor) else processor
-    content = json.loads(image_processor.to_json_string()) | {"image_processor_type": "CLIPImageProcessor"}
+    image_processor = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+    kind = type(image_processor).__name__.removesuffix("Pil")
+    content = json.loads(image_processor.to_json_string()) | {"image_processor_type": kind}
     text = json.dumps(content, indent=2) + "\n"
     Path(output_dir, "preprocessor_config.json").write_text(text, encoding="utf-8")
 

@@ -4,53 +4,30 @@ Shapes: B batch, K kept patches, D width, E projection size, S caption tokens.
 The masks have no parameters, so state-dict keys are CLIP's, and a trained model is a plain CLIP.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.clip.modeling_clip import (
     CLIPForImageClassification,
     CLIPModel,
-    CLIPOutput,
     CLIPPreTrainedModel,
     CLIPTextModel,
-    CLIPVisionModelOutput,
     CLIPVisionModelWithProjection,
-    image_text_contrastive_loss,
 )
 from transformers.utils.generic import can_return_tuple
 
 from .attention import DEFAULT_ATTENTION
 from .configuration_maskclip import MaskCLIPConfig, MaskCLIPVisionConfig
-from .modeling_maskclip_base import OTHER_TEXTS, TEXT_KEYS, WHOLE_CLIP, MaskCLIPPreTrainedMixin, PatchMaskSpec
-from .modeling_maskclip_vision import MaskCLIPVisionModel, MaskCLIPVisionOutput
+from .masked_models import PatchMaskedClassifier, PatchMaskedDualEncoder, PatchMaskedProjection
+from .masked_tower import MaskedVisionOutput
+from .modeling_maskclip_base import OTHER_TEXTS, TEXT_KEYS, WHOLE_CLIP, MaskCLIPPreTrainedMixin
+from .modeling_maskclip_vision import MaskCLIPVisionModel
+from .patch_mask_registry import PatchMaskSpec
 from .patch_masking import PatchSelection
 
 
-@dataclass
-class MaskCLIPVisionModelOutput(CLIPVisionModelOutput):
-    """Output of [`MaskCLIPVisionModelWithProjection`]: CLIP's, and the `patch_selection` that was used."""
-
-    patch_selection: PatchSelection | None = None
-
-
-@dataclass
-class MaskCLIPOutput(CLIPOutput):
-    """Output of [`MaskCLIPModel`]: CLIP's, and the `patch_selection` that was used. Of `vision_model_output`, a
-    [`MaskCLIPVisionOutput`], the `hidden_states` are packed where images keep different numbers of patches."""
-
-    patch_selection: PatchSelection | None = None
-
-
-@dataclass
-class MaskCLIPImageClassifierOutput(ImageClassifierOutput):
-    """Output of [`MaskCLIPForImageClassification`]: the usual one, and the `patch_selection` that was used."""
-
-    patch_selection: PatchSelection | None = None
-
-
-class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
+class MaskCLIPModel(PatchMaskedDualEncoder, MaskCLIPPreTrainedMixin, CLIPModel):
     """CLIP whose vision tower is a [`MaskCLIPVisionModel`]. One seed gives it the same weights as `CLIPModel`.
 
     Example:
@@ -85,8 +62,8 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         saved = super()._check_checkpoint(source, **kwargs)
         if saved.get("model_type") == "metaclip_2" and saved.get("text_config", {}).get("eos_token_id") == 2:
             raise ValueError(
-                f"{source}: is a 'metaclip_2' whose eos_token_id is 2: CLIP's text tower reads the largest token then, not the "
-                "end token; its image encoder loads into MaskCLIPVisionModelWithProjection"
+                f"{source}: is a 'metaclip_2' whose eos_token_id is 2, with which CLIP's text tower reads another token; "
+                f"use add_patch_mask(AutoModel.from_pretrained({str(source)!r}), ...)"
             )
         return saved
 
@@ -98,7 +75,7 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         patch_selection: PatchSelection | None = None,
         apply_patch_mask: bool | None = None,
         **kwargs,
-    ) -> MaskCLIPVisionOutput:
+    ) -> MaskedVisionOutput:
         """The features (B, E) of images, not normalised, as `pooler_output`; of visible patches where the model masks.
 
         Args:
@@ -116,65 +93,12 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         outputs.pooler_output = self.visual_projection(outputs.pooler_output)
         return outputs
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        return_loss: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-        patch_selection: PatchSelection | None = None,
-        apply_patch_mask: bool | None = None,
-        patch_mask: PatchMaskSpec | None = None,
-        progress: float | None = None,
-        generator: torch.Generator | None = None,
-        patch_scores: torch.Tensor | None = None,
-        **kwargs,
-    ) -> MaskCLIPOutput:
-        """As `CLIPModel.forward`, with the patch mask's arguments. In training on a CPU, captions are cut after the end token
-        of the longest, and the text states with them.
-
-        Args:
-            input_ids, attention_mask: (B, S).
-            pixel_values: (B, C, H, W).
-            return_loss: also return the contrastive loss of this batch; several processes need `ContrastiveLoss`.
-            patch_selection, apply_patch_mask, patch_mask, progress, generator, patch_scores: as in [`MaskCLIPVisionModel`].
-        """
-        if input_ids is None or pixel_values is None:
-            raise ValueError(f"{'input_ids' if input_ids is None else 'pixel_values'} is None: a CLIP takes texts and images")
-        vision_options = self.vision_model.with_chosen_patches(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            patch_selection=patch_selection,
-            apply_patch_mask=apply_patch_mask,
-            patch_mask=patch_mask,
-            progress=progress,
-            generator=generator,
-            patch_scores=patch_scores,
-        )
-        vision_outputs = self.get_image_features(pixel_values, **vision_options, **kwargs)
-        if self.training and position_ids is None:
-            input_ids, attention_mask = self._trim_captions(input_ids, attention_mask)
-        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        return self._compare(vision_outputs, text_outputs, return_loss)
-
-    def _compare(self, vision_outputs, text_outputs, return_loss: bool | None) -> MaskCLIPOutput:
-        """The logits of images and texts, and the loss if asked for, in CLIP's order of operations."""
-        image_embeds = _unit_length(vision_outputs.pooler_output)  # (B, E)
-        text_embeds = _unit_length(text_outputs.pooler_output)  # (B, E)
-        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * self.logit_scale.exp()
-        return MaskCLIPOutput(
-            loss=image_text_contrastive_loss(logits_per_text) if return_loss else None,
-            logits_per_image=logits_per_text.t(),
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
-            patch_selection=vision_outputs.patch_selection,
-        )
+    def _prepare_texts(self, texts: dict[str, Any]) -> dict[str, Any]:
+        """In training on a CPU, captions are cut after the end token of the longest, and the text states with them."""
+        if not self.training or "position_ids" in texts:
+            return texts
+        input_ids, attention_mask = self._trim_captions(texts["input_ids"], texts.get("attention_mask"))
+        return texts | {"input_ids": input_ids} | ({} if attention_mask is None else {"attention_mask": attention_mask})
 
     def _trim_captions(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
@@ -193,12 +117,7 @@ class MaskCLIPModel(MaskCLIPPreTrainedMixin, CLIPModel):
         return input_ids[:, :length], None if attention_mask is None else attention_mask[:, :length]
 
 
-def _unit_length(embeds: torch.Tensor) -> torch.Tensor:
-    # In CLIPModel's order of operations, so that the result is equal to the last bit.
-    return embeds / embeds.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
-
-
-class MaskCLIPVisionModelWithProjection(MaskCLIPPreTrainedMixin, CLIPVisionModelWithProjection):
+class MaskCLIPVisionModelWithProjection(PatchMaskedProjection, MaskCLIPPreTrainedMixin, CLIPVisionModelWithProjection):
     """CLIP's vision tower and its projection, with a patch mask.
 
     Example:
@@ -217,20 +136,8 @@ class MaskCLIPVisionModelWithProjection(MaskCLIPPreTrainedMixin, CLIPVisionModel
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.post_init()
 
-    @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor | None = None, **kwargs) -> MaskCLIPVisionModelOutput:
-        """Arguments as in [`MaskCLIPVisionModel`]; `image_embeds` (B, E) are not normalised."""
-        outputs = self.vision_model(pixel_values, **self.vision_model.with_chosen_patches(pixel_values, **kwargs))
-        return MaskCLIPVisionModelOutput(
-            image_embeds=self.visual_projection(outputs.pooler_output),
-            last_hidden_state=outputs.last_hidden_state,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            patch_selection=outputs.patch_selection,
-        )
 
-
-class MaskCLIPForImageClassification(MaskCLIPPreTrainedMixin, CLIPForImageClassification):
+class MaskCLIPForImageClassification(PatchMaskedClassifier, MaskCLIPPreTrainedMixin, CLIPForImageClassification):
     """A classifier on the mean of the visible patches' states, fine-tuned with a patch mask.
 
     Example:
@@ -253,27 +160,6 @@ class MaskCLIPForImageClassification(MaskCLIPPreTrainedMixin, CLIPForImageClassi
         width = config.vision_config.hidden_size
         self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
-    ) -> MaskCLIPImageClassifierOutput:
-        """Arguments as in [`MaskCLIPVisionModel`], and `labels` (B,)."""
-        outputs = self.vision_model(pixel_values, **self.vision_model.with_chosen_patches(pixel_values, **kwargs))
-        patches = outputs.last_hidden_state[:, 1:, :]  # (B, K, D)
-        selection = outputs.patch_selection
-        if selection is None or selection.lengths is None:
-            pooled = torch.mean(patches, dim=1)
-        else:
-            pooled = (patches * selection.valid()[..., None]).sum(dim=1) / selection.lengths[:, None]
-        logits = self.classifier(pooled)
-        return MaskCLIPImageClassifierOutput(
-            loss=None if labels is None else self.loss_function(labels, logits, self.config),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            patch_selection=selection,
-        )
 
 
 __all__ = [

@@ -1,6 +1,5 @@
 """What all MaskCLIP classes share: a patch mask, CLIP's initial weights, and loading that is complete or fails."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -8,7 +7,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.utils import logging
 
 from .attention import DEFAULT_ATTENTION
-from .patch_masking import PatchMask
+from .patch_mask_registry import PatchMaskSpec
+from .towers import find_family, known_families
 
 logger = logging.get_logger(__name__)
 
@@ -30,9 +30,6 @@ TOWER_ALONE = (
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
-# What names a mask: a name, a dict of its options, or the mask.
-PatchMaskSpec = str | Mapping[str, Any] | PatchMask
-
 
 class MaskCLIPPreTrainedMixin:
     """What all MaskCLIP classes share: a patch mask, CLIP's initial weights, and loading that is complete or fails."""
@@ -43,14 +40,9 @@ class MaskCLIPPreTrainedMixin:
     _new_weights_allowed: tuple[str, ...] = ()
     # Modules that are in the checkpoint and have no part in the loss. Trainable, their gradients would be waited for by DDP.
     _frozen_modules: tuple[str, ...] = ()
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "MaskCLIPVisionEmbeddings"]
-    # The losses are means over the batch, so the Trainer has to divide them by the steps that it accumulates over.
-    accepts_loss_kwargs = False
 
     def post_init(self) -> None:
         super().post_init()
-        # The text tower names a class of the vision tower that is not there.
-        self._no_split_modules.discard("CLIPVisionEmbeddings")
         self._freeze_modules()
 
     def _freeze_modules(self) -> None:
@@ -120,25 +112,11 @@ class MaskCLIPPreTrainedMixin:
                 return {}  # Transformers says what is missing, or finds the base of an adapter
         found = saved.get("model_type")
         if found and found not in (*cls._checkpoint_types, cls.config_class.model_type):
-            loads = [other.__name__ for other in MaskCLIPPreTrainedMixin.__subclasses__() if found in other._checkpoint_types]
+            classes = MaskCLIPPreTrainedMixin.__subclasses__()
+            loads = [other.__name__ for other in classes if found in other._checkpoint_types]
+            if find_family(found):
+                loads.insert(0, f"add_patch_mask(AutoModel.from_pretrained({str(source)!r}), ...)")
             if loads:
                 raise ValueError(f"{source}: is a {found!r}, which {cls.__name__} cannot load; use {' or '.join(loads)}")
-            known = ", ".join(cls._checkpoint_types)
-            raise ValueError(f"{source}: is a {found!r}, which no MaskCLIP class can load; {cls.__name__} loads {known}")
+            raise ValueError(f"{source}: is a {found!r}, which takes no patch mask; there are masks for {known_families()}")
         return saved
-
-    @property
-    def patch_mask(self) -> PatchMask:
-        """The patch mask of the vision tower."""
-        return self.vision_model.patch_mask
-
-    def set_patch_mask(self, patch_mask: PatchMaskSpec) -> None:
-        """Give the model another patch mask, and its configuration the same.
-
-        Args:
-            patch_mask: a name, a dict such as `{"name": "pgs", "min_mask_ratio": 0.3}`, or a mask for the model's patch size.
-
-        Raises:
-            ValueError: unknown mask or option, a value out of range, or another patch size.
-        """
-        self.vision_model.set_patch_mask(patch_mask)

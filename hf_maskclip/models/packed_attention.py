@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.clip.modeling_clip import CLIPAttention, eager_attention_forward
+from transformers.models.clip.modeling_clip import eager_attention_forward
 from transformers.utils.generic import is_flash_attention_requested
+
+from .masked_parts import Joined
 
 
 class Packing(NamedTuple):
@@ -88,8 +90,8 @@ def _scatter_rows(rows: torch.Tensor, positions: torch.LongTensor, num_rows: int
     return rows.new_zeros(num_rows, rows.shape[1]).index_copy_(0, positions, rows)
 
 
-class PackedCLIPAttention(CLIPAttention):
-    """`CLIPAttention` that also takes packed tokens, by `packing`. It has no weights of its own."""
+class PackedAttention(Joined):
+    """The attention of CLIP's and SigLIP's layers, which also takes packed tokens, by `packing`."""
 
     def forward(
         self,
@@ -98,23 +100,21 @@ class PackedCLIPAttention(CLIPAttention):
         packing: Packing | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `CLIPAttention.forward`; with a packing, `hidden_states` are (1, T, D)."""
+        """As the class's own `forward`; with a packing, `hidden_states` are (1, T, D)."""
         if packing is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        if is_flash_attention_requested(self.config):
+        states = (projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj))  # (1, T, D)
+        is_packed = is_flash_attention_requested(self.config)
+        if is_packed:  # its kernel takes sequences one after another
             ends = torch.nn.functional.pad(packing.lengths.cumsum(dim=0), (1, 0)).int()  # (B + 1,)
-            lengths = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-            lengths |= {"max_length_q": packing.padded_length, "max_length_k": packing.padded_length}
-            return super().forward(hidden_states, None, **lengths, **kwargs)
-
-        def heads(projection: torch.nn.Linear) -> torch.Tensor:  # (B, H, S, E)
-            padded = packing.unpack(projection(hidden_states)[0])
-            return padded.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
-
+            kwargs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+            kwargs |= {"max_length_q": packing.padded_length, "max_length_k": packing.padded_length}
+        else:
+            states = (packing.unpack(state[0]) for state in states)  # (B, S, D)
+        heads = [state.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for state in states]  # (B, H, S, E)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        output, weights = attention(
-            self, *map(heads, projections), packing.attention_mask, scaling=self.scale, dropout=dropout, **kwargs
-        )  # (B, S, H, E)
-        return self.out_proj(packing.pack(output.flatten(2)))[None], weights
+        mask = None if is_packed else packing.attention_mask
+        output, weights = attention(self, *heads, mask, scaling=self.scale, dropout=dropout, **kwargs)  # (B, S, H, E)
+        output = output.flatten(2)
+        return self.out_proj(output if is_packed else packing.pack(output)[None]), weights

@@ -36,6 +36,9 @@ BUILT_IN: dict[str, type[PatchMask]] = {
 }
 _registered: dict[str, type[PatchMask]] = {}
 
+# What names a mask: a name, a dict of its options, or the mask.
+PatchMaskSpec = str | Mapping[str, Any] | PatchMask
+
 
 def patch_masks() -> dict[str, type[PatchMask]]:
     """All known masks by name: the built-in ones, those of installed packages, and those of `register_patch_mask`.
@@ -111,7 +114,7 @@ def _option_defaults(mask_class: type[PatchMask]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.name != "patch_size" and p.kind not in variadic}
 
 
-def resolve_patch_mask(spec: str | Mapping[str, Any] | PatchMask, **overrides: Any) -> dict[str, Any]:
+def resolve_patch_mask(spec: PatchMaskSpec, **overrides: Any) -> dict[str, Any]:
     """Spell out a patch mask: `"pgs"`, `{"name": "pgs", ...}` or a mask becomes the dict with every option of that mask.
 
     Raises:
@@ -157,7 +160,7 @@ def scale_mask_ratios(options: Mapping[str, Any], factor: float) -> dict[str, An
     return {key: value * factor if key.endswith("mask_ratio") else value for key, value in options.items()}
 
 
-def build_patch_mask(spec: str | Mapping[str, Any] | PatchMask, *, patch_size: int = 16, **overrides: Any) -> PatchMask:
+def build_patch_mask(spec: PatchMaskSpec, *, patch_size: int = 16, **overrides: Any) -> PatchMask:
     """Build a patch mask from its name or its dict.
 
     Args:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import CLIPVisionModel
+from transformers import PreTrainedModel
 
 from .patch_masking import (
     Citation,
@@ -90,23 +90,43 @@ class AttentivePatchMask(PatchMask):
 
 
 @torch.no_grad()
-def class_attention(vision_model: CLIPVisionModel, pixel_values: torch.Tensor, image_size: int = 0) -> torch.Tensor:
-    """How much the class token attends to each patch: attention weights, averaged over heads and layers.
+def class_attention(
+    vision_model: PreTrainedModel, pixel_values: torch.Tensor, image_size: int = 0, **images: torch.Tensor
+) -> torch.Tensor:
+    """How much a tower attends to each patch when it makes the image's state.
+
+    With a class token: its attention weights, averaged over heads and layers, as in A-CLIP. With a pooling head (SigLIP): those
+    of the head, averaged over its heads.
 
     Args:
-        vision_model: in evaluation mode, with the attention implementation "eager", the one that has weights to look at.
-        pixel_values: (B, C, H, W).
+        vision_model: in evaluation mode. With a class token, its attention implementation is "eager", which has weights.
+        pixel_values: (B, C, H, W), or of NaFlex (B, L, P * P * C).
         image_size: the side in pixels at which the model sees the images; the scores are interpolated back. 0: as they are.
+        images: what NaFlex's tower takes besides, `pixel_attention_mask` and `spatial_shapes`.
 
     Returns:
         (B, L) in float32.
+
+    Raises:
+        ValueError: a tower without both, or one that keeps no weights; an `image_size` for NaFlex, which keeps aspect ratios.
     """
+    if pixel_values.ndim == 3:
+        if image_size:
+            raise ValueError(f"teacher_image_size={image_size}: must be 0 for NaFlex, which sees images in their own sizes")
+        return _mean_weights(vision_model, pixel_values, **images)
     patch_size: Any = vision_model.config.patch_size  # Transformers types it as what other towers may have
     grid = patch_grid(pixel_values, patch_size)
     if image_size:
         pixel_values = F.interpolate(pixel_values, (image_size, image_size), mode="bicubic", antialias=True)
     seen_grid = patch_grid(pixel_values, patch_size)
+    mean = _mean_weights(vision_model, pixel_values, interpolate_pos_encoding=True).view(-1, 1, *seen_grid)
+    if seen_grid != grid:
+        mean = F.interpolate(mean, grid, mode="bilinear", align_corners=False)
+    return mean.flatten(1)
 
+
+def _mean_weights(vision_model: PreTrainedModel, pixel_values: torch.Tensor, **images: Any) -> torch.Tensor:
+    """The attention weights (B, L) of [`class_attention`] at the size that the model sees."""
     # A row is taken of each layer's map as it comes, for the maps of all layers at once would fill the memory.
     scores: list[torch.Tensor] = []  # (B, L) of each layer
 
@@ -115,14 +135,22 @@ def class_attention(vision_model: CLIPVisionModel, pixel_values: torch.Tensor, i
             raise ValueError("the vision model keeps no attention weights: set_attn_implementation('eager') lets it")
         scores.append(outputs[1][:, :, 0, 1:].float().mean(dim=1))
 
-    attentions = [layer.get_submodule("self_attn") for layer in vision_model.encoder.layers]
-    hooks = [attention.register_forward_hook(take_class_row) for attention in attentions]
+    def take_head(module, inputs, outputs):
+        scores.append(outputs[1][:, 0].float())  # of one query, averaged over heads
+
+    parts = dict(vision_model.named_modules())
+    if "head.attention" in parts:
+        hooks = [parts["head.attention"].register_forward_hook(take_head)]
+    elif "embeddings.class_embedding" in dict(vision_model.named_parameters()):
+        layers: Any = vision_model.get_submodule("encoder.layers")
+        hooks = [layer.get_submodule("self_attn").register_forward_hook(take_class_row) for layer in layers]
+    else:
+        raise ValueError(
+            f"{type(vision_model).__name__}: has neither class token nor pooling head whose attention tells patches"
+        )
     try:
-        vision_model(pixel_values, interpolate_pos_encoding=True)
+        vision_model(pixel_values, **images)
     finally:
         for hook in hooks:
             hook.remove()
-    mean = torch.stack(scores).mean(dim=0).view(-1, 1, *seen_grid)  # (B, 1, rows, columns)
-    if seen_grid != grid:
-        mean = F.interpolate(mean, grid, mode="bilinear", align_corners=False)
-    return mean.flatten(1)
+    return torch.stack(scores).mean(dim=0)

@@ -47,19 +47,36 @@ def check_selection(selection: PatchSelection, pixel_values: torch.Tensor, patch
 
     What can be seen without waiting for a device is checked everywhere; the indices themselves on a CPU alone.
     """
+    rows, columns = (side // patch_size for side in pixel_values.shape[-2:])
+    _check_shapes(selection, len(pixel_values), rows * columns)
+    if selection.indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_indices(selection, torch.full((len(pixel_values),), rows * columns))
+
+
+def check_selection_of(selection: PatchSelection, num_patches: torch.LongTensor) -> None:
+    """As [`check_selection`], for images whose numbers of patches (B,) differ."""
+    if num_patches.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    _check_shapes(selection, len(num_patches), int(num_patches.max()))
+    _check_indices(selection, num_patches)
+
+
+def _check_shapes(selection: PatchSelection, batch: int, most: int) -> None:
     if not isinstance(selection, PatchSelection):
         raise ValueError(f"patch_selection of type {type(selection).__name__}: must be a PatchSelection")
-    batch, (rows, columns) = len(pixel_values), (side // patch_size for side in pixel_values.shape[-2:])
     indices, lengths = selection.indices, selection.lengths
-    if indices.ndim != 2 or indices.dtype not in (torch.int64, torch.int32) or not 1 <= indices.shape[1] <= rows * columns:
+    if indices.ndim != 2 or indices.dtype not in (torch.int64, torch.int32) or not 1 <= indices.shape[1] <= most:
         found = f"{tuple(indices.shape)} of {indices.dtype}"
-        raise ValueError(f"patch_selection.indices {found}: must be whole numbers (B, K), K from 1 to {rows * columns}")
+        raise ValueError(f"patch_selection.indices {found}: must be whole numbers (B, K), K from 1 to {most}")
     if len(indices) != batch or (lengths is not None and lengths.shape != (batch,)):
         shape = None if lengths is None else tuple(lengths.shape)
         raise ValueError(f"patch_selection of {len(indices)} images, lengths {shape}: there are {batch} images")
-    if indices.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if not 0 <= int(indices.min()) <= int(indices.max()) < rows * columns:
-        raise ValueError(f"patch_selection.indices: must be from 0 to {rows * columns - 1}, the patches of an image")
+
+
+def _check_indices(selection: PatchSelection, num_patches: torch.Tensor) -> None:
+    """Raise a ValueError for an index that is none of the image's `num_patches` (B,), on a CPU."""
+    indices, lengths = selection.indices.cpu(), selection.lengths
+    if bool((indices < 0).any()) or bool((indices >= num_patches[:, None]).any()):
+        raise ValueError(f"patch_selection.indices: must be from 0 to {int(num_patches.max()) - 1}, the patches of an image")
     if lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= indices.shape[1]:
         raise ValueError(f"patch_selection.lengths: must be from 1 to {indices.shape[1]}, the columns of indices")

@@ -15,10 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_maskclip.errors import fail
+from training.model.copying import unwrapped
 from training.model.freezing import PARTS, tower_of
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig
 
 FOLDER, WEIGHTS = "adapter", "adapter_model.safetensors"  # the latter is PEFT's name
 PREFIX = "base_model.model."  # of PEFT's keys
@@ -43,27 +44,23 @@ class Adapters:
     """
 
     def __init__(self, model: PreTrainedModel, rank: int, frozen_tower: str, base: str):
+        from peft import get_peft_model
+
         self.rank, self.base = rank, base
         self.layers = layers_of(model, [tower for tower in PARTS if tower != frozen_tower])
-        self.adapted = self._around(model)
+        self.adapted = get_peft_model(model, self._config())
 
     def _config(self) -> "LoraConfig":
         from peft import LoraConfig
 
         return LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=self.layers)
 
-    def _around(self, model: PreTrainedModel) -> "PeftModel":
-        from peft import get_peft_model
-
-        return get_peft_model(model, self._config())
-
     def merged(self, model: PreTrainedModel) -> PreTrainedModel:
         """A copy of a model with these adapters, in which what they add is part of its own weights."""
-        with torch.random.fork_rng(devices=[]):  # random weights are drawn, and replaced at once
-            copied = type(model)(copy.deepcopy(model.config))
-            adapted = self._around(copied)
-        copied.load_state_dict(model.state_dict())
-        return adapted.merge_and_unload().to(model.device)
+        with unwrapped(self.adapted.get_base_model()):
+            adapted = copy.deepcopy(self.adapted)
+        adapted.get_base_model().load_state_dict(model.state_dict())
+        return adapted.merge_and_unload()
 
     def save(self, model: PreTrainedModel, folder: Path, share: float = 1.0) -> None:
         """Write the adapters of a model in PEFT's form, which `PeftModel.from_pretrained(base_model, folder)` loads.

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_maskclip.errors import fail
 from hf_maskclip.evaluation.encoder import hash_of_weights
+from hf_maskclip.texts import family_of
 from training.config import TrainingConfig
 from training.model.adapters import FOLDER, Adapters, check_peft
 from training.model.freezing import freeze
@@ -87,9 +88,16 @@ def prepare_tuning(model: PreTrainedModel, config: TrainingConfig, checkpoint: P
         kept = {key: weight.clone() for key, weight in first.items()}
     adapters = None
     if config.lora_rank:
+        check_has_bias(model, config)
         model.load_state_dict(first)  # a checkpoint has the adapters merged into its own
         adapters = Adapters(model, config.lora_rank, config.freeze, config.model)
     return Tuning(first_hash, frozen, adapters, kept, config.interpolate_weights)
+
+
+def check_has_bias(model: PreTrainedModel, config: TrainingConfig) -> None:
+    """Raise a ConfigError for a loss that needs a weight which neither the model nor adapters have."""
+    if config.loss == "sigmoid" and family_of(model.config).loss != "sigmoid":
+        fail(f"lora_rank={config.lora_rank} and loss='sigmoid': adapters hold no bias, and this model has none; leave out one")
 
 
 def read_first_weights(name: str, first_hash: str, checkpoint: Path) -> Weights:
