@@ -173,17 +173,10 @@ def cached_contrastive_backward(
         with torch.no_grad():
             outputs = model(**arguments)
         embeds.append((outputs.image_embeds, outputs.text_embeds))
-    images, texts = (torch.cat(part).detach().requires_grad_() for part in zip(*embeds, strict=True))  # (B, E)
     weights = [logit_scale] if logit_bias is None else [logit_scale, logit_bias]
-    scale, *bias = copies = [weight.detach().clone().requires_grad_() for weight in weights]
-    value = loss(images, texts, scale.exp(), *bias)
-    value.backward()
-    of_weights = [(weight, copy.grad) for weight, copy in zip(weights, copies, strict=True) if copy.grad is not None]
-    if images.grad is None or texts.grad is None or len(of_weights) < len(weights):
-        raise ValueError(f"{type(loss).__name__}: must depend on the embeddings of images and texts, and on scale and bias")
-
+    value, images, texts, of_weights = _loss_of_embeds(loss, embeds, weights)  # gradients (B, E)
     splits = [len(image_embeds) for image_embeds, _ in embeds]
-    gradients = list(zip(images.grad.split(splits), texts.grad.split(splits), strict=True))
+    gradients = list(zip(images.split(splits), texts.split(splits), strict=True))
     for number, (make_arguments, state, of_chunk) in enumerate(zip(chunks, states, gradients, strict=True), start=1):
         is_last = number == len(chunks)
         no_sync = nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()
@@ -195,6 +188,25 @@ def cached_contrastive_backward(
                 surrogate = surrogate + (weight * gradient).sum()
             surrogate.backward()
     return value.detach()
+
+
+def _loss_of_embeds(
+    loss: nn.Module, embeds: list[tuple[torch.Tensor, torch.Tensor]], weights: list[nn.Parameter]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[nn.Parameter, torch.Tensor]]]:
+    """The loss of a batch whose chunks have these embeddings (B / k, E), its gradients of images and texts (B, E), and the one
+    of each weight beside it.
+
+    Raises:
+        ValueError: a loss that does not depend on all of them.
+    """
+    images, texts = (torch.cat(part).detach().requires_grad_() for part in zip(*embeds, strict=True))
+    scale, *bias = copies = [weight.detach().clone().requires_grad_() for weight in weights]
+    value = loss(images, texts, scale.exp(), *bias)
+    value.backward()
+    of_weights = [(weight, copy.grad) for weight, copy in zip(weights, copies, strict=True) if copy.grad is not None]
+    if images.grad is None or texts.grad is None or len(of_weights) < len(weights):
+        raise ValueError(f"{type(loss).__name__}: must depend on the embeddings of images and texts, and on scale and bias")
+    return value, images.grad, texts.grad, of_weights
 
 
 class _RandomState:

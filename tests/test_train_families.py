@@ -4,21 +4,17 @@ export is the family's own plain class, with the weights of the last step."""
 import json
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from families import DUAL_ENCODERS, make_plain, make_tokenizer, save_folder
-from helpers import CAPTIONS, as_killed_at, losses_of, same, shared_data, without_speed, words
-from processes import Processes
+from helpers import CAPTIONS, as_killed_at, same
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from hf_maskclip import ContrastiveLoss, SigmoidLoss
-from hf_maskclip.data.sources import open_source
 from hf_maskclip.errors import ConfigError
 from training.data.batches import TextForm, pad_tokens
 from training.model.loss import PairLoss, prepare_loss, without_added_bias
-from training.train import program
 
 SIGMOID = {"siglip", "siglip2"}
 NAMES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "altclip": "AltCLIPModel", "chinese_clip": "ChineseCLIPModel"}
@@ -58,48 +54,6 @@ def test_a_family_is_trained_resumed_to_the_bit_and_exported(name, run, tmp_path
     assert same(again) == same(steps)
     after = AutoModel.from_pretrained(tmp_path / "b" / "export").state_dict()
     assert all(torch.equal(weight, after[key]) for key, weight in exported.state_dict().items())
-
-
-def clipart_options(name: str, folder: Path, tmp_path: Path) -> dict:
-    return {
-        "model": str(folder),
-        "train_data": str(shared_data("clipart") / "train-{000000..000001}.tar"),
-        "eval_data": str(shared_data("clipart") / "val-000000.tar"),
-        "patch_mask": "pgs",
-        "batch_size": 16,
-        "max_steps": 30,
-        "learning_rate": 3e-3,
-        "warmup_steps": 3,
-        "num_workers": 0,
-        "mixed_precision": "no",
-        "checkpoint_every": 15,
-        "output_dir": str(tmp_path / "whole"),
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DUAL_ENCODERS)
-def test_thirty_steps_on_real_pictures_teach_each_family(name, tmp_path):
-    """Two processes for SigLIP and MetaCLIP 2, one for the others; then the second half again, from its checkpoint."""
-    data = shared_data("clipart") / "train-000000.tar"
-    captions = list(open_source(str(data)).captions(500))
-    options = clipart_options(name, save_folder(name, tmp_path / "model", captions), tmp_path)
-    num_processes = 2 if name in ("siglip", "metaclip_2") else 1
-    processes = Processes(num_processes, tmp_path / "printed", program, words(options))
-    assert set(processes.wait(200)) == {0}, processes.printed()[-3000:]
-    whole = tmp_path / "whole"
-    losses = [step["loss"] for step in losses_of(whole)]
-    assert sum(losses[-5:]) < sum(losses[:5]) - (0.5 if name not in SIGMOID else 0.05)
-    results = json.loads((whole / "eval.json").read_text())["results"]
-    assert results["retrieval_val-000000"]["num_images"] > 250
-
-    shutil.copytree(whole, tmp_path / "resumed")
-    as_killed_at(tmp_path / "resumed", 15)
-    again = words(options | {"resume": "auto", "output_dir": str(tmp_path / "resumed")})
-    assert set(Processes(num_processes, tmp_path / "printed-again", program, again).wait(200)) == {0}
-    assert same(losses_of(tmp_path / "resumed")) == same(losses_of(whole))
-    other = json.loads((tmp_path / "resumed" / "eval.json").read_text())["results"]
-    assert without_speed(other) == without_speed(results)
 
 
 @pytest.mark.parametrize("name, option, loss", [("siglip", "auto", SigmoidLoss), ("clip", "auto", ContrastiveLoss)])

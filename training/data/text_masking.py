@@ -1,10 +1,12 @@
 """Shorter captions in training: text masking as FLIP and CLIPA use it (arXiv 2212.00794, arXiv 2305.07017)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:  # the options of the program name masks, and their help does not wait for Transformers
+    from transformers import PreTrainedTokenizerBase
 
 TextMaskName = Literal["none", "random", "truncate", "block"]
 
@@ -40,7 +42,7 @@ class TextMask:
         return [*token_ids[: self.num_first], *kept, *token_ids[end:]]
 
 
-def text_mask_for(tokenizer: PreTrainedTokenizerBase, name: TextMaskName, num_tokens: int) -> TextMask:
+def text_mask_for(tokenizer: "PreTrainedTokenizerBase", name: TextMaskName, num_tokens: int) -> TextMask:
     """A text mask that keeps the tokens which a tokenizer puts around words."""
     token_ids, special = tokenizer("a dog")["input_ids"], set(tokenizer.all_special_ids)
     is_word = [token not in special for token in token_ids]
