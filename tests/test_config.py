@@ -71,7 +71,7 @@ BAD = [
     (["--name", "x"], "unknown option 'name': did you mean 'output_dir' (folder of the run; an earlier run"),
     (["--val-frequency", "2"], "unknown option 'val_frequency': did you mean 'eval_every' (steps between evaluations;"),
     (["--accum-freq", "2"], "unknown option 'accum_freq': did you mean 'chunk_size' (pairs encoded at a time"),
-    (["--siglip", "true"], "unknown option 'siglip': must be one of output_dir"),
+    (["--siglip", "true"], "unknown option 'siglip': did you mean 'loss'"),
     (["--lr_scheduler", "constant"], "unknown option 'lr_scheduler': must be one of output_dir"),
     (["--image_size", "96"], "unknown option 'image_size': must be one of output_dir"),
     (

@@ -77,7 +77,8 @@ def random_batch(
     coarse = torch.randn(batch_size, 3, 16, 16, generator=generator)
     images = torch.nn.functional.interpolate(coarse, (vision.image_size, vision.image_size), mode="bicubic")
     images += 0.1 * torch.randn(images.shape, generator=generator)
-    input_ids = torch.full((batch_size, padded_tokens), text.eos_token_id)
+    last = text.vocab_size - 1  # CLIP's end token, with which captions are padded; to SigLIP one as good as another
+    input_ids = torch.full((batch_size, padded_tokens), last)
     highest = min(40_000, text.vocab_size)
     input_ids[:, : caption_tokens - 1] = torch.randint(1000, highest, (batch_size, caption_tokens - 1), generator=generator)
     return images.to(device), input_ids.to(device)
