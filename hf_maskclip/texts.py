@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from .errors import fail
 from .models.towers import Family, find_family
 
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The family of a whole model. Raises ValueError where it is in none."""
-    family = find_family(config.model_type)
+    family = find_family(type(config).model_type)  # of the class that is used; an instance says what it was read from
     if family is None:
         raise ValueError(f"a model of type {config.model_type!r}: is of no family with known texts")
     return family
@@ -27,6 +28,38 @@ def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
     if family_of(config).skips_positions:
         positions -= text.pad_token_id + 1
     return min(positions, tokenizer.model_max_length)
+
+
+def check_ends_of_texts(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Look whether a text tower that pools at the end token finds it where the tokenizer puts it.
+
+    Raises:
+        ConfigError: it would pool another token, silently: the tokenizer, or the class of the model, is of another family.
+    """
+    family = family_of(config)
+    if family.pads_texts or family.needs_attention_mask:
+        return  # these pool the last position, or the first
+    end: Any = config.text_config.eos_token_id
+    ids = tokenizer("a")["input_ids"]
+    # CLIP's configurations of before Transformers 4.31 have 2 for the end token, whose id is the largest.
+    pooled = max(ids) if end == 2 and family.model_type != "metaclip_2" else end
+    if pooled not in ids or ids.index(pooled) != len(ids) - 1:
+        fail(
+            f"a {family.title} with eos_token_id={end} would take its features from another token than {ids[-1]}, with which "
+            "its tokenizer ends a text: the model was read as another family than its own (AutoModel finds that), or the "
+            "tokenizer is of another model"
+        )
+
+
+def text_settings(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """How [`encode_texts`] makes tokens of captions, for the record."""
+    pads = family_of(config).pads_texts
+    lower, upper = (tokenizer(text)["input_ids"] for text in ("a", "A"))
+    return {
+        "padding": "max_length" if pads else "longest",
+        "max_length": context_length(config, tokenizer),
+        "lower_case": lower == upper,
+    }
 
 
 def text_arguments(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
