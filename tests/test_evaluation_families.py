@@ -107,6 +107,8 @@ def test_a_mask_is_refused_where_there_is_none(name, folder_of):
         Encoder(model, processor, apply_patch_mask=True)
     with pytest.raises(ConfigError, match="the patch mask of this .*Model keeps every patch; give it one by set_patch_mask"):
         Encoder(add_patch_mask(model, "none"), processor, apply_patch_mask=True)
+    with pytest.raises(ConfigError, match="the patch mask 'attentive' goes by a teacher's attention, which an evaluation has"):
+        Encoder(add_patch_mask(model, "attentive"), processor, apply_patch_mask=True)
 
 
 @pytest.mark.parametrize("end", [2, "the last"])

@@ -255,6 +255,10 @@ def check_has_mask(model: PreTrainedModel) -> None:
     name = type(model).__name__
     if not isinstance(model, PatchMaskedDualEncoder):
         fail(f"apply_patch_mask: a {name} has no patch mask; load it as a MaskCLIPModel, or add_patch_mask gives it one")
+    if model.patch_mask.needs_patch_scores:
+        vision_config: Any = model.config.vision_config
+        mask = vision_config.patch_mask["name"]
+        fail(f"apply_patch_mask: the patch mask {mask!r} goes by a teacher's attention, which an evaluation has not")
     if model.patch_mask.keeps_all:
         fail(f"apply_patch_mask: the patch mask of this {name} keeps every patch; give it one by set_patch_mask")
 
