@@ -1,35 +1,49 @@
-"""Dual encoders of every family from a folder or the Hub, each in its own class; what is none is refused before it is read."""
+"""Models of every family from a folder or the Hub, each in its own class; what is of none is refused before it is read."""
 
 from typing import Any
 
+import transformers
 from transformers import AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from .errors import as_config_error, fail
 from .models.modeling_maskclip import MaskCLIPModel
-from .models.patch_mask_registry import PatchMaskSpec, find_patch_mask, resolve_patch_mask
+from .models.modeling_maskclip_vision import MaskCLIPVisionModel
+from .models.patch_mask_registry import PatchMaskSpec
 from .models.towers import Family, add_patch_mask, find_family, known_families
 
 
-def family_of_folder(source: str) -> Family:
+def family_of_folder(source: str, takes_towers: bool = False) -> Family:
     """The family of the dual encoder in a folder or under a Hub id, by its `config.json` alone.
+
+    Args:
+        takes_towers: a vision tower alone will do.
 
     Raises:
         ConfigError: a model of no known family, or a tower without texts.
     """
-    with as_config_error("model", source):
-        config, _ = PreTrainedConfig.get_config_dict(source)
-    model_type = config.get("model_type")
+    model_type = _type_of(source)
     family = find_family(model_type)
-    if family is None or model_type == family.tower_type or model_type == "maskclip_vision_model":
-        fail(f"{source}: is a {model_type!r}, no image and text encoder of a known family; known are {known_families()}")
+    if family is None or (_is_tower(model_type) and not takes_towers):
+        what = "model" if takes_towers else "image and text encoder"
+        fail(f"{source}: is a {model_type!r}, no {what} of a known family; known are {known_families()}")
     return family
 
 
-def load_dual_encoder(source: str, patch_mask: PatchMaskSpec = "none", **loading: Any) -> PreTrainedModel:
-    """The dual encoder of a folder or Hub id, in the class of its family; a CLIP as a [`MaskCLIPModel`].
+def _type_of(source: str) -> str:
+    with as_config_error("model", source):
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    return str(config.get("model_type"))
+
+
+def _is_tower(model_type: str) -> bool:
+    return model_type.endswith("_vision_model")
+
+
+def load_dual_encoder(source: str, patch_mask: PatchMaskSpec | None = None, **loading: Any) -> PreTrainedModel:
+    """The dual encoder of a folder or Hub id, in the class of its family and with a patch mask; a CLIP as a [`MaskCLIPModel`].
 
     Args:
-        patch_mask: a name, a dict or a mask; `"none"` leaves a model of another family than CLIP as it is.
+        patch_mask: a name, a dict or a mask; by default the one that the folder records, which may be `"none"`.
         loading: of `from_pretrained`.
 
     Raises:
@@ -41,8 +55,26 @@ def load_dual_encoder(source: str, patch_mask: PatchMaskSpec = "none", **loading
             return MaskCLIPModel.from_pretrained(source, patch_mask=patch_mask, **loading)
         model, info = AutoModel.from_pretrained(source, output_loading_info=True, **loading)
     check_complete(source, model, info)
-    mask = resolve_patch_mask(patch_mask)
-    return model if find_patch_mask(mask["name"]).keeps_all else add_patch_mask(model, mask)
+    with as_config_error("patch_mask", patch_mask):
+        return add_patch_mask(model, patch_mask or model.config.vision_config.to_dict().get("patch_mask", "none"))
+
+
+def load_teacher(source: str) -> PreTrainedModel:
+    """A plain vision tower that keeps attention weights, of a dual encoder or of a tower alone, in evaluation mode.
+
+    Raises:
+        ConfigError: a model of no known family, or one that lacks weights; NaFlex's, which has no one size of pictures.
+    """
+    family = family_of_folder(source, takes_towers=True)
+    if family.model_type == "siglip2":
+        fail(f"{source}: is of {family.title}, which sees pictures in their own aspect ratios; these here are squares")
+    with as_config_error("model", source):
+        if family.model_type == "clip":
+            return MaskCLIPVisionModel.from_pretrained(source, attn_implementation="eager", patch_mask="none").eval()
+        model_class = getattr(transformers, f"{family.prefix}VisionModel") if _is_tower(_type_of(source)) else AutoModel
+        model, info = model_class.from_pretrained(source, attn_implementation="eager", output_loading_info=True)
+    check_complete(source, model, info)
+    return (model if _is_tower(model.config.model_type) else model.get_submodule("vision_model")).eval()
 
 
 def check_complete(source: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
@@ -63,3 +95,12 @@ def load_processor(source: str) -> ProcessorMixin:
     if not isinstance(processor, ProcessorMixin):
         fail(f"{source}: has a {type(processor).__name__} alone; a dual encoder has an image processor and a tokenizer")
     return processor
+
+
+def check_can_be_shown(source: str) -> None:
+    """Raise a ConfigError for a model that the demo cannot show: its pictures are squares, and its scores add up to 1."""
+    family = family_of_folder(source)
+    shown = ("clip", "metaclip_2", "altclip", "chinese_clip")
+    if family.model_type not in shown:
+        names = ", ".join(title for model_type in shown if (title := find_family(model_type).title))
+        fail(f"{source}: is of {family.title}, which the demo cannot show; it shows {names}")

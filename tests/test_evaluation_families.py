@@ -123,7 +123,7 @@ def test_the_texts_of_metaclip_2_are_those_of_its_own_class(end, folder_of, tmp_
     processor.save_pretrained(tmp_path)
     texts = [*CAPTIONS, f"{CAPTIONS[0]} and {CAPTIONS[1]} and {CAPTIONS[2]} " * 9]
     encoder = load_encoder(str(tmp_path))
-    assert type(encoder.model) is transformers.MetaClip2Model
+    assert isinstance(encoder.model, transformers.MetaClip2Model)
     found = encoder.encode_texts(texts)
 
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")

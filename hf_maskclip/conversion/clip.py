@@ -30,7 +30,8 @@ from ..models.modeling_maskclip import (
 from ..models.patch_mask_registry import BUILT_IN
 
 if TYPE_CHECKING:  # they import torchvision, which takes seconds
-    from transformers import CLIPImageProcessor, CLIPProcessor
+    from transformers import CLIPImageProcessor, CLIPProcessor, ProcessorMixin
+    from transformers.image_processing_utils import BaseImageProcessor
 
 
 class Twin(NamedTuple):
@@ -103,13 +104,14 @@ def export_to_clip(
     save_processor(processor, output_dir)
 
 
-def save_processor(processor: "CLIPProcessor | CLIPImageProcessor", output_dir: str | Path) -> None:
+def save_processor(processor: "ProcessorMixin | BaseImageProcessor", output_dir: str | Path) -> None:
     """Write a processor with the file that Transformers 4 reads beside that of Transformers 5."""
-    from transformers import CLIPProcessor  # it imports torchvision, which whoever has a processor has waited for
+    from transformers import ProcessorMixin  # it imports torchvision, which whoever has a processor has waited for
 
     processor.save_pretrained(output_dir)
-    image_processor = processor.image_processor if isinstance(processor, CLIPProcessor) else processor
-    content = json.loads(image_processor.to_json_string()) | {"image_processor_type": "CLIPImageProcessor"}
+    image_processor = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+    kind = type(image_processor).__name__.removesuffix("Pil")  # Transformers 4 has one class for both
+    content = json.loads(image_processor.to_json_string()) | {"image_processor_type": kind}
     text = json.dumps(content, indent=2) + "\n"
     Path(output_dir, "preprocessor_config.json").write_text(text, encoding="utf-8")
 
@@ -123,6 +125,12 @@ def _check_exportable(model: PreTrainedModel) -> None:
         )
         hint = hint or f"must be one of {', '.join(kind.__name__ for kind in TWINS)}"
         raise ConfigError(f"export of a {name}: {hint}")
+    check_weights(model)
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Raise a ConfigError where the weights are not those that the class has: with adapters, quantised, or changed."""
+    name = type(model).__name__
     with torch.device("meta"):
         expected = type(model)(copy.deepcopy(model.config)).state_dict()
     weights = model.state_dict()

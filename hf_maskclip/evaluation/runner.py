@@ -188,8 +188,8 @@ def load_encoder(
     processor = load_processor(folder)
     with as_config_error("model", folder):
         processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend=image_backend)
-    has_mask = not find_patch_mask(mask["name"]).keeps_all
-    return Encoder(loaded.to(PartialState().device), processor, apply_patch_mask=has_mask, **options)
+    masks = not find_patch_mask(mask["name"]).keeps_all
+    return Encoder(loaded.to(PartialState().device), processor, apply_patch_mask=masks, **options)
 
 
 def _name_of(model: str | os.PathLike | PreTrainedModel | Encoder) -> str:
