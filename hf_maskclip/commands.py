@@ -27,11 +27,12 @@ def draw_masks(options: argparse.Namespace) -> None:
 
     masks = _masks_to_draw(options)
     images = [_open_picture(path) for path in options.images]
-    teacher, image_size, patch_size = None, 224, 16
+    teacher, image_size, patch_size = {}, 224, 16
     if options.model:
         with as_config_error("--model", options.model):
-            teacher = load_teacher(find_model(options.model))
-        image_size, patch_size = teacher.config.image_size, teacher.config.patch_size
+            tower, statistics = load_teacher(find_model(options.model))
+        teacher = {"teacher": tower, "statistics": statistics}
+        image_size, patch_size = tower.config.image_size, tower.config.patch_size
         if options.patch_size not in (None, patch_size):
             fail(f"--patch_size {options.patch_size}: the patches of {options.model} have {patch_size} pixels")
     sizes = {"image_size": image_size if options.image_size is None else options.image_size}
@@ -40,7 +41,7 @@ def draw_masks(options: argparse.Namespace) -> None:
         if options.steps:
             figure = draw_pgs_steps(images, **sizes, seed=options.seed)
         else:
-            figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes, seed=options.seed)
+            figure = draw_patch_masks(images, {name: name for name in masks}, **teacher, **sizes, seed=options.seed)
     _save_figure(figure, options.output)
     if not options.mask and not options.model:
         left_out = [name for name, mask in patch_masks().items() if mask.needs_patch_scores]

@@ -3,7 +3,8 @@
 from typing import Any
 
 import transformers
-from transformers import AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .errors import as_config_error, fail
 from .models.modeling_maskclip import MaskCLIPModel
@@ -59,8 +60,11 @@ def load_dual_encoder(source: str, patch_mask: PatchMaskSpec | None = None, **lo
         return add_patch_mask(model, patch_mask or model.config.vision_config.to_dict().get("patch_mask", "none"))
 
 
-def load_teacher(source: str) -> PreTrainedModel:
-    """A plain vision tower that keeps attention weights, of a dual encoder or of a tower alone, in evaluation mode.
+def load_teacher(source: str) -> tuple[PreTrainedModel, tuple[list[float], list[float]]]:
+    """A plain vision tower that keeps attention weights, in evaluation mode; and the mean and deviation of its pixels.
+
+    Args:
+        source: of a dual encoder, or of a vision tower alone.
 
     Raises:
         ConfigError: a model of no known family, or one that lacks weights; NaFlex's, which has no one size of pictures.
@@ -70,11 +74,14 @@ def load_teacher(source: str) -> PreTrainedModel:
         fail(f"{source}: is of {family.title}, which sees pictures in their own aspect ratios; these here are squares")
     with as_config_error("model", source):
         if family.model_type == "clip":
-            return MaskCLIPVisionModel.from_pretrained(source, attn_implementation="eager", patch_mask="none").eval()
+            model = MaskCLIPVisionModel.from_pretrained(source, attn_implementation="eager", patch_mask="none")
+            return model.eval(), (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
         model_class = getattr(transformers, f"{family.prefix}VisionModel") if _is_tower(_type_of(source)) else AutoModel
         model, info = model_class.from_pretrained(source, attn_implementation="eager", output_loading_info=True)
+        image_processor = AutoImageProcessor.from_pretrained(source)
     check_complete(source, model, info)
-    return (model if _is_tower(model.config.model_type) else model.get_submodule("vision_model")).eval()
+    tower = model if _is_tower(model.config.model_type) else model.get_submodule("vision_model")
+    return tower.eval(), (image_processor.image_mean, image_processor.image_std)
 
 
 def check_complete(source: str, model: PreTrainedModel, info: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..dual_encoders import check_complete, family_of_folder, load_processor
 from ..errors import ConfigError, as_config_error, fail
+from ..models.modeling_maskclip import MaskCLIPModel
 from ..models.towers import find_family
 from .clip import TWINS, check_weights, export_to_clip, load_maskclip, save_processor
 
@@ -28,7 +29,7 @@ def load_for_export(source: str) -> tuple[PreTrainedModel, ProcessorMixin | Base
                 raise ConfigError(f"{source}: architecture {architecture!r} must be one of {', '.join(family.mixins)}")
             model, info = getattr(transformers, architecture).from_pretrained(source, output_loading_info=True)
         check_complete(source, model, info)
-    if "text_config" in model.config.to_dict() and "logit_scale" in dict(model.named_parameters()):
+    if isinstance(model, MaskCLIPModel) or type(model).__name__ == f"{family.prefix}Model":
         return model, load_processor(source)
     with as_config_error("source", source):
         return model, AutoImageProcessor.from_pretrained(source)
@@ -55,7 +56,7 @@ def export_plain(
     if family is None or name not in family.mixins:
         fail(f"export of a {name}: is no model of a known family that was loaded by Transformers")
     if remote_code:
-        fail(f"--remote_code: a {name} needs none, its export is that class of Transformers, and add_patch_mask masks it")
+        fail(f"--remote_code: {name} needs none, its export is that class of Transformers, and add_patch_mask masks it")
     check_weights(model)
     model.save_pretrained(output_dir)
     save_processor(processor, output_dir)
