@@ -3,6 +3,7 @@
 Shapes: B texts, S tokens of each.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .errors import fail
 from .models.towers import Family, find_family
+
+logger = logging.getLogger(__name__)
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -51,14 +54,31 @@ def check_ends_of_texts(config: PreTrainedConfig, tokenizer: PreTrainedTokenizer
         )
 
 
+def warn_of_kept_capitals(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say where a tokenizer does not make letters small, although its files ask for it.
+
+    Transformers reads SigLIP 2 of one resolution with a GemmaTokenizer, which passes over `do_lower_case`.
+    """
+    if tokenizer.init_kwargs.get("do_lower_case") and not _makes_small(tokenizer):
+        logger.warning(
+            "%s: keeps capital letters, although its do_lower_case is set: the model has learnt from small ones, so write "
+            "labels and captions in these",
+            type(tokenizer).__name__,
+        )
+
+
+def _makes_small(tokenizer: PreTrainedTokenizerBase) -> bool:
+    small, large = (tokenizer(text)["input_ids"] for text in ("a", "A"))
+    return small == large
+
+
 def text_settings(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """How [`encode_texts`] makes tokens of captions, for the record."""
     pads = family_of(config).pads_texts
-    lower, upper = (tokenizer(text)["input_ids"] for text in ("a", "A"))
     return {
         "padding": "max_length" if pads else "longest",
         "max_length": context_length(config, tokenizer),
-        "lower_case": lower == upper,
+        "lower_case": _makes_small(tokenizer),
     }
 
 

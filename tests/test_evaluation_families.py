@@ -176,6 +176,25 @@ def test_texts_of_sigmoid_families_are_padded_to_their_context_and_small_where_t
     assert torch.equal(large, found) == makes_small
 
 
+def test_a_tokenizer_that_passes_over_its_lower_casing_is_said_and_recorded(folder_of, tmp_path, caplog):
+    """As Transformers reads SigLIP 2 of one resolution."""
+    processor = AutoProcessor.from_pretrained(folder_of("siglip"))
+    model = json.loads(make_gemma_tokenizer(CAPTIONS * 5).backend_tokenizer.to_str())["model"]
+    options = {"padding_side": "right", "model_max_length": 64, "do_lower_case": True, "model_input_names": ["input_ids"]}
+    merges = [tuple(merge) for merge in model["merges"]]
+    processor.tokenizer = transformers.GemmaTokenizer(vocab=model["vocab"], merges=merges, **options)
+    AutoModel.from_pretrained(folder_of("siglip")).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert type(encoder.processor.tokenizer) is transformers.GemmaTokenizer
+    assert "GemmaTokenizer: keeps capital letters, although its do_lower_case is set" in caplog.text
+    assert encoder.describe()["texts"]["lower_case"] is False
+    caplog.clear()
+    load_encoder(str(folder_of("siglip2")))
+    load_encoder(str(folder_of("clip")))
+    assert "capital" not in caplog.text
+
+
 def test_pictures_of_naflex_keep_their_aspect_ratio_within_the_budget_of_patches(folder_of):
     encoder = load_encoder(str(folder_of("siglip2")))
     about = encoder.describe()

@@ -30,7 +30,7 @@ from ..distributed import gather_pieces, is_mine, usable_cpus
 from ..errors import fail
 from ..models.masked_models import PatchMaskedDualEncoder
 from ..models.towers import find_family, known_families
-from ..texts import check_ends_of_texts, encode_texts, family_of, text_settings
+from ..texts import check_ends_of_texts, encode_texts, family_of, text_settings, warn_of_kept_capitals
 from .pixels import Picture, inputs_of, load_picture, name_of, picture_hash
 
 TEXTS_PER_BATCH = 256
@@ -111,6 +111,7 @@ class Encoder:
         self.batch_size = self.batch_size or (16 if self.model.device.type == "cpu" else 128)
         check_is_dual_encoder(self.model)
         check_ends_of_texts(self.model.config, self.processor.tokenizer)
+        warn_of_kept_capitals(self.processor.tokenizer)
         if self.apply_patch_mask:
             check_has_mask(self.model)
 
