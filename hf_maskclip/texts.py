@@ -95,10 +95,18 @@ def text_arguments(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
 
 
 def encode_texts(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The arguments of `get_text_features`, each (B, S), as the family's processor and the pipeline make them."""
+    """The arguments of `get_text_features`, each (B, S), as the family's processor and the pipeline make them.
+
+    Raises:
+        ConfigError: a token that the text tower does not have, for the tokenizer is of another model.
+    """
     padding = "max_length" if family_of(config).pads_texts else "longest"
     length = context_length(config, tokenizer)
     tokens = tokenizer(
         list(texts), padding=padding, truncation=True, max_length=length, return_attention_mask=True, return_tensors="pt"
     )
+    text: Any = config.text_config
+    if (largest := int(tokens["input_ids"].max())) >= text.vocab_size:
+        name = f"a {text.model_type} with {text.vocab_size} tokens"
+        fail(f"{name}: its tokenizer gives token {largest}, so that it is of another model")
     return {name: tokens[name] for name in text_arguments(config, tokenizer)}

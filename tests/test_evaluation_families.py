@@ -146,6 +146,15 @@ def test_a_model_that_is_read_as_another_family_is_refused_before_anything_is_en
         Encoder(AutoModel.from_pretrained(folder), processor)
 
 
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(folder_of):
+    processor = AutoProcessor.from_pretrained(folder_of("siglip"))
+    config = make_config("siglip", processor.tokenizer)
+    config.text_config.vocab_size = 40
+    encoder = Encoder(transformers.SiglipModel(config), processor)
+    with pytest.raises(ConfigError, match="a siglip_text_model with 40 tokens: its tokenizer gives token .*of another model"):
+        encoder.encode_texts(CAPTIONS)
+
+
 # What prepares texts: the family, its tokenizer, and whether it makes letters small.
 TEXTS = {
     "siglip": ("siglip", make_tokenizer, False),

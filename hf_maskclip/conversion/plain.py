@@ -55,6 +55,8 @@ def export_plain(
     name, family = type(model).__name__, find_family(type(model.config).model_type)
     if family is None or name not in family.mixins:
         fail(f"export of a {name}: is no model of a known family that was loaded by Transformers")
+    if remote_code and family.model_type == "clip":
+        fail(f"--remote_code: {name} has no code of its own; load it as a Mask{name}")
     if remote_code:
         fail(f"--remote_code: {name} needs none, its export is that class of Transformers, and add_patch_mask masks it")
     check_weights(model)

@@ -5,8 +5,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import load_file
 
 from ..data.specs import HUB_DATA, hub_ids_of, is_hub_id
 from ..dual_encoders import load_dual_encoder
@@ -51,7 +53,7 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
     summary = json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     architecture = json.loads((run_dir / "export" / "config.json").read_text(encoding="utf-8"))
-    weights = load_dual_encoder(str(run_dir / "export"), "none").state_dict()  # under the names that evaluations hash
+    weights = _weights(run_dir / "export", architecture["model_type"])
     model, mask = words_of_model(architecture, weights), _resolved(architecture["vision_config"].get("patch_mask", "none"))
     files = [read_result_file(path) for path in sorted(run_dir.glob("eval*.json"))]
     check_own(files, weights)
@@ -74,6 +76,11 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
         hashes=sorted({record["model_hash"] for _, record in records}),
         is_trained=True,
     )
+
+
+def _weights(export: Path, model_type: str) -> dict[str, torch.Tensor]:
+    """The weights under the names that evaluations hash. Some text towers are saved under others than they have in memory."""
+    return load_file(export / WEIGHTS) if model_type == "clip" else load_dual_encoder(str(export), "none").state_dict()
 
 
 def _measured(summary: dict[str, Any]) -> dict[str, str]:
