@@ -125,22 +125,24 @@ def _add_demo_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_convert_command(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("convert", help="open_clip's checkpoints to a CLIP folder of Transformers, and back")
+    parser = commands.add_parser("convert", help="open_clip's checkpoints to a CLIP or SigLIP folder of Transformers, and back")
     parser.add_argument(
         "source",
         help="checkpoint (.pt, .safetensors), or a folder with open_clip_config.json; with --to open_clip the folder or Hub id "
-        "of a CLIP",
+        "of a CLIP or SigLIP",
     )
     parser.add_argument("output", type=Path, help="folder, made if it does not exist")
     parser.add_argument("--to", default="transformers", choices=("transformers", "open_clip"), help="default: %(default)s")
     parser.add_argument(
         "--open_clip_model",
-        help="what the checkpoint is of, such as ViT-B-16 or ViT-B-32-quickgelu, where no open_clip_config.json is beside it",
+        help="what the checkpoint is of, such as ViT-B-16, ViT-B-32-quickgelu or ViT-B-16-SigLIP2, where no "
+        "open_clip_config.json is beside it",
     )
     parser.add_argument("--weights", default="", metavar="KEY", help="which of a checkpoint's, such as state_dict_ema")
     parser.add_argument(
         "--tokenizer",
-        help=f"folder or Hub id (default: the folder's, or CLIP's own, from open_clip if installed or {CLIP_TOKENIZER})",
+        help=f"folder or Hub id (default: the folder's, or CLIP's own, from open_clip if installed or {CLIP_TOKENIZER}; of a "
+        "SigLIP that which open_clip names, from the Hub)",
     )
     parser.set_defaults(command="convert")
 

@@ -101,13 +101,14 @@ def convert(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write a run, a checkpoint or a model as its plain class of Transformers, or a CLIP with its code."""
-    from .conversion.plain import export_plain, load_for_export
+    from .conversion.clip import export as export_model
+    from .conversion.source import load_for_export
 
     source = find_model(options.source)
     with as_config_error("source", source):
         model, processor = load_for_export(source)
     with as_config_error("output", options.output):
-        export_plain(model, options.output, processor, options.remote_code)
+        export_model(model, options.output, processor, options.remote_code)
     trust = ", trust_remote_code=True" if options.remote_code else ""
     print(f'{source} written to {options.output}: AutoModel.from_pretrained("{options.output}"{trust})')
 

@@ -23,9 +23,11 @@ MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can dive
 
 @torch.no_grad()
 def clamp_logit_scale(model: nn.Module) -> None:
-    """Keep the logit scale of a model, or of the CLIP in it, at most at its bound."""
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] == "logit_scale":
+    """Keep the logit scale of a model, or of the CLIP in it, at most at its bound. SigLIP's, beside a bias, has none."""
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        is_scale = name.rpartition(".")[2] == "logit_scale"
+        if is_scale and f"{name.removesuffix('scale')}bias" not in parameters:
             parameter.clamp_(max=MAX_LOGIT_SCALE)
 
 
@@ -101,27 +103,37 @@ class SigmoidLoss(nn.Module):
     On W processes the captions go round in a ring, so that no process holds more than B x B logits at a time. The mean over
     processes, of the loss and of the gradients that DDP averages, is that of the whole batch on one process.
 
-    The bias is a parameter of the loss: train it with the model. CLIP has no such weight, and ranking does not need it.
+    Example:
+
+        outputs = model(input_ids=input_ids, pixel_values=pixel_values)
+        loss = SigmoidLoss()(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp(), model.logit_bias)
     """
 
-    def __init__(self, initial_bias: float = -10.0):
-        super().__init__()
-        self.logit_bias = nn.Parameter(torch.tensor(initial_bias))
+    def forward(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        logit_scale: torch.Tensor,
+        logit_bias: torch.Tensor,
+    ) -> torch.Tensor:
+        """The loss in float32, a 0-d tensor: the mean over images of the sum over all captions.
 
-    def forward(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
-        """The loss in float32, a 0-d tensor: the mean over images of the sum over all captions. Arguments as for
-        [`ContrastiveLoss`]."""
+        Args:
+            image_embeds, text_embeds, logit_scale: as for [`ContrastiveLoss`].
+            logit_bias: what is added to all logits, one number. SigLIP's models have it as a weight. CLIP's have none: give
+                such a model an `nn.Parameter` of -10, and train it with the others. Ranking does not need it.
+        """
         image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
         check_equal_batches(image_embeds)
         matches = 2 * torch.eye(len(image_embeds), device=image_embeds.device) - 1  # (B, B): 1 for a pair, else -1
-        loss = self._chunk_loss(image_embeds, text_embeds, logit_scale, matches)
+        loss = self._chunk_loss(image_embeds, text_embeds, logit_scale, logit_bias, matches)
         for _ in range(world_size() - 1):
             text_embeds = _Shift.apply(text_embeds)
-            loss = loss + self._chunk_loss(image_embeds, text_embeds, logit_scale, -torch.ones_like(matches))
+            loss = loss + self._chunk_loss(image_embeds, text_embeds, logit_scale, logit_bias, -torch.ones_like(matches))
         return loss
 
-    def _chunk_loss(self, image_embeds, text_embeds, logit_scale, matches) -> torch.Tensor:
-        logits = logit_scale.float() * image_embeds @ text_embeds.t() + self.logit_bias  # (B, B)
+    def _chunk_loss(self, image_embeds, text_embeds, logit_scale, logit_bias, matches) -> torch.Tensor:
+        logits = logit_scale.float() * image_embeds @ text_embeds.t() + logit_bias.float()  # (B, B)
         return -F.logsigmoid(matches * logits).sum() / len(image_embeds)
 
 
@@ -130,6 +142,7 @@ def cached_contrastive_backward(
     logit_scale: nn.Parameter,
     chunks: Sequence[Callable[[], dict[str, Any]]],
     loss: nn.Module,
+    logit_bias: nn.Parameter | None = None,
 ) -> torch.Tensor:
     """The gradient of one large batch, computed in chunks (GradCache, Gao et al. 2021, arXiv 2101.06983); returns the loss.
 
@@ -143,6 +156,7 @@ def cached_contrastive_backward(
         chunks: k functions that return the arguments of `model` for a part of the batch; each is called twice, so that no more
             than one chunk need be on the device.
         loss: such as [`ContrastiveLoss`].
+        logit_bias: the model's parameter, for a loss that takes it, such as [`SigmoidLoss`].
 
     Example:
 
@@ -156,15 +170,10 @@ def cached_contrastive_backward(
         with torch.no_grad():
             outputs = model(**arguments)
         embeds.append((outputs.image_embeds, outputs.text_embeds))
-    images, texts = (torch.cat(part).detach().requires_grad_() for part in zip(*embeds, strict=True))  # (B, E)
-    scale = logit_scale.detach().clone().requires_grad_()
-    value = loss(images, texts, scale.exp())
-    value.backward()
-    if images.grad is None or texts.grad is None or scale.grad is None:
-        raise ValueError(f"{type(loss).__name__}: must depend on the embeddings of images and texts and on the scale")
-
+    weights = [logit_scale] if logit_bias is None else [logit_scale, logit_bias]
+    value, images, texts, of_weights = _loss_of_embeds(loss, embeds, weights)  # gradients (B, E)
     splits = [len(image_embeds) for image_embeds, _ in embeds]
-    gradients = list(zip(images.grad.split(splits), texts.grad.split(splits), strict=True))
+    gradients = list(zip(images.split(splits), texts.split(splits), strict=True))
     for number, (make_arguments, state, of_chunk) in enumerate(zip(chunks, states, gradients, strict=True), start=1):
         is_last = number == len(chunks)
         no_sync = nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()
@@ -172,8 +181,29 @@ def cached_contrastive_backward(
             outputs = model(**make_arguments())
             # Its gradient is the loss's, by the chain rule.
             surrogate = (outputs.image_embeds * of_chunk[0]).sum() + (outputs.text_embeds * of_chunk[1]).sum()
-            (surrogate + logit_scale * scale.grad if is_last else surrogate).backward()
+            for weight, gradient in of_weights if is_last else ():
+                surrogate = surrogate + (weight * gradient).sum()
+            surrogate.backward()
     return value.detach()
+
+
+def _loss_of_embeds(
+    loss: nn.Module, embeds: list[tuple[torch.Tensor, torch.Tensor]], weights: list[nn.Parameter]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[nn.Parameter, torch.Tensor]]]:
+    """The loss of a batch whose chunks have these embeddings (B / k, E), its gradients of images and texts (B, E), and the one
+    of each weight beside it.
+
+    Raises:
+        ValueError: a loss that does not depend on all of them.
+    """
+    images, texts = (torch.cat(part).detach().requires_grad_() for part in zip(*embeds, strict=True))
+    scale, *bias = copies = [weight.detach().clone().requires_grad_() for weight in weights]
+    value = loss(images, texts, scale.exp(), *bias)
+    value.backward()
+    of_weights = [(weight, copy.grad) for weight, copy in zip(weights, copies, strict=True) if copy.grad is not None]
+    if images.grad is None or texts.grad is None or len(of_weights) < len(weights):
+        raise ValueError(f"{type(loss).__name__}: must depend on the embeddings of images and texts, and on scale and bias")
+    return value, images.grad, texts.grad, of_weights
 
 
 class _RandomState:

@@ -40,8 +40,8 @@ def check_ends_of_texts(config: PreTrainedConfig, tokenizer: PreTrainedTokenizer
         ConfigError: it would pool another token, silently: the tokenizer, or the class of the model, is of another family.
     """
     family = family_of(config)
-    if family.pads_texts or family.needs_attention_mask:
-        return  # these pool the last position, or the first
+    if not family.pools_at_end:
+        return  # the last position, or the first
     end: Any = config.text_config.eos_token_id
     ids = tokenizer("a")["input_ids"]
     # CLIP's configurations of before Transformers 4.31 have 2 for the end token, whose id is the largest.

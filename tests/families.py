@@ -62,7 +62,10 @@ def make_gemma_tokenizer(captions: list[str]) -> Siglip2Tokenizer:
     bpe.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
     bpe.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # in training alone, so that words stay words
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, min_frequency=2, show_progress=False)
+    alphabet = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, min_frequency=2, show_progress=False
+    )
     bpe.train_from_iterator(captions, trainer)
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]

@@ -12,7 +12,7 @@ from helpers import CONTEXT_LENGTH, pair, random_picture, write_shard
 from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.scene_source import SceneDecoder
 from hf_maskclip.data.sources import open_files, open_source
-from training.data.batches import PairBatches, Stopped, pad_tokens, train_transform
+from training.data.batches import PairBatches, Stopped, TextForm, pad_tokens, train_transform
 from training.data.loader import build_loader
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
@@ -86,7 +86,7 @@ def test_extreme_shapes_are_cropped_to_the_square(size):
 
 @pytest.mark.parametrize("longest", [2, 7, 8, 9, 29, 32])
 def test_a_batch_of_tokens_is_trimmed_to_its_longest_caption_in_steps_of_eight(tokenizer, longest):
-    ids = pad_tokens(tokenizer, [[5] * longest, [5, 6]], max_length=30 if longest < 30 else 32)
+    ids = pad_tokens(tokenizer, [[5] * longest, [5, 6]], 30 if longest < 30 else 32, TextForm())["input_ids"]
     assert ids.shape == (2, {2: 8, 7: 8, 8: 8, 9: 16, 29: 30, 32: 32}[longest])
     assert ids[0, :longest].tolist() == [5] * longest
     assert set(ids[1, 2:].tolist()) == {tokenizer.pad_token_id}

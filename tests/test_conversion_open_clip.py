@@ -10,13 +10,9 @@ from helpers import random_picture
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from hf_maskclip.conversion.checkpoint import read_checkpoint
-from hf_maskclip.conversion.open_clip import (
-    convert_open_clip_checkpoint,
-    export_to_open_clip,
-    from_open_clip_weights,
-    to_open_clip_weights,
-)
+from hf_maskclip.conversion.open_clip import convert_open_clip_checkpoint, export_to_open_clip
 from hf_maskclip.conversion.open_clip_architecture import MODELS, clip_config
+from hf_maskclip.conversion.open_clip_weights import from_open_clip_weights, to_open_clip_weights
 
 
 @pytest.fixture(

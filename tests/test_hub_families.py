@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 
 from hf_maskclip import add_patch_mask
 from hf_maskclip.cli import main
-from hf_maskclip.conversion.plain import export_plain
+from hf_maskclip.conversion.clip import export
 from hf_maskclip.errors import ConfigError
 from hf_maskclip.hub.repository import ModelRepository
 from hf_maskclip.models.masked_models import PatchMaskedDualEncoder
@@ -113,7 +113,7 @@ def test_what_has_other_weights_than_its_class_is_not_exported(save, tmp_path):
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
     for wrong, message in ((adapted, "export of a PeftModel"), (model, "export of a SiglipModel with adapters, such as")):
         with pytest.raises(ConfigError, match=message):
-            export_plain(wrong, tmp_path / "out", AutoProcessor.from_pretrained(folder))
+            export(wrong, tmp_path / "out", AutoProcessor.from_pretrained(folder))
     assert not (tmp_path / "out").exists()
 
 

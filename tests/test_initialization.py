@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_maskclip import ContrastiveLoss, MaskCLIPModel
-from hf_maskclip.conversion.open_clip import from_open_clip_weights
+from hf_maskclip.conversion.open_clip_weights import from_open_clip_weights
 from training.model.initialization import initialize_as_clip
 from training.model.presets import preset_config
 

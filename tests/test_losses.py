@@ -10,6 +10,7 @@ import processes
 import pytest
 import torch
 import torch.multiprocessing as mp
+from families import make_plain
 from helpers import photo_like
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,6 +25,7 @@ from hf_maskclip import (
     MaskCLIPModel,
     PatchSelection,
     SigmoidLoss,
+    add_patch_mask,
     cached_contrastive_backward,
 )
 
@@ -34,6 +36,11 @@ PAIRS = 8
 def features(pairs: int = PAIRS) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return tuple(nn.functional.normalize(torch.randn(pairs, 6, generator=generator), dim=-1) for _ in range(2))
+
+
+def numbers_for(name: str) -> list[torch.Tensor]:
+    """What a loss takes besides the features: a scale, and the sigmoid loss a bias."""
+    return [torch.tensor(10.0), torch.tensor(-10.0)][: 1 + (name == "sigmoid")]
 
 
 # ---- Definitions ------------------------------------------------------------------------------------------------------
@@ -52,18 +59,17 @@ def test_the_sigmoid_loss_asks_of_each_pair_alone_whether_it_matches():
         for j in range(PAIRS):
             logit = 10 * (images[i] @ texts[j]).item() - 3
             total += math.log1p(math.exp(-logit if i == j else logit))
-    loss = SigmoidLoss(initial_bias=-3.0)
-    torch.testing.assert_close(loss(images, texts, torch.tensor(10.0)).item(), total / PAIRS, rtol=1e-5, atol=0)
-    assert [name for name, _ in loss.named_parameters()] == ["logit_bias"]
+    value = SigmoidLoss()(images, texts, torch.tensor(10.0), torch.tensor(-3.0))
+    torch.testing.assert_close(value.item(), total / PAIRS, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_half_precision_features_give_a_float32_loss(name):
     images, texts = features()
-    loss = LOSSES[name]()
-    half = loss(images.bfloat16(), texts.bfloat16(), torch.tensor(10.0))
+    loss, numbers = LOSSES[name](), numbers_for(name)
+    half = loss(images.bfloat16(), texts.bfloat16(), *numbers)
     assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(loss(images, texts, torch.tensor(10.0)).item(), abs=2e-2)
+    assert half.item() == pytest.approx(loss(images, texts, *numbers).item(), abs=2e-2)
 
 
 # ---- Two processes and one --------------------------------------------------------------------------------------------
@@ -79,7 +85,7 @@ def tiny_model(dropout: float = 0.0) -> MaskCLIPModel:
     return MaskCLIPModel(config)
 
 
-def inputs_of(model: MaskCLIPModel, first: int = 0, last: int = PAIRS) -> dict:
+def inputs_of(model: nn.Module, first: int = 0, last: int = PAIRS) -> dict:
     """Rows of one batch of pictures, captions, and the patches that a mask chose of the whole batch."""
     generator = torch.Generator().manual_seed(1)
     pixel_values = photo_like(PAIRS, 32, 32)
@@ -92,17 +98,40 @@ def inputs_of(model: MaskCLIPModel, first: int = 0, last: int = PAIRS) -> dict:
     return {"pixel_values": pixel_values[first:last], "input_ids": input_ids[first:last], "patch_selection": part}
 
 
+def model_for(name: str) -> nn.Module:
+    """A CLIP; for the sigmoid loss a SigLIP, whose bias and scale are such that all pairs count."""
+    if name == "contrastive":
+        return tiny_model().train()
+    model = add_patch_mask(make_plain("siglip"), "cluster").train()
+    torch.nn.init.constant_(model.logit_bias, -1.0)
+    torch.nn.init.constant_(model.logit_scale, 1.0)
+    return model
+
+
+def loss_of(name: str, model: nn.Module, outputs) -> torch.Tensor:
+    bias = [model.logit_bias] if name == "sigmoid" else []
+    return LOSSES[name]()(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp(), *bias)
+
+
 def whole_batch(name: str) -> tuple[float, list[torch.Tensor]]:
-    """Loss and gradients of the batch in one piece on one process, the loss's own parameters last."""
-    model, loss = tiny_model().train(), LOSSES[name]()
+    """Loss and gradients of the batch in one piece on one process; of the sigmoid loss by a loop over all pairs."""
+    model = model_for(name)
     outputs = model(**inputs_of(model))
-    value = loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
+    if name == "contrastive":
+        value = loss_of(name, model, outputs)
+    else:
+        value = torch.zeros(())
+        for i in range(PAIRS):
+            for j in range(PAIRS):
+                cosine = (outputs.image_embeds[i] * outputs.text_embeds[j]).sum()
+                logit = model.logit_scale.exp()[0] * cosine + model.logit_bias[0]
+                value = value + nn.functional.softplus(-logit if i == j else logit) / PAIRS
     value.backward()
-    return value.item(), gradients_of(model, loss)
+    return value.item(), gradients_of(model)
 
 
-def gradients_of(*modules: nn.Module) -> list[torch.Tensor]:
-    return [parameter.grad for module in modules for parameter in module.parameters()]
+def gradients_of(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in model.parameters()]
 
 
 def assert_equal_gradients(given: list[torch.Tensor], expected: list[torch.Tensor], rtol: float) -> None:
@@ -134,23 +163,25 @@ def _run_in_group(rank: int, function: Callable[[int], object], init_file: str, 
 
 def half_of_the_batch(name: str, chunks: int, rank: int) -> tuple[float, list[torch.Tensor]]:
     """Mean loss of two processes and the gradients that DDP leaves on one of them."""
-    model, loss = tiny_model().train(), LOSSES[name]()
+    model = model_for(name)
     trained = DistributedDataParallel(model)
     half, size = PAIRS // 2, PAIRS // 2 // chunks
     if chunks == 1:
         outputs = trained(**inputs_of(model, rank * half, rank * half + half))
-        value = loss(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
+        value = loss_of(name, model, outputs)
         value.backward()
     else:
         starts = range(rank * half, rank * half + half, size)
         parts = [partial(inputs_of, model, start, start + size) for start in starts]
-        value = cached_contrastive_backward(trained, model.logit_scale, parts, loss)
-    for parameter in loss.parameters():  # what DDP would do, were the loss's parameters among its own
-        torch.distributed.all_reduce(parameter.grad)
-        parameter.grad /= 2
+        value = in_chunks(name, trained, model, parts)
     mean = value.detach().clone()
     torch.distributed.all_reduce(mean)
-    return mean.item() / 2, gradients_of(model, loss)
+    return mean.item() / 2, gradients_of(model)
+
+
+def in_chunks(name: str, trained: nn.Module, model: nn.Module, parts: list) -> torch.Tensor:
+    bias = model.logit_bias if name == "sigmoid" else None
+    return cached_contrastive_backward(trained, model.logit_scale, parts, LOSSES[name](), bias)
 
 
 @pytest.mark.slow
@@ -192,7 +223,7 @@ def test_two_processes_with_sharded_weights_have_the_gradient_of_one(tmp_path):
 
 def unequal_batches(name: str, rank: int) -> None:
     images, texts = features(3 + rank)
-    LOSSES[name]()(images, texts, torch.tensor(10.0))
+    LOSSES[name]()(images, texts, *numbers_for(name))
 
 
 @pytest.mark.slow
@@ -211,12 +242,12 @@ def test_unequal_batches_are_refused_on_both_processes(name, tmp_path):
 @pytest.mark.parametrize("name", LOSSES)
 def test_chunks_give_the_gradient_of_the_batch_in_one_piece(name, chunks):
     expected, gradients = whole_batch(name)
-    model, loss = tiny_model().train(), LOSSES[name]()
+    model = model_for(name)
     size = PAIRS // chunks
     parts = [partial(inputs_of, model, start, start + size) for start in range(0, PAIRS, size)]
-    value = cached_contrastive_backward(model, model.logit_scale, parts, loss)
+    value = in_chunks(name, model, model, parts)
     assert value.item() == pytest.approx(expected, rel=1e-5)
-    assert_equal_gradients(gradients_of(model, loss), gradients, rtol=1e-4)
+    assert_equal_gradients(gradients_of(model), gradients, rtol=1e-4)
 
 
 def test_both_passes_of_a_chunk_see_the_same_random_numbers():

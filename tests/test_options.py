@@ -165,6 +165,14 @@ def chunk_size(on: Effects):
     assert sizes == [2, 2, 2, 2]  # two chunks, encoded twice
 
 
+def loss(on: Effects):
+    def name_and_bias(run: Run) -> tuple[str, bool]:
+        first_step(run)
+        return run.learner.loss.name, "logit_bias" in run.learner.model.state_dict()
+
+    assert on.both(name_and_bias, loss="sigmoid") == (("contrastive", False), ("sigmoid", True))
+
+
 def learning_rate(on: Effects):
     changed = {"warmup_steps": 0, "max_steps": 100}
     run = on.prepared(learning_rate=0.5, **changed)
@@ -316,7 +324,7 @@ CHECKS = (
     *(output_dir, model, tokenizer, vocab_size, patch_mask, mask_schedule, text_mask, text_tokens),
     *(train_data, eval_data, image_key, caption_key, crop_scale, flip, shuffle_buffer, stream, max_skipped_share, num_workers),
     *(max_steps, samples_seen, batch_size, chunk_size),
-    *(learning_rate, warmup_steps, weight_decay, max_grad_norm, ema_momentum, unmasked_tuning_steps, mixed_precision),
+    *(loss, learning_rate, warmup_steps, weight_decay, max_grad_norm, ema_momentum, unmasked_tuning_steps, mixed_precision),
     *(compile, gradient_checkpointing, seed, log_every, eval_every, checkpoint_every, keep_checkpoints, resume, report_to),
     *(import_, dry_run, debug),
 )

@@ -18,7 +18,7 @@ from transformers import AutoModel
 
 from hf_maskclip import MaskCLIPModel, losses
 from hf_maskclip.errors import ConfigError
-from training import run as run_module
+from training.model import loss as loss_module
 from training.parallel import choose, fsdp
 from training.parallel.deepspeed import TAG, DeepSpeedParallel
 from training.saving.checkpoint import latest_checkpoint
@@ -78,7 +78,7 @@ def train_with_deepspeed(arguments: list[str]) -> int:
 
 def train_with_deepspeed_until_the_loss_fails(arguments: list[str]) -> int:
     losses.MAX_LOGIT_SCALE = 2.0  # below where it starts
-    run_module.ContrastiveLoss, FailingLoss.fails_at = FailingLoss, 3
+    loss_module.ContrastiveLoss, FailingLoss.fails_at = FailingLoss, 3
     return train_with_deepspeed(arguments)
 
 

@@ -13,7 +13,7 @@ from hf_maskclip import MaskCLIPModel
 from hf_maskclip.mask_schedule import AttentionTeacher
 from hf_maskclip.models.patch_masking_attentive import class_attention
 from training.config import TrainingConfig
-from training.patch_selection import PatchSelector, mask_seed
+from training.patch_selection import PatchSelector, step_seed
 
 
 def selector(model: MaskCLIPModel, num_steps: int = 10, **options) -> PatchSelector:
@@ -22,9 +22,9 @@ def selector(model: MaskCLIPModel, num_steps: int = 10, **options) -> PatchSelec
 
 def test_a_mask_can_be_replayed_from_seed_step_and_process(make_model, inputs):
     cases = itertools.product(range(3), (1, 2, 10**6), range(8), range(3))
-    seeds = {mask_seed(seed, step, process, chunk) for seed, step, process, chunk in cases}
+    seeds = {step_seed(seed, step, process, chunk) for seed, step, process, chunk in cases}
     assert len(seeds) == 3 * 3 * 8 * 3
-    assert max(*seeds, mask_seed(10**12, 10**7, 0)) < 2**63
+    assert max(*seeds, step_seed(10**12, 10**7, 0)) < 2**63
     model, images = make_model("random"), inputs["pixel_values"]
     first = [selector(model).select(images, step).indices for step in (1, 2, 3)]
     torch.manual_seed(99)  # PyTorch's own generator has no part in it

@@ -83,6 +83,6 @@ def test_the_workflow_tests_the_oldest_python_that_the_package_allows():
 
 def test_the_workflow_checks_what_the_guide_asks_for():
     commands = {step.get("run") for job in WORKFLOW["jobs"].values() for step in job["steps"]}
-    asked = {"ruff check .", "ruff format --check .", "mypy", 'pytest -m "not slow"', "pytest"}
+    asked = {"ruff check .", "ruff format --check .", "mypy", 'pytest -m "not slow"', "pytest -n auto --dist loadfile"}
     assert asked <= commands
     assert all(command in GUIDE for command in asked)

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import save_folder
 from helpers import CAPTIONS, random_picture
-from transformers import AutoModel, CLIPModel, pipeline
+from tiny_siglip import know_tiny_siglip, letters_tokenizer, write_folder
+from transformers import AutoModel, CLIPModel, SiglipModel, pipeline
 
 from hf_maskclip import cli, export_to_clip
 from hf_maskclip.cli import EXAMPLES, build_parser
-from hf_maskclip.conversion.open_clip import export_to_open_clip, to_open_clip_weights
+from hf_maskclip.conversion.open_clip import export_to_open_clip
 from hf_maskclip.conversion.open_clip_architecture import MODELS
+from hf_maskclip.conversion.open_clip_siglip import MODELS as SIGLIP_MODELS
+from hf_maskclip.conversion.open_clip_siglip import TANH
+from hf_maskclip.conversion.open_clip_weights import to_open_clip_weights
 from hf_maskclip.evaluation.command import check_options
 from hf_maskclip.evaluation.datasets import scenes
 from training.config import load_config
@@ -149,6 +154,9 @@ def test_the_code_runs_as_written(code, folder):
     code = code.replace('"per_device_train_batch_size": 64', '"per_device_train_batch_size": 2')  # of four pairs
     code = code.replace('"per_device_train_batch_size": 1024', '"per_device_train_batch_size": 4')
     code = code.replace("chunk_size = 64", "chunk_size = 2").replace("unmasked_tuning_steps=100", "unmasked_tuning_steps=1")
+    for name, model in {"google/siglip2-base-patch16-224": "siglip", "facebook/metaclip-2-worldwide-b32": "metaclip_2"}.items():
+        if name in code:
+            code = code.replace(name, str(save_folder(model, folder / model)))
     exec(compile(code, "page.md", "exec"), {})
     if "runs/photos/export" in code:
         classes = pipeline("image-classification", model="runs/photos/export")("photo.jpg")
@@ -179,6 +187,11 @@ def test_the_commands_that_convert_and_export_run_as_written(folder, make_clip, 
     monkeypatch.setattr("hf_maskclip.conversion.command.clip_tokenizer", lambda: tokenizer)
     weights = {f"module.{name}": weight for name, weight in to_open_clip_weights(make_clip().state_dict()).items()}
     torch.save({"epoch": 32, "state_dict": weights}, "epoch_32.pt")
+    siglip = know_tiny_siglip(monkeypatch, TANH)
+    monkeypatch.setitem(SIGLIP_MODELS, "ViT-B-16-SigLIP2", siglip)
+    write_folder(Path("there"), siglip, letters_tokenizer())
+    Path("there/open_clip_model.safetensors").rename("open_clip_model.safetensors")
+    letters_tokenizer().save_pretrained("timm/ViT-B-16-SigLIP2")
     checkpoint = "runs/clip-pgs-b16/checkpoints/step-00010000"
     make_model(seed=1).save_pretrained(checkpoint)
     processor.save_pretrained(checkpoint)
@@ -188,7 +201,8 @@ def test_the_commands_that_convert_and_export_run_as_written(folder, make_clip, 
         for arguments in arguments_of(f"hf-maskclip {command}", PAGES["hub"]):
             assert cli.main([command, *arguments]) == 0, capsys.readouterr().err
             made[command, arguments[0]] = Path(arguments[1])
-    assert len(made) == 4
+    assert len(made) == 5
+    assert type(AutoModel.from_pretrained(made["convert", "open_clip_model.safetensors"])) is SiglipModel
     there = open_clip.create_model_and_transforms(f"local-dir:{made['convert', 'clip-pgs-b16']}")[0].state_dict()
     assert torch.equal(there["visual.proj"], weights["module.visual.proj"])
     exported = AutoModel.from_pretrained(made["export", checkpoint])  # in the place of what was converted

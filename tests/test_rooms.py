@@ -20,7 +20,8 @@ MODELS = ROOT / "hf_maskclip" / "models"
 FLOORS = (
     ("errors", "distributed"),
     ("options", "model_folder"),
-    ("models", "data", "losses", "auto_config", "texts", "dual_encoders"),
+    ("models", "data", "losses", "auto_config"),
+    ("texts", "dual_encoders"),
     ("conversion", "evaluation", "visualization", "mask_schedule"),
     ("trainer_callback",),
     ("hub", "demo"),

@@ -36,6 +36,7 @@ OTHER_NAMES = {
     "batch_size": "per_device_train_batch_size train_batch_size bs",
     "warmup_steps": "warmup warmup_ratio warmup_epochs",
     "weight_decay": "wd",
+    "loss": "siglip sigmoid_loss loss_type",
     "max_grad_norm": "grad_clip_norm clip_grad grad_clip gradient_clipping",
     "mixed_precision": "precision amp fp16 bf16 dtype",
     "num_workers": "workers dataloader_num_workers num_data_workers",
@@ -95,7 +96,9 @@ class TrainingConfig:
 
     # Model
     model: str = option(
-        "tiny", "tiny, tiny-96, small, vit-s-16, vit-b-32 or vit-b-16 from random weights; or a folder or Hub id"
+        "tiny",
+        "tiny, tiny-96, small, vit-s-16, vit-b-32, vit-b-16, siglip-s-16 or siglip-b-16 from random weights; or a folder or "
+        "Hub id of a CLIP, MetaCLIP 2, AltCLIP, ChineseCLIP, SigLIP or SigLIP 2",
     )
     tokenizer: str = option("", "folder or Hub id; empty: the model's own, or one trained on the captions for a preset")
     vocab_size: int = option(8192, "most tokens of a tokenizer that is trained on the captions", Range(1000))
@@ -148,6 +151,9 @@ class TrainingConfig:
     )
 
     # Optimisation
+    loss: Literal["auto", "contrastive", "sigmoid"] = option(
+        "auto", "contrastive (CLIP's), sigmoid (SigLIP's, with a bias); auto is what the model's family was trained with"
+    )
     learning_rate: float = option(1e-3, "peak of the cosine schedule")
     warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run; 0 is off", Range(-1))
     weight_decay: float = option(0.2, "AdamW's, for matrices only; 0 is off")

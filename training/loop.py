@@ -14,12 +14,11 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from hf_maskclip import cached_contrastive_backward
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.errors import TrainingStopped
 from training.data.batches import Batch, Stopped
 from training.data.loader import start_workers
-from training.patch_selection import Chunk, kept_shares
+from training.patch_selection import Chunk, kept_shares, step_seed
 from training.run import Run
 from training.stopping import NumbersOnHost, StopRequest, leave_worker_deaths_to_the_loader, next_item
 from training.summary import evaluate, report_evaluation, results_in_words
@@ -100,14 +99,15 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
         Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(learner.patches.select, step=step, chunk=number))
         for number, start in enumerate(range(0, batch_size, chunk_size))
     ]
-    model, logit_scale = learner.parallel.wrapped_model, learner.model.logit_scale
+    # For dropout, which some text towers have: a step is the same wherever its run began.
+    torch.manual_seed(step_seed(run.config.seed, step, run.accelerator.process_index))
+    model = learner.parallel.wrapped_model
     if len(chunks) == 1:
-        outputs = model(**chunks[0].encode_inputs())
-        loss = learner.loss(outputs.image_embeds, outputs.text_embeds, logit_scale.exp())
+        loss = learner.loss(model(**chunks[0].encode_inputs()))
         numbers = numbers_of(run, loss.detach(), chunks)
         run.accelerator.backward(loss)
     else:
-        loss = cached_contrastive_backward(model, logit_scale, [chunk.encode_inputs for chunk in chunks], learner.loss)
+        loss = learner.loss.backward_in_chunks(model, [chunk.encode_inputs for chunk in chunks])
         numbers = numbers_of(run, loss, chunks)
     mean_loss, *shares = numbers.read()
     if not math.isfinite(mean_loss):
@@ -116,7 +116,7 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
 
     learner.update()
     learner.patches.schedule.after_step(step)
-    sizes = [len(chunk.pixels) for chunk in chunks]
+    sizes = [len(chunk) for chunk in chunks]
     kept = learner.model.vision_model.embeddings.num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
     return StepResult(mean_loss, kept)
 

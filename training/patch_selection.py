@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hf_maskclip import MaskCLIPVisionModel, PatchSelection
+from hf_maskclip import PatchSelection
 from hf_maskclip.mask_schedule import MaskSchedule
+from hf_maskclip.models.masked_tower import PatchMaskedTower
 from training.config import TrainingConfig
 from training.data.batches import Batch
 
@@ -24,7 +25,7 @@ class PatchSelector:
         ConfigError: a schedule for a mask that has no ratio.
     """
 
-    def __init__(self, vision_model: MaskCLIPVisionModel, config: TrainingConfig, num_steps: int, accelerator: Accelerator):
+    def __init__(self, vision_model: PatchMaskedTower, config: TrainingConfig, num_steps: int, accelerator: Accelerator):
         self.seed, self.process = config.seed, accelerator.process_index
         self.schedule = MaskSchedule(
             vision_model,
@@ -37,10 +38,13 @@ class PatchSelector:
         if self.schedule.teacher is not None:
             accelerator.register_for_checkpointing(self.schedule.teacher.average)
 
-    def select(self, pixel_values: torch.Tensor, step: int, chunk: int = 0) -> PatchSelection | None:
-        """The visible patches of images (B, C, H, W), a chunk of the batch, at a step counted from 1; None where all are."""
-        self.generator.manual_seed(mask_seed(self.seed, step, self.process, chunk))
-        return self.schedule.select(pixel_values, step, self.generator)
+    def select(self, pixel_values: torch.Tensor, step: int, chunk: int = 0, **images: torch.Tensor) -> PatchSelection | None:
+        """The visible patches of images, a chunk of the batch, at a step counted from 1; None where all are.
+
+        Arguments as in [`MaskSchedule.select`].
+        """
+        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk))
+        return self.schedule.select(pixel_values, step, self.generator, **images)
 
 
 class Chunk:
@@ -49,42 +53,49 @@ class Chunk:
     Args:
         batch: of [`training.data.batches.PairBatches`].
         rows: of the batch.
-        normalize: from bytes (B, C, H, W) to what the model takes, on its device.
-        select: from normalised images to their visible patches.
+        normalize: from rows of a batch to the arguments of the vision tower, on its device.
+        select: from these arguments to the visible patches.
     """
 
     def __init__(
         self,
         batch: Batch,
         rows: slice,
-        normalize: Callable[[torch.Tensor], torch.Tensor],
-        select: Callable[[torch.Tensor], PatchSelection | None],
+        normalize: Callable[[Batch, slice], dict[str, torch.Tensor]],
+        select: Callable[..., PatchSelection | None],
     ):
-        self.pixels, self.input_ids = batch.pixel_values[rows], batch.input_ids[rows]
+        self.batch, self.rows = batch, rows
         self.normalize, self.select = normalize, select
 
         self.selection: PatchSelection | None = None
         self.is_chosen = False
 
+    def __len__(self) -> int:
+        return len(self.batch.keys[self.rows])
+
     def encode_inputs(self) -> dict[str, Any]:
         """The model's arguments, made anew at each call, so that no more than one chunk need be on the device."""
-        pixel_values = self.normalize(self.pixels)
+        images = self.normalize(self.batch, self.rows)
+        device = images["pixel_values"].device
         if not self.is_chosen:
-            self.selection, self.is_chosen = self.select(pixel_values), True
-        return {
-            "input_ids": self.input_ids.to(pixel_values.device),
-            "pixel_values": pixel_values,
-            "patch_selection": self.selection,
-            "apply_patch_mask": self.selection is not None,
-        }
+            self.selection, self.is_chosen = self.select(**images), True
+        texts = {name: tokens[self.rows].to(device) for name, tokens in self.batch.texts.items()}
+        return texts | images | {"patch_selection": self.selection, "apply_patch_mask": self.selection is not None}
+
+    def kept_share(self, num_patches: int) -> torch.Tensor:
+        """Of `num_patches` an image, the share that is visible, 0-d. Of NaFlex's images many have fewer from the start."""
+        if self.selection is not None:
+            return self.selection.kept_share(num_patches)
+        if self.batch.spatial_shapes is None:
+            return torch.tensor(1.0)
+        return self.batch.spatial_shapes[self.rows].prod(dim=1).float().mean() / num_patches
 
 
 def kept_shares(chunks: list[Chunk], num_patches: int, device: torch.device) -> torch.Tensor:
     """The share of patches that is visible, of each of N chunks, on the device (N,)."""
-    shares = [1.0 if chunk.selection is None else chunk.selection.kept_share(num_patches) for chunk in chunks]
-    return torch.stack([torch.as_tensor(share, dtype=torch.float32).to(device) for share in shares])
+    return torch.stack([chunk.kept_share(num_patches).float().to(device) for chunk in chunks])
 
 
-def mask_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:
+def step_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:
     """A seed for each (seed, step, process, chunk), below 2^63."""
     return (((seed * 1_000_003 + step) * 65_536 + process) * 4_096 + chunk) % 2**63

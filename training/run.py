@@ -5,8 +5,7 @@ Shapes: B pairs of this process.
 
 import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,34 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, compare_versions, set_seed
-from datasets import IterableDataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import normalize
-from transformers import CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
-from hf_maskclip import ContrastiveLoss, MaskCLIPModel
 from hf_maskclip.data.source import Source
 from hf_maskclip.data.sources import open_source
 from hf_maskclip.distributed import use_share_of_cpus
-from hf_maskclip.errors import as_config_error, fail
-from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
-from hf_maskclip.evaluation.datasets.pairs import PairKeys
-from hf_maskclip.evaluation.tasks import Evaluation
+from hf_maskclip.errors import as_config_error
+from hf_maskclip.texts import family_of
 from training.config import TrainingConfig
-from training.data.batches import PairBatches, train_transform
-from training.data.loader import build_loader, usable_workers
-from training.data.position import LoaderState, step_of
-from training.data.shuffling import shard_stream
-from training.data.text_masking import TextMask
+from training.data.batches import Batch
+from training.data.naflex import normalize_grids
+from training.data.position import step_of
+from training.data.prepare import RunData, epoch_opener, prepare_data, with_usable_workers
 from training.model.fit import check_tokenizer, check_tokens
+from training.model.loss import PairLoss, prepare_loss
 from training.model.optimization import build_average, build_schedule
-from training.model.presets import CONTEXT_LENGTH, build_model, build_processor, check_names, load_tokenizer
+from training.model.presets import (
+    CONTEXT_LENGTH,
+    PRESETS,
+    SIGLIP_CONTEXT_LENGTH,
+    SIGLIPS,
+    build_model,
+    build_processor,
+    check_names,
+    load_tokenizer,
+)
 from training.model.tokenizer import train_tokenizer
 from training.parallel.choose import check_checkpoint, requested_parallel
 from training.parallel.interface import Parallel
@@ -60,33 +63,18 @@ CAPTIONS_COMPARED = 1_000
 
 
 @dataclass
-class RunData:
-    """Where a run's batches come from, on this process.
-
-    Attributes:
-        num_batches_used: of the loader, before the checkpoint that the run goes on from.
-    """
-
-    source: Source
-    loader: DataLoader
-    state: LoaderState
-    num_batches_used: int
-    evaluations: list[Evaluation]
-
-
-@dataclass
 class Learner:
     """The model of a run and what changes it, on this process."""
 
-    model: MaskCLIPModel
-    processor: CLIPProcessor
+    model: PreTrainedModel
+    processor: ProcessorMixin
     parallel: Parallel
     average: AveragedModel | None
     schedule: LambdaLR
     patches: PatchSelector
-    loss: ContrastiveLoss
+    loss: PairLoss
 
-    def result(self) -> MaskCLIPModel:
+    def result(self) -> PreTrainedModel:
         """The model that is evaluated and exported. All processes have to call this."""
         return self.parallel.whole_model(self.average.module if self.average else self.model)
 
@@ -140,11 +128,13 @@ class Run:
     def eval_data(self) -> str:
         return self.config.eval_data or self.data.source.eval_data
 
-    def to_model(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Bytes (B, C, H, W) as the model takes them, normalised on its device."""
-        image_processor = self.learner.processor.image_processor
-        pixels = pixels.to(self.accelerator.device).float() / 255
-        return normalize(pixels, image_processor.image_mean, image_processor.image_std)
+    def to_model(self, batch: Batch, rows: slice) -> dict[str, torch.Tensor]:
+        """The pictures of some rows of a batch as the vision tower takes them, normalised on its device."""
+        device, processor = self.accelerator.device, self.learner.processor.image_processor
+        pixels, numbers = batch.pixel_values[rows].to(device), (processor.image_mean, processor.image_std)
+        if batch.spatial_shapes is not None:
+            return normalize_grids(pixels, batch.spatial_shapes[rows].to(device), *numbers)
+        return {"pixel_values": normalize(pixels.float() / 255, *numbers)}
 
     def save(self, step: int) -> Path:
         """Write a checkpoint after a step. All processes have to call this."""
@@ -220,39 +210,9 @@ def say_equal_captions(spec: str, captions: list[str]) -> None:
         )
 
 
-def with_usable_workers(config: TrainingConfig, num_shards: int, accelerator: Accelerator) -> TrainingConfig:
-    """The options with no more data workers than there are shards for, which is said."""
-    num_readers = accelerator.num_processes if config.stream == "exact" else 1
-    num_workers = usable_workers(num_shards, num_readers, config.num_workers)
-    if num_workers < config.num_workers and accelerator.is_main_process:
-        used = f"uses {num_workers}, for train_data={config.train_data!r} has {num_shards} shards"
-        print(f"num_workers={config.num_workers}: {used}")
-    return replace(config, num_workers=num_workers)
-
-
-def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], IterableDataset]:
-    """A function that gives this process its part of the stream in an epoch.
-
-    Raises:
-        ConfigError: too few shards.
-    """
-    open_epoch = partial(
-        shard_stream,
-        source.stream,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        buffer_size=config.shuffle_buffer if source.needs_shuffling else 0,
-        resampled=config.stream == "resampled",
-    )
-    open_epoch(0)  # so that it raises now, not in a worker
-    return open_epoch
-
-
 def load_model(
     config: TrainingConfig, checkpoint: Path | None, source: Source, accelerator: Accelerator
-) -> tuple[MaskCLIPModel, CLIPProcessor]:
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model and its processor, of the checkpoint or as the options say; a missing tokenizer is trained on the captions.
 
     The first captions are read here, once for all that looks at them.
@@ -266,56 +226,18 @@ def load_model(
     if accelerator.is_main_process:
         say_equal_captions(source.spec, captions[:CAPTIONS_COMPARED])
     if tokenizer is None:
-        tokenizer = train_tokenizer(captions, config.vocab_size, CONTEXT_LENGTH)
-    tokenizer_name = config.tokenizer or name
-    check_tokens(tokenizer, tokenizer_name)
+        length = SIGLIP_CONTEXT_LENGTH if name in SIGLIPS else CONTEXT_LENGTH
+        tokenizer = train_tokenizer(captions, config.vocab_size, length)
+    if name in PRESETS and name not in SIGLIPS:  # before a model is made for it
+        check_tokens(tokenizer, config.tokenizer or name)
     model = build_model(name, config.patch_mask, tokenizer)
-    check_tokenizer(tokenizer, tokenizer_name, model.config.text_config, name, captions)
+    check_tokenizer(tokenizer, config.tokenizer or name, model.config, name, captions)
     return model, build_processor(name, model, tokenizer)
 
 
-def prepare_data(
-    source: Source,
-    open_epoch: Callable[[int], IterableDataset],
-    config: TrainingConfig,
-    checkpoint: Path | None,
-    accelerator: Accelerator,
-    model: MaskCLIPModel,
-    processor: CLIPProcessor,
-) -> RunData:
-    """The loader at its position, and the evaluations.
-
-    Raises:
-        ConfigError: evaluation data that cannot be used, or a checkpoint of another number of processes or workers.
-    """
-    image_size = model.config.vision_config.image_size
-    source.decoder = replace(source.decoder, image_size=image_size)
-    keys = PairKeys(config.image_key, config.caption_key)
-    evaluations = find_evaluations(config.eval_data or source.eval_data, Request(image_size=image_size, keys=keys))
-
-    context_length = model.config.text_config.max_position_embeddings
-    if config.text_tokens > context_length:
-        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {context_length}")
-    is_exact, may_begin_anew = config.stream == "exact", config.resume == "fresh_pass"
-    state = LoaderState(accelerator, config.num_workers, is_exact, may_begin_anew)
-    positions, num_batches_used = state.load(checkpoint) if checkpoint else ({}, 0)
-    batches = PairBatches(
-        open_epoch,
-        replace(source.decoder, crop_scale=config.crop_scale),
-        train_transform(image_size, config.crop_scale, config.flip if source.may_flip else 0.0),
-        processor.tokenizer,
-        TextMask(config.text_mask, config.text_tokens or context_length),
-        config.batch_size,
-        config.seed,
-        config.max_skipped_share,
-        positions,
-    )
-    return RunData(source, build_loader(batches, config.num_workers), state, num_batches_used, evaluations)
-
-
 def prepare_learner(
-    model: MaskCLIPModel,
-    processor: CLIPProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     config: TrainingConfig,
     accelerator: Accelerator,
     parallel: type[Parallel],
@@ -324,6 +246,7 @@ def prepare_learner(
     warmup_steps: int,
 ) -> Learner:
     """The model in its wrapper, its optimizer and schedule, as the checkpoint has them if there is one."""
+    loss = prepare_loss(config.loss, model, is_fresh=checkpoint is None and config.model in PRESETS)
     average = build_average(model, config.ema_momentum)
     if config.gradient_checkpointing:
         if compare_versions("transformers", ">=", "5.23"):
@@ -331,8 +254,8 @@ def prepare_learner(
         else:
             model.gradient_checkpointing_enable()  # its older name
     if config.compile:
-        for tower in (model.vision_model, model.text_model):
-            tower.encoder.compile()  # in place: the keys of the weights stay
+        for encoder in ("vision_model.encoder", family_of(model.config).text_encoder):
+            model.get_submodule(encoder).compile()  # in place: the keys of the weights stay
     wrapped = parallel(model, accelerator, config)
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
     if average:
@@ -341,4 +264,4 @@ def prepare_learner(
         accelerator.load_state(str(checkpoint))
     # Not prepared: Accelerate would step it once for every process.
     schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, step_of(checkpoint))
-    return Learner(model, processor, wrapped, average, schedule, patches, ContrastiveLoss())
+    return Learner(model, processor, wrapped, average, schedule, patches, loss)

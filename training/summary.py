@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import CLIPImageProcessorPil, CLIPProcessor
+from transformers import CLIPImageProcessorPil, CLIPProcessor, PreTrainedModel
 
-from hf_maskclip import MaskCLIPModel, export_to_clip
+from hf_maskclip.conversion.clip import export, exported_class
 from hf_maskclip.data.specs import hub_ids_of, is_hub_id
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.encoder import PACKAGES
 from hf_maskclip.evaluation.runner import run_evaluations
+from hf_maskclip.models.towers import image_size_of
+from hf_maskclip.texts import context_length
 from hf_maskclip.visualization import draw_patch_masks
+from training.model.loss import without_added_bias
 from training.run import Run
 from training.saving.checkpoint import prepare_output_dir
 from training.saving.example import make_example
@@ -60,13 +63,14 @@ def run_in_words(run: Run) -> str:
 
 def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
     """Export and evaluate the model; write the results and pictures, and say how to load it."""
-    model = run.learner.result()
+    model = without_added_bias(run.learner.result())
     if run.accelerator.is_main_process:
-        export_to_clip(model, run.output_dir / "export", run.learner.processor)  # before anything else can fail
+        export(model, run.output_dir / "export", run.learner.processor)  # before anything else can fail
     results = evaluate(run, model)
     report_evaluation(log, run.num_steps, results)
     summary = {
         "model": run.config.model,
+        "class": exported_class(model),
         "patch_mask": run.learner.model.config.vision_config.patch_mask,
         "eval_data": run.eval_data,
         "ema_momentum": run.config.ema_momentum,
@@ -95,7 +99,7 @@ def origin_of(run: Run) -> dict[str, Any]:
     }
 
 
-def evaluate(run: Run, model: MaskCLIPModel) -> dict[str, dict[str, Any]]:
+def evaluate(run: Run, model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """The records of the run's evaluations by their names, as `hf-maskclip evaluate` gives them for the export."""
     processor = run.learner.processor
     image_processor = CLIPImageProcessorPil(**processor.image_processor.to_dict())
@@ -123,7 +127,7 @@ def results_in_words(results: dict[str, dict[str, Any]]) -> str:
 def draw_pictures(run: Run) -> None:
     """Write `masks.png` (eight training pictures) and `curves.png`."""
     vision = run.learner.model.config.vision_config
-    sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    sizes = {"image_size": image_size_of(vision), "patch_size": vision.patch_size}
     figure = draw_patch_masks(run.data.source.pictures(count=8), SHOWN_MASKS, **sizes)
     figure.savefig(run.output_dir / "masks.png", dpi=150)
     if (run.output_dir / "metrics.jsonl").exists():
@@ -140,7 +144,7 @@ def print_summary(run: Run, summary: dict[str, Any]) -> None:
         print(results_in_words({name: metrics}))
     print(f"""
 In {folder}:
-    export/         the model, a plain CLIP with its processor: AutoModel.from_pretrained("{folder}/export")
+    export/         the model, a plain {summary["class"]} with its processor: AutoModel.from_pretrained("{folder}/export")
     eval.json       these results, and what each depends on
     metrics.jsonl   loss, learning rate and speed of each step
     curves.png      the same, drawn
@@ -152,7 +156,7 @@ In {folder}:
         run.data.evaluations,
         run.data.source,
         run.learner.processor.tokenizer,
-        model.text_config.max_position_embeddings,
+        context_length(model, run.learner.processor.tokenizer),
     )
     if example:
         print(example.in_words(folder / "export"))

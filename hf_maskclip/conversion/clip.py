@@ -28,9 +28,10 @@ from ..models.modeling_maskclip import (
     MaskCLIPVisionModelWithProjection,
 )
 from ..models.patch_mask_registry import BUILT_IN
+from ..models.towers import find_family
 
 if TYPE_CHECKING:  # they import torchvision, which takes seconds
-    from transformers import CLIPImageProcessor, CLIPProcessor, ProcessorMixin
+    from transformers import ProcessorMixin
     from transformers.image_processing_utils import BaseImageProcessor
 
 
@@ -68,7 +69,7 @@ def load_maskclip(source: str | Path) -> PreTrainedModel:
 def export_to_clip(
     model: PreTrainedModel,
     output_dir: str | Path,
-    processor: "CLIPProcessor | CLIPImageProcessor",
+    processor: "ProcessorMixin | BaseImageProcessor",
     remote_code: bool = False,
 ) -> None:
     """Write a trained model as `model_type: clip`, with its processor and tokenizer, for `AutoModel` and `pipeline`.
@@ -101,6 +102,45 @@ def export_to_clip(
         plain = TWINS[type(model)].plain
         clip = plain.from_pretrained(None, config=_plain_config(model.config), state_dict=model.state_dict())
         clip.save_pretrained(output_dir)
+    save_processor(processor, output_dir)
+
+
+def exported_class(model: PreTrainedModel) -> str:
+    """The name of the class of Transformers that a model is exported as."""
+    return TWINS[type(model)].plain.__name__ if type(model) in TWINS else type(model).__name__
+
+
+def export(
+    model: PreTrainedModel,
+    output_dir: str | Path,
+    processor: "ProcessorMixin | BaseImageProcessor",
+    remote_code: bool = False,
+) -> None:
+    """Write a trained model of any family, with its processor, as its plain class in Transformers.
+
+    A MaskCLIP is written by [`export_to_clip`]. The patch mask stays in the configuration, where [`add_patch_mask`] finds it.
+
+    Args:
+        remote_code: write the masked model with its code; a MaskCLIP alone needs that.
+
+    Raises:
+        ConfigError: a model of no known family, one with adapters that are not merged, or one that is quantised. Or remote code
+            for a model that has none.
+    """
+    if type(model) in TWINS:
+        export_to_clip(model, output_dir, processor, remote_code)
+        return
+    name, family = type(model).__name__, find_family(type(model.config).model_type)
+    if family is None or name not in family.mixins:
+        raise ConfigError(f"export of a {name}: is no model of a known family that was loaded by Transformers")
+    if remote_code and family.model_type == "clip":
+        raise ConfigError(f"--remote_code: {name} has no code of its own; load it as a Mask{name}")
+    if remote_code:
+        raise ConfigError(
+            f"--remote_code: {name} needs none, its export is that class of Transformers, and add_patch_mask masks it"
+        )
+    check_weights(model)
+    model.save_pretrained(output_dir)  # `add_patch_mask` has changed classes of its parts, and no key
     save_processor(processor, output_dir)
 
 

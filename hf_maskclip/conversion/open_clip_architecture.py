@@ -70,11 +70,12 @@ _TOP_KEYS = (
 def named_model_cfg(model_name: str) -> dict[str, Any]:
     """The `model_cfg` of a model of open_clip by its name, in any spelling. Raises ConfigError for an unknown name."""
     is_quick = model_name.lower().endswith(QUICK_GELU)
-    spelled = {_spelling(name): name for name in MODELS}
+    by_spelling = {spelled(name): name for name in MODELS}
     plain_name = model_name[: -len(QUICK_GELU)] if is_quick else model_name
-    plain_name = spelled.get(_spelling(plain_name), plain_name)
+    plain_name = by_spelling.get(spelled(plain_name), plain_name)
     if plain_name not in MODELS:
-        raise ConfigError(f"open_clip model {model_name!r}: must be one of {', '.join(MODELS)}, each also with {QUICK_GELU}")
+        allowed = f"must be one of {', '.join(MODELS)}, each also with {QUICK_GELU}, or a SigLIP, such as ViT-B-16-SigLIP"
+        raise ConfigError(f"open_clip model {model_name!r}: {allowed}")
     # open_clip's models have GELU where their name does not say otherwise; Transformers' default is OpenAI's approximation.
     return copy.deepcopy(MODELS[plain_name]) | {"quick_gelu": is_quick}
 
@@ -170,21 +171,8 @@ def _end_token(text: Mapping[str, Any]) -> int:
     return OPEN_CLIP_VOCABULARY - 1 if is_own else LEGACY_END_TOKEN
 
 
-def check_same_architecture(model_name: str, model_cfg: Mapping[str, Any], source: str) -> None:
-    """Raise a ConfigError where a file says another architecture than a name; sizes of pictures and texts may differ."""
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "patch_size")
-    named, read = (config_of_model_cfg(cfg, {}) for cfg in (named_model_cfg(model_name), model_cfg))
-    if named.projection_dim != read.projection_dim:
-        fail(f"--open_clip_model {model_name}: embed_dim is {named.projection_dim}, {source} says {read.projection_dim}")
-    for tower in ("vision_config", "text_config"):
-        there, here = (config.to_dict()[tower] for config in (read, named))
-        for key in sizes:
-            if here.get(key) != there.get(key):
-                says = f"its {tower}.{key} is {here.get(key)}, {source} says {there.get(key)}"
-                fail(f"--open_clip_model {model_name}: {says}")
-
-
-def _spelling(name: str) -> str:
+def spelled(name: str) -> str:
+    """A model's name, in the one spelling that all of it become."""
     return name.lower().replace("/", "-").replace("_", "-").replace("@", "-")
 
 
@@ -219,7 +207,7 @@ def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
             "layers": vision.num_hidden_layers,
             "width": vision.hidden_size,
             "head_width": vision.hidden_size // vision.num_attention_heads,
-            "mlp_ratio": _mlp_ratio(vision),
+            "mlp_ratio": mlp_ratio(vision),
             "patch_size": vision.patch_size,
             **_norms_and_activation(vision),
         },
@@ -229,7 +217,7 @@ def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
             "width": text.hidden_size,
             "heads": text.num_attention_heads,
             "layers": text.num_hidden_layers,
-            "mlp_ratio": _mlp_ratio(text),
+            "mlp_ratio": mlp_ratio(text),
             # open_clip's default pools at the highest id, its own tokenizer's end token; this names the folder's.
             **(
                 {"pool_type": "argmax"}
@@ -242,7 +230,7 @@ def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
     }
 
 
-def _mlp_ratio(tower: Any) -> float:
+def mlp_ratio(tower: Any) -> float:
     """The ratio of which open_clip, which cuts the product off, makes the size."""
     ratio = tower.intermediate_size / tower.hidden_size
     return ratio if int(ratio * tower.hidden_size) == tower.intermediate_size else math.nextafter(ratio, math.inf)

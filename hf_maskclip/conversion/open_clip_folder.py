@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, fail
-from .open_clip_architecture import MODELS, check_same_architecture, named_model_cfg
+from .open_clip_families import CLIP, Family, check_same_architecture, family_of, known_models, named_model_cfg
 from .open_clip_pixels import other_size
 from .tokens import lacks_tokenizer
 
@@ -37,20 +37,25 @@ class OpenClipModel:
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any] | None
 
+    @property
+    def family(self) -> Family:
+        """What kind of model it is."""
+        return family_of(self.model_cfg)
+
     def remarks(self, image_size: int) -> list[str]:
         """What was taken otherwise than a file says, or without a file that says it."""
         if self.preprocess_cfg is None:
-            return [f"pictures are prepared as is open_clip's default: no {OPEN_CLIP_CONFIG} lies beside the weights"]
+            return [f"pictures are prepared {self.family.preparation}: no {OPEN_CLIP_CONFIG} lies beside the weights"]
         if size := other_size(self.preprocess_cfg, image_size):
             return [f"pictures have {image_size} pixels, the model's size, which open_clip takes too: not {size}"]
         return []
 
     def tokenizer(self) -> str:
         """The folder or Hub id of its own tokenizer; empty where it is CLIP's."""
-        folder = str(self.weights.parent)
+        folder, named = str(self.weights.parent), self.model_cfg["text_cfg"].get("hf_tokenizer_name") or ""
         if self.preprocess_cfg is None:
-            return ""
-        return self.model_cfg["text_cfg"].get("hf_tokenizer_name") or "" if lacks_tokenizer(folder) else folder
+            return "" if self.family is CLIP else named
+        return named if lacks_tokenizer(folder) else folder
 
 
 def find_open_clip_model(source: str | Path, model_name: str = "") -> OpenClipModel:
@@ -73,8 +78,7 @@ def find_open_clip_model(source: str | Path, model_name: str = "") -> OpenClipMo
             check_same_architecture(model_name, model_cfg, str(file))
         return OpenClipModel(weights, model_name or OPEN_CLIP_CONFIG, model_cfg, preprocess_cfg)
     if not model_name:
-        allowed = f"one of {', '.join(MODELS)}"
-        fail(f"--open_clip_model: say what {source} is of, {allowed}; no {OPEN_CLIP_CONFIG} lies beside it")
+        fail(f"--open_clip_model: say what {source} is of, {known_models()}; no {OPEN_CLIP_CONFIG} lies beside it")
     return OpenClipModel(weights, model_name, named_model_cfg(model_name), None)
 
 

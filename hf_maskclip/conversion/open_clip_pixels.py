@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, fail
 
 if TYPE_CHECKING:  # they import torchvision, which takes seconds
-    from transformers import CLIPImageProcessor, CLIPProcessor
+    from transformers import CLIPImageProcessor, CLIPProcessor, SiglipImageProcessor, SiglipProcessor
 
 BICUBIC, BILINEAR = 3, 2  # as Pillow numbers them
 INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": BILINEAR, "random": BICUBIC}  # random is of training alone
 
 
 def image_processor_of(preprocess_cfg: Mapping[str, Any], image_size: int) -> "CLIPImageProcessor":
-    """The image processor that prepares pictures as open_clip does.
+    """The image processor of a CLIP that prepares pictures as open_clip does.
 
     Args:
         preprocess_cfg: open_clip's; what it is silent about is open_clip's default.
@@ -42,6 +42,19 @@ def image_processor_of(preprocess_cfg: Mapping[str, Any], image_size: int) -> "C
     return CLIPImageProcessor(size=size, resample=INTERPOLATIONS[interpolation], **crop, **statistics)
 
 
+def siglip_image_processor_of(
+    preprocess_cfg: Mapping[str, Any], image_size: int
+) -> "SiglipImageProcessor | CLIPImageProcessor":
+    """The same of a SigLIP: its own where pictures are squashed, which is all that it does, else that of a CLIP."""
+    from transformers import SiglipImageProcessor
+
+    found = image_processor_of(preprocess_cfg, image_size)
+    if found.do_center_crop:
+        return found
+    statistics = {"image_mean": found.image_mean, "image_std": found.image_std}
+    return SiglipImageProcessor(size=found.size, resample=found.resample, **statistics)
+
+
 def _of_channels(key: str, value: Any) -> list[float]:
     """One number for each channel; of one number, as open_clip takes it, three."""
     values = [value] * 3 if isinstance(value, numbers.Real) else value
@@ -58,7 +71,7 @@ def other_size(preprocess_cfg: Mapping[str, Any], image_size: int) -> str:
     return "" if sizes == {image_size} else str(size)
 
 
-def preprocess_cfg_of(processor: "CLIPProcessor") -> dict[str, Any]:
+def preprocess_cfg_of(processor: "CLIPProcessor | SiglipProcessor") -> dict[str, Any]:
     """open_clip's `preprocess_cfg`. Raises ConfigError for what open_clip's transform does not do."""
     image_processor = processor.image_processor
     size, crop = image_processor.size, image_processor.crop_size

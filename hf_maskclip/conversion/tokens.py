@@ -26,17 +26,26 @@ def ends_otherwise(tokenizer: PreTrainedTokenizerBase) -> str:
     return ""
 
 
-def misfit(tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_token: int) -> str:
+def misfit_of_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> str:
+    """Why a text tower cannot take a tokenizer's ids, whatever it pools at; empty where it can."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocab_size:
+        return f"its highest id is {highest}"
+    return "" if tokenizer.pad_token_id is not None else "it has no pad_token, and captions of a batch differ in length"
+
+
+def misfit(tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_token: int, is_clip: bool = True) -> str:
     """Why a text tower cannot take a tokenizer; empty where it can. A vocabulary may be larger, which is how it is padded.
 
     Args:
         vocab_size: tokens that the text tower knows.
-        end_token: that it pools at; 2 is the highest of a caption.
+        end_token: that it pools at. To a CLIP, 2 is the highest of a caption.
+        is_clip: the text tower is CLIP's own, not that of MetaCLIP 2.
     """
+    if reason := misfit_of_vocabulary(tokenizer, vocab_size):
+        return reason
     highest, end = max(tokenizer.get_vocab().values()), tokenizer.eos_token_id
-    if highest >= vocab_size:
-        return f"its highest id is {highest}"
-    if end_token != LEGACY_END_TOKEN:
+    if end_token != LEGACY_END_TOKEN or not is_clip:
         return "" if end == end_token else "the text tower pools at another token than the captions end with"
     if end != highest:
         return f"with the end token {LEGACY_END_TOKEN} Transformers pools at a caption's highest id, not at {end}"

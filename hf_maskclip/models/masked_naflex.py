@@ -51,6 +51,7 @@ class NaFlexTower(PoolingHeadTower):
         pixel_values: torch.Tensor,
         *,
         spatial_shapes: torch.LongTensor,
+        pixel_attention_mask: torch.Tensor | None = None,
         patch_scores: torch.Tensor | None = None,
         **options,
     ) -> PatchSelection:
@@ -60,7 +61,8 @@ class NaFlexTower(PoolingHeadTower):
 
         Args:
             pixel_values: (B, L, P * P * C).
-            spatial_shapes: (B, 2).
+            spatial_shapes: (B, 2), which say what is padding.
+            pixel_attention_mask: (B, L), not needed.
             patch_scores: (B, L), for masks that need a teacher's attention.
             options: as in [`PatchMaskedTower.select_patches`].
         """

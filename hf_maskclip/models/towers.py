@@ -3,8 +3,9 @@
 A family is one record. It names what its tower is made of, and what training and evaluation have to know of its texts.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -35,6 +36,8 @@ class Family:
         loss: that the family was trained with.
         pads_texts: captions are padded to the whole context, for the text tower reads the last position, padded or not.
         needs_attention_mask: the text tower reads all positions, so it has to be told which of them are padding.
+        pools_at_end: the text tower reads a caption at its end token.
+        text_encoder: the name of the text tower's layers as one module.
         skips_positions: the text tower's first position is the one behind its padding token's id, as in RoBERTa.
     """
 
@@ -45,6 +48,8 @@ class Family:
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     pads_texts: bool = False
     needs_attention_mask: bool = False
+    pools_at_end: bool = False
+    text_encoder: str = "text_model.encoder"
     skips_positions: bool = False
 
     @property
@@ -66,11 +71,18 @@ class Family:
 
 
 FAMILIES = (
-    Family("CLIP", "CLIP", "clip"),
-    Family("MetaCLIP 2", "MetaClip2", "metaclip_2"),
-    Family("AltCLIP", "AltCLIP", "altclip", needs_attention_mask=True, skips_positions=True),
+    Family("CLIP", "CLIP", "clip", pools_at_end=True),
+    Family("MetaCLIP 2", "MetaClip2", "metaclip_2", pools_at_end=True),
+    Family(
+        "AltCLIP",
+        "AltCLIP",
+        "altclip",
+        needs_attention_mask=True,
+        text_encoder="text_model.roberta.encoder",
+        skips_positions=True,
+    ),
     Family("ChineseCLIP", "ChineseCLIP", "chinese_clip", needs_attention_mask=True),
-    Family("CLIPSeg", "CLIPSeg", "clipseg", InterpolatingTower),
+    Family("CLIPSeg", "CLIPSeg", "clipseg", InterpolatingTower, pools_at_end=True),
     Family("SigLIP and SigLIP 2", "Siglip", "siglip", PoolingHeadTower, "sigmoid", pads_texts=True),
     Family("SigLIP 2 NaFlex", "Siglip2", "siglip2", NaFlexTower, "sigmoid", pads_texts=True),
 )
@@ -80,6 +92,13 @@ def find_family(model_type: str | None) -> Family | None:
     """The family of a configuration's `model_type`, of a whole model or of its vision tower; None where it is in none."""
     model_type = {"maskclip": "clip", "maskclip_vision_model": "clip_vision_model"}.get(model_type or "", model_type)
     return next((family for family in FAMILIES if model_type in (family.model_type, family.tower_type)), None)
+
+
+def image_size_of(vision_config: Any) -> int:
+    """The side in pixels of a square image that a tower takes; of NaFlex, of one with as many patches as it has positions."""
+    if vision_config.model_type == "siglip2_vision_model":
+        return math.isqrt(vision_config.num_patches) * vision_config.patch_size
+    return vision_config.image_size
 
 
 def known_families() -> str:

@@ -19,7 +19,10 @@ import torch
 # The benchmarks, which all import this file, run as scripts from anywhere.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hf_maskclip import MaskCLIPModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedModel, SiglipConfig, SiglipModel
+
+from hf_maskclip import MaskCLIPModel, add_patch_mask
+from hf_maskclip.models.attention import DEFAULT_ATTENTION
 from training.model.optimization import parameter_groups
 from training.model.presets import preset_config
 
@@ -38,14 +41,35 @@ def arguments(description: str, *, model: str = "vit-b-16", batch_size: int = 64
     return parser
 
 
-def build_model(preset: str, device: str) -> MaskCLIPModel:
-    """A preset without a mask, with random weights and CLIP's vocabulary, in training mode."""
+def build_model(preset: str, device: str) -> PreTrainedModel:
+    """A preset without a mask, with random weights and the family's vocabulary, in training mode."""
     torch.manual_seed(0)
-    return MaskCLIPModel(preset_config(preset, "none")).to(device).train()
+    config = preset_config(preset, "none")
+    if isinstance(config, SiglipConfig):
+        model = add_patch_mask(SiglipModel._from_config(config, attn_implementation=DEFAULT_ATTENTION))
+    else:
+        model = MaskCLIPModel(config)
+    return model.to(device).train()
+
+
+def build_plain_model(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """The class of Transformers that a model is of, with other random weights, in training mode."""
+    config = model.config.to_dict()
+    vision = {key: value for key, value in config["vision_config"].items() if key not in ("patch_mask", "model_type")}
+    parts = {"vision_config": vision, "text_config": config["text_config"]}
+    if isinstance(model, SiglipModel):
+        return SiglipModel(SiglipConfig(**parts)).to(device).train()
+    return CLIPModel(CLIPConfig(**parts, projection_dim=config["projection_dim"])).to(device).train()
+
+
+def token_counts(model: PreTrainedModel, caption_tokens: int) -> tuple[int, int]:
+    """The tokens of a caption that are encoded, and that the processor pads it to. SigLIP encodes the padding, too."""
+    context = model.config.text_config.max_position_embeddings
+    return (context if isinstance(model, SiglipModel) else caption_tokens), context
 
 
 def random_batch(
-    model: MaskCLIPModel, batch_size: int, device: str, caption_tokens: int = 24, padded_tokens: int = 77
+    model: PreTrainedModel, batch_size: int, device: str, caption_tokens: int = 24, padded_tokens: int = 77
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Smooth random images (B, C, H, W), and captions (B, S) padded with end tokens as CLIP's tokenizer pads."""
     vision, text = model.config.vision_config, model.config.text_config
@@ -54,7 +78,8 @@ def random_batch(
     images = torch.nn.functional.interpolate(coarse, (vision.image_size, vision.image_size), mode="bicubic")
     images += 0.1 * torch.randn(images.shape, generator=generator)
     input_ids = torch.full((batch_size, padded_tokens), text.eos_token_id)
-    input_ids[:, : caption_tokens - 1] = torch.randint(1000, 40_000, (batch_size, caption_tokens - 1), generator=generator)
+    highest = min(40_000, text.vocab_size)
+    input_ids[:, : caption_tokens - 1] = torch.randint(1000, highest, (batch_size, caption_tokens - 1), generator=generator)
     return images.to(device), input_ids.to(device)
 
 
@@ -72,11 +97,12 @@ def training_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor], devi
     return step
 
 
-def step_flops(model: MaskCLIPModel, visible: list[int], caption_tokens: int) -> float:
+def step_flops(model: PreTrainedModel, visible: list[int], caption_tokens: int) -> float:
     """Matrix FLOPs of a training step, forward and backward, for the tokens that are encoded.
 
     A token costs 2 * 12 D^2 in the linear layers of a layer (4 D^2 attention, 8 D^2 MLP) and 2 * 2 S D in the attention of a
-    sequence of S tokens; backward costs twice the forward pass. A visible patch costs 2 C P^2 D for its embedding.
+    sequence of S tokens; backward costs twice the forward pass. A visible patch costs 2 C P^2 D for its embedding, and 4 D^2
+    for keys and values of SigLIP's pooling head.
 
     Args:
         visible: the patches of each image that are encoded.
@@ -89,8 +115,10 @@ def step_flops(model: MaskCLIPModel, visible: list[int], caption_tokens: int) ->
 
     vision, text = model.config.vision_config, model.config.text_config
     embedding = 2 * vision.num_channels * vision.patch_size**2 * vision.hidden_size * sum(visible)
-    forward = tower(vision, [1 + count for count in visible]) + tower(text, [caption_tokens] * len(visible)) + embedding
-    return 3.0 * forward
+    is_siglip = isinstance(model, SiglipModel)
+    head = 4 * vision.hidden_size**2 * sum(visible) if is_siglip else 0
+    encoder = tower(vision, [count + (not is_siglip) for count in visible])
+    return 3.0 * (encoder + tower(text, [caption_tokens] * len(visible)) + embedding + head)
 
 
 def seconds(function: Callable[[], object], device: str) -> float:

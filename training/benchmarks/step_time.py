@@ -2,10 +2,12 @@
 
     python training/benchmarks/step_time.py            # ViT-B/16 at 224 pixels, 64 pairs
     python training/benchmarks/step_time.py --quick    # the small preset, in two minutes
+    python training/benchmarks/step_time.py --model siglip-b-16 --masks "pgs 0.5"
 
 A step is a plain call of the model, the contrastive loss, backward and AdamW, in bf16 autocast. All things take turns, round
 after round; times are medians, ratios are taken within each round and given with their spread. Images and captions are the
-same, captions padded to 77 tokens as CLIP's processor pads them: what `MaskCLIPModel` saves there, it saves by itself.
+same, captions padded as the family's processor pads them: what `MaskCLIPModel` saves there, it saves by itself. SigLIP always
+encodes its 64 tokens.
 open_clip is compared where it is installed. Masks share one set of weights.
 """
 
@@ -17,6 +19,7 @@ import torch
 from measure import (
     arguments,
     build_model,
+    build_plain_model,
     peak_memory,
     print_table,
     random_batch,
@@ -24,9 +27,9 @@ from measure import (
     seconds,
     side_by_side,
     step_flops,
+    token_counts,
     training_step,
 )
-from transformers import CLIPConfig, CLIPModel
 
 from hf_maskclip import ContrastiveLoss
 from hf_maskclip.models.attention import fastest_attention
@@ -37,7 +40,6 @@ try:
 except ImportError:
     open_clip = None
 
-CAPTION_TOKENS = 24
 # A teacher is measured by mask_cost.py.
 MASKS = {name: {"name": name} for name, mask in patch_masks().items() if not mask.needs_patch_scores}
 MASKS |= {"pgs 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}}
@@ -52,7 +54,8 @@ if options.quick:
 masks = ["none"] + [name for name in options.masks if name != "none"]
 
 model = build_model(options.model, options.device)
-images, input_ids = random_batch(model, options.batch_size, options.device, CAPTION_TOKENS)
+caption_tokens, padded_tokens = token_counts(model, caption_tokens=24)
+images, input_ids = random_batch(model, options.batch_size, options.device, caption_tokens, padded_tokens)
 vision, text = model.config.vision_config, model.config.text_config
 num_patches = (vision.image_size // vision.patch_size) ** 2
 steps, flops, kept = {}, {}, {}
@@ -70,7 +73,7 @@ for name in masks:
     steps[name] = partial(masked_step, MASKS[name])
     model.set_patch_mask(MASKS[name])
     visible = model.vision_model.select_patches(images).visible(num_patches).sum(dim=1).tolist()
-    kept[name], flops[name] = sum(visible) / len(visible), step_flops(model, visible, CAPTION_TOKENS)
+    kept[name], flops[name] = sum(visible) / len(visible), step_flops(model, visible, caption_tokens)
 
 if options.variants:
     for variant in ("compiled", "checkpointed"):
@@ -87,19 +90,16 @@ if options.variants:
             lambda other=other: other(input_ids=input_ids, pixel_values=images, return_loss=True).loss,
             options.device,
         )
-        kept[name], flops[name] = num_patches / 2, step_flops(model, [num_patches // 2] * options.batch_size, CAPTION_TOKENS)
+        kept[name], flops[name] = num_patches / 2, step_flops(model, [num_patches // 2] * options.batch_size, caption_tokens)
 
 # ---- Peers -----------------------------------------------------------------------------------------------------------------
 model.set_patch_mask("none")
-clip_config = model.config.to_dict()
-clip_config["vision_config"] = {key: value for key, value in clip_config["vision_config"].items() if key != "patch_mask"}
-clip_config["vision_config"]["model_type"] = "clip_vision_model"
-parts = {key: clip_config[key] for key in ("vision_config", "text_config", "projection_dim")}
-clip = CLIPModel(CLIPConfig(**parts)).to(options.device).train()
-steps["CLIPModel"] = training_step(
-    clip, lambda: clip(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device
+plain = build_plain_model(model, options.device)
+plain_name = type(plain).__name__
+steps[plain_name] = training_step(
+    plain, lambda: plain(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device
 )
-peers = {"CLIPModel": num_patches}
+peers = {plain_name: num_patches}
 if open_clip is not None and options.model in OPEN_CLIP_NAMES:
     loss = ContrastiveLoss()
     for dropout in (0.0, 0.5):
@@ -139,13 +139,13 @@ for name, step in steps.items():
             seconds(lambda: model.vision_model.select_patches(images), options.device) for _ in range(5)
         )
         attention[name] = attention_seconds(vision, 1 + round(kept[name]), False) + attention_seconds(
-            text, CAPTION_TOKENS, True
+            text, caption_tokens, plain_name == "CLIPModel"
         )
 
 rows = []
 for name in [*peers, *(name for name in steps if name not in peers)]:
     median = statistics.median(times[name])
-    faster = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times["CLIPModel"], times[name]))
+    faster = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[plain_name], times[name]))
     relative = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[name], times["none"])) if name not in peers else ""
     saved, promised = 1 - median / statistics.median(times["none"]), 1 - flops[name] / flops["none"]
     rows.append(
@@ -153,7 +153,7 @@ for name in [*peers, *(name for name in steps if name not in peers)]:
             "model": name,
             "patches encoded": f"{kept[name]:.0f}",
             "images/s": f"{options.batch_size / median:.1f}",
-            "times CLIPModel's speed": faster,
+            f"times {plain_name}'s speed": faster,
             "time, of our unmasked": relative,
             "TFLOP": f"{flops[name] / 1e12:.2f}",
             "of the saving by FLOPs": f"{saved / promised:.0%}" if name in masks and promised > 0 else "",
@@ -163,7 +163,8 @@ for name in [*peers, *(name for name in steps if name not in peers)]:
         }
     )
 title = (
-    f"{options.model}, {vision.image_size} pixels, {options.batch_size} pairs, captions of {CAPTION_TOKENS} tokens padded to 77"
+    f"{options.model}, {vision.image_size} pixels, {options.batch_size} pairs, "
+    f"captions of {caption_tokens} tokens padded to {padded_tokens}"
 )
 title += f", {options.device}, {torch.get_num_threads()} threads, medians of {options.rounds}"
 print_table(title, rows, options.output)

@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_maskclip.data.decoding import Decoder, SkippedSample, sample_key
 from hf_maskclip.errors import TrainingStopped
+from training.data.naflex import GridPatches, NaFlexTransform, stack_grids
 from training.data.skipping import SkipMonitor
 from training.data.text_masking import TextMask
 
 Position = tuple[int, int]  # an epoch, and how many of its rows a worker has read
-Sample = tuple[torch.Tensor, list[int], str]  # pixels, token ids, key
+Sample = tuple[torch.Tensor | GridPatches, list[int], str]  # pixels, token ids, key
 
 
 @dataclass
@@ -31,21 +32,27 @@ class Batch:
     """A batch of pairs for one process.
 
     Attributes:
-        pixel_values: uint8 (B, 3, H, W).
-        input_ids: (B, S).
+        pixel_values: uint8 (B, 3, H, W); for NaFlex (B, L, P * P * 3), L patches of side P.
+        texts: the arguments of the text tower, (B, S) each.
         keys: of the B samples.
         skipped: by cause, the samples passed over since this worker's last batch.
         worker: the number of the data worker that made it.
         start, end: where that worker was before and after it.
+        spatial_shapes: for NaFlex, the rows and columns of patches (B, 2).
     """
 
     pixel_values: torch.Tensor
-    input_ids: torch.Tensor
+    texts: dict[str, torch.Tensor]
     keys: list[str]
     skipped: Counter[str]
     worker: int
     start: Position
     end: Position
+    spatial_shapes: torch.LongTensor | None = None
+
+    @property
+    def input_ids(self) -> torch.LongTensor:
+        return self.texts["input_ids"]
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,30 @@ def train_transform(image_size: int, crop_scale: float, flip: float) -> Callable
     return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
 
 
-def pad_tokens(tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], max_length: int) -> torch.LongTensor:
-    """Token ids (B, S), S the longest caption rounded up to a multiple of 8, at most `max_length`.
+@dataclass(frozen=True)
+class TextForm:
+    """The arguments of a family's text tower.
 
-    That is exact: the text tower is causal and pools at the end token, so it never reads what follows.
+    Attributes:
+        names: what it takes of a tokenizer's outputs.
+        whole_length: that captions are padded to, for a tower that reads the last position. 0: to the longest of a batch,
+            which is exact for a tower that is causal and pools at the end token, or is told what is padding.
     """
-    length = min(max_length, -(-max(map(len, token_ids)) // 8) * 8)
-    return tokenizer.pad({"input_ids": token_ids}, padding="max_length", max_length=length, return_tensors="pt")["input_ids"]
+
+    names: tuple[str, ...] = ("input_ids",)
+    whole_length: int = 0
+
+
+def pad_tokens(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], max_length: int, form: TextForm
+) -> dict[str, torch.Tensor]:
+    """The arguments of the text tower, (B, S) each; S is the longest caption rounded up to a multiple of 8, at most
+    `max_length`, or the form's length."""
+    length = form.whole_length or min(max_length, -(-max(map(len, token_ids)) // 8) * 8)
+    padded = tokenizer.pad(
+        {"input_ids": token_ids}, padding="max_length", max_length=length, return_attention_mask=True, return_tensors="pt"
+    )
+    return {name: padded[name] for name in form.names}
 
 
 class PairBatches(torch.utils.data.IterableDataset):
@@ -78,6 +102,7 @@ class PairBatches(torch.utils.data.IterableDataset):
     Args:
         open_epoch: the stream of an epoch, by its number. (`IterableDataset.set_epoch` will not do: it sets the epoch of all
             workers of a process, which need not be in the same one.)
+        transform: from a picture to pixels, uint8 (3, H, W), or for NaFlex to its patches.
         text_mask: also cuts captions that are longer than the context.
         max_skipped_share: of a worker's last 1,000 samples, how many may give no pair.
         positions: where each worker begins, by its number; those left out begin at the beginning. What lies before is read
@@ -88,16 +113,17 @@ class PairBatches(torch.utils.data.IterableDataset):
         self,
         open_epoch: Callable[[int], datasets.IterableDataset],
         decoder: Decoder,
-        transform: Callable[[Image.Image], torch.Tensor],
+        transform: Callable[[Image.Image], torch.Tensor] | NaFlexTransform,
         tokenizer: PreTrainedTokenizerBase,
         text_mask: TextMask,
         batch_size: int,
         seed: int,
         max_skipped_share: float = 0.5,
         positions: dict[int, Position] | None = None,
+        text_form: TextForm = TextForm(),
     ):
         self.open_epoch, self.decoder, self.transform = open_epoch, decoder, transform
-        self.tokenizer, self.text_mask = tokenizer, text_mask
+        self.tokenizer, self.text_mask, self.text_form = tokenizer, text_mask, text_form
         self.batch_size, self.seed, self.max_skipped_share = batch_size, seed, max_skipped_share
         self.positions: dict[int, Position] = positions or {}
 
@@ -170,5 +196,9 @@ class PairBatches(torch.utils.data.IterableDataset):
 
     def _collate(self, samples: list[Sample], skipped: Counter[str], worker: int, start: Position, end: Position) -> Batch:
         pixels, token_ids, keys = zip(*samples, strict=True)
-        input_ids = pad_tokens(self.tokenizer, list(token_ids), self.text_mask.num_tokens)
-        return Batch(torch.stack(pixels), input_ids, list(keys), skipped, worker, start, end)
+        texts = pad_tokens(self.tokenizer, list(token_ids), self.text_mask.num_tokens, self.text_form)
+        if isinstance(self.transform, NaFlexTransform):
+            pixel_values, spatial_shapes = stack_grids(pixels, self.transform.max_num_patches)
+        else:
+            pixel_values, spatial_shapes = torch.stack(pixels), None
+        return Batch(pixel_values, texts, list(keys), skipped, worker, start, end, spatial_shapes)

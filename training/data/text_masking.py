@@ -1,9 +1,12 @@
 """Shorter captions in training: text masking as FLIP and CLIPA use it (arXiv 2212.00794, arXiv 2305.07017)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:  # the options of the program name masks, and their help does not wait for Transformers
+    from transformers import PreTrainedTokenizerBase
 
 TextMaskName = Literal["none", "random", "truncate", "block"]
 
@@ -16,20 +19,32 @@ class TextMask:
         name: which of the words' tokens stay. `"truncate"`: the first; `"random"`: a random choice; `"block"`: a run that
             starts at random; `"none"`: as `"truncate"`, which is what CLIP does with captions beyond its context.
         num_tokens: at least 3, so that one token of a word stays.
+        num_first, num_last: the tokens before and after the words, as the tokenizer makes them.
     """
 
     name: TextMaskName
     num_tokens: int
+    num_first: int = 1
+    num_last: int = 1
 
     def __call__(self, token_ids: list[int], rng: np.random.Generator) -> list[int]:
         """The tokens of one caption (start, words, end), masked."""
         if len(token_ids) <= self.num_tokens:
             return token_ids
-        start, *words, end = token_ids
-        num_words = self.num_tokens - 2
+        end = len(token_ids) - self.num_last
+        words = token_ids[self.num_first : end]
+        num_words = self.num_tokens - self.num_first - self.num_last
         if self.name == "random":
             kept = [words[i] for i in sorted(rng.choice(len(words), num_words, replace=False))]
         else:
             first = rng.integers(len(words) - num_words + 1) if self.name == "block" else 0
             kept = words[first : first + num_words]
-        return [start, *kept, end]
+        return [*token_ids[: self.num_first], *kept, *token_ids[end:]]
+
+
+def text_mask_for(tokenizer: "PreTrainedTokenizerBase", name: TextMaskName, num_tokens: int) -> TextMask:
+    """A text mask that keeps the tokens which a tokenizer puts around words."""
+    token_ids, special = tokenizer("a dog")["input_ids"], set(tokenizer.all_special_ids)
+    is_word = [token not in special for token in token_ids]
+    num_first, num_last = is_word.index(True), is_word[::-1].index(True)
+    return TextMask(name, num_tokens, num_first, num_last)

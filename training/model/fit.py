@@ -5,10 +5,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from hf_maskclip.conversion.tokens import TOKENIZER_FILES, ends_otherwise, lacks_tokenizer, misfit
+from hf_maskclip.conversion.tokens import TOKENIZER_FILES, ends_otherwise, lacks_tokenizer, misfit, misfit_of_vocabulary
 from hf_maskclip.errors import fail
+from hf_maskclip.texts import family_of
 
 LOOKED_AT = 200  # captions of the run
 
@@ -26,19 +27,27 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, name: str, text: CLIPTextConfig, model: str, captions: Iterable[str]
+    tokenizer: PreTrainedTokenizerBase, name: str, config: PreTrainedConfig, model: str, captions: Iterable[str]
 ) -> None:
     """Raise a ConfigError for a tokenizer that does not fit a text tower or tells nothing of captions apart.
 
     Args:
         name, model: what messages call the two.
+        config: of the whole model.
         captions: of the run; the first `LOOKED_AT` of them are looked at.
     """
+    text: Any = config.text_config
     sizes = (
         f"tokenizer={name!r} ({len(tokenizer)} tokens, end token {_end_of(tokenizer)}) does not fit "
         f"model={model!r} (vocabulary of {text.vocab_size}, end token {text.eos_token_id})"
     )
-    if reason := misfit(tokenizer, text.vocab_size, text.eos_token_id):
+    family = family_of(config)
+    if family.pools_at_end:
+        check_tokens(tokenizer, name)
+        reason = misfit(tokenizer, text.vocab_size, text.eos_token_id, family.model_type == "clip")
+    else:
+        reason = misfit_of_vocabulary(tokenizer, text.vocab_size)
+    if reason:
         fail(f"{sizes}: {reason}")
     _check_captions(tokenizer, sizes, captions)
 
@@ -60,11 +69,16 @@ def _end_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"{tokenizer.eos_token_id} {str(tokenizer.eos_token)!r}"
 
 
-def check_image_processor(image_processor: CLIPImageProcessor, vision: CLIPVisionConfig, model: str) -> None:
+def check_image_processor(image_processor: Any, vision: Any, model: str) -> None:
     """Raise a ConfigError for a processor whose pictures the vision tower does not take."""
     if vision.num_channels != 3:
         fail(f"model={model!r}: its vision tower takes {vision.num_channels} channels; training reads pictures of 3")
     options: dict[str, Any] = image_processor.to_dict()
+    if "max_num_patches" in options:  # NaFlex: pictures of any shape
+        if options["patch_size"] != vision.patch_size:
+            found, needed = options["patch_size"], vision.patch_size
+            fail(f"model={model!r}: its image processor cuts patches of {found} pixels, its vision tower takes {needed}")
+        return
     size = options["crop_size"] if options.get("do_center_crop") else options["size"]
     found = (size.get("height"), size.get("width"))
     if found != (vision.image_size, vision.image_size):

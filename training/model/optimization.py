@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from hf_maskclip import MaskCLIPModel
 from training.config import TrainingConfig
 
 
-def build_optimizer(model: MaskCLIPModel, config: TrainingConfig) -> torch.optim.AdamW:
+def build_optimizer(model: PreTrainedModel, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW as CLIP has it (arXiv 2103.00020)."""
     groups = parameter_groups(model, config.weight_decay)
     for group in groups:  # from the start on, as in each checkpoint
@@ -40,7 +39,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
-def build_average(model: MaskCLIPModel, momentum: float) -> AveragedModel | None:
+def build_average(model: PreTrainedModel, momentum: float) -> AveragedModel | None:
     """An exponential moving average of the weights, which starts at theirs; None for a momentum of 0."""
     if not momentum:
         return None

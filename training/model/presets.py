@@ -1,18 +1,41 @@
-"""The model of a run: a preset with random weights, or a CLIP folder or Hub id to train on."""
+"""The model of a run: a preset with random weights, or a folder or Hub id of a dual encoder to train on."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+)
+from transformers.image_utils import PILImageResampling
+from transformers.utils import logging
 
-from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
+from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, add_patch_mask
 from hf_maskclip.data.specs import is_hub_id
 from hf_maskclip.errors import as_config_error, fail
+from hf_maskclip.models.attention import DEFAULT_ATTENTION
+from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
+from hf_maskclip.models.towers import find_family, known_families
 from training.model.fit import check_has_tokenizer, check_image_processor, check_is_no_run
 from training.model.initialization import initialize_as_clip
 
+logger = logging.get_logger(__name__)
+
 CONTEXT_LENGTH = 77  # caption tokens, as in CLIP
+SIGLIP_CONTEXT_LENGTH = 64  # which Transformers' pipeline pads captions of SigLIP to
 
 
 def _tower(width: int, layers: int, heads: int, **kwargs: Any) -> dict[str, Any]:
@@ -28,11 +51,16 @@ PRESETS = {
     "vit-s-16": (_tower(384, 12, 6, image_size=224, patch_size=16), _tower(384, 12, 6), 384),
     "vit-b-32": (_tower(768, 12, 12, image_size=224, patch_size=32), _tower(512, 12, 8), 512),
     "vit-b-16": (_tower(768, 12, 12, image_size=224, patch_size=16), _tower(512, 12, 8), 512),
+    "siglip-s-16": (_tower(384, 12, 6, image_size=224, patch_size=16), _tower(384, 12, 6), 384),
+    "siglip-b-16": (_tower(768, 12, 12, image_size=224, patch_size=16), _tower(768, 12, 12), 768),
 }
+SIGLIPS = ("siglip-s-16", "siglip-b-16")
 
 
-def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrainedTokenizerBase | None) -> MaskCLIPModel:
+def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
     """A preset with random weights, sized for the tokenizer; or the weights of a folder or Hub id, in float32.
+
+    The model of a CLIP is a MaskCLIPModel; that of another family is the family's own, with a patch mask.
 
     Args:
         name: a key of `PRESETS`, a folder, or a Hub id.
@@ -41,17 +69,41 @@ def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrain
     """
     if name not in PRESETS:
         with as_config_error("model", name):
-            # float32 whatever the checkpoint holds: half-precision weights lose small updates.
-            return MaskCLIPModel.from_pretrained(name, patch_mask=patch_mask or None, dtype=torch.float32)
+            return _load_model(name, patch_mask)
     tokens = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = MaskCLIPModel(preset_config(name, patch_mask or "pgs", vocab_size=len(tokenizer), **tokens))
+    config = preset_config(name, patch_mask or "pgs", vocab_size=len(tokenizer), **tokens)
+    if isinstance(config, SiglipConfig):
+        return add_patch_mask(SiglipModel._from_config(config, attn_implementation=DEFAULT_ATTENTION))
+    model = MaskCLIPModel(config)
     initialize_as_clip(model)
     return model
 
 
-def preset_config(name: str, patch_mask: dict[str, Any] | str, **text_options: Any) -> MaskCLIPConfig:
-    """The configuration of a preset; `text_options` are what depends on the tokenizer, CLIP's own by default."""
+def _load_model(name: str, patch_mask: dict[str, Any] | str) -> PreTrainedModel:
+    """Raises ValueError for a model that is no dual encoder of a known family."""
+    config = AutoConfig.from_pretrained(name)
+    family = find_family(config.model_type)
+    # float32 whatever the checkpoint holds: half-precision weights lose small updates.
+    if family is None or config.model_type in ("maskclip", "clip", family.tower_type):
+        if family is None:
+            raise ValueError(f"is a {config.model_type!r}; what can be trained is {known_families()}")
+        return MaskCLIPModel.from_pretrained(name, patch_mask=patch_mask or None, dtype=torch.float32)
+    if family.model_type == "clipseg":
+        raise ValueError("is a CLIPSeg, whose encoders are those of a CLIP; train that CLIP")
+    model = AutoModel.from_pretrained(name, dtype=torch.float32, attn_implementation=DEFAULT_ATTENTION)
+    recorded = config.vision_config.to_dict().get("patch_mask")
+    if not patch_mask and recorded is None:
+        logger.warning_once(f"{name} without a patch mask: it trains on whole images; give one by --patch_mask")
+    return add_patch_mask(model, patch_mask or recorded or "none")
+
+
+def preset_config(name: str, patch_mask: dict[str, Any] | str, **text_options: Any) -> MaskCLIPConfig | SiglipConfig:
+    """The configuration of a preset; `text_options` are what depends on the tokenizer, the family's own by default."""
     vision, text, projection_dim = PRESETS[name]
+    if name in SIGLIPS:
+        context = {"max_position_embeddings": SIGLIP_CONTEXT_LENGTH, "projection_size": projection_dim}
+        vision = vision | {"patch_mask": resolve_patch_mask(patch_mask)}
+        return SiglipConfig(vision_config=vision, text_config=text | context | text_options)
     return MaskCLIPConfig(
         vision_config=vision | {"patch_mask": patch_mask, "projection_dim": projection_dim},
         text_config=text | {"max_position_embeddings": CONTEXT_LENGTH, "projection_dim": projection_dim} | text_options,
@@ -81,17 +133,31 @@ def check_names(model: str, tokenizer: str) -> None:
             fail(f"{option}={name!r}: must be {allowed}an existing folder, or a Hub id such as org/name")
 
 
-def build_processor(name: str, model: MaskCLIPModel, tokenizer: PreTrainedTokenizerBase) -> CLIPProcessor:
-    """The processor that is saved with the model: the checkpoint's image processor, or CLIP's at the preset's image size.
+def build_processor(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
+    """The processor that is saved with the model: the checkpoint's image processor, or the family's at the preset's image size.
 
     Raises:
         ConfigError: the checkpoint has none, or one of another size than the model.
     """
+    is_clip = isinstance(model, MaskCLIPModel)
     if name in PRESETS:
         size = model.config.vision_config.image_size
-        image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        square = {"height": size, "width": size}
+        if name in SIGLIPS:
+            image_processor = SiglipImageProcessor(size=square, resample=PILImageResampling.BICUBIC)
+        else:
+            image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square)
     else:
         with as_config_error("model", name):
-            image_processor = CLIPImageProcessor.from_pretrained(name)
+            image_processor = (CLIPImageProcessor if is_clip else AutoImageProcessor).from_pretrained(name)
     check_image_processor(image_processor, model.config.vision_config, name)
-    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    return _processor_class(name, model)(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def _processor_class(name: str, model: PreTrainedModel) -> type[ProcessorMixin]:
+    if isinstance(model, MaskCLIPModel):
+        return CLIPProcessor
+    if name in SIGLIPS:
+        return SiglipProcessor
+    with as_config_error("model", name):
+        return type(AutoProcessor.from_pretrained(name))

@@ -14,7 +14,7 @@ from hf_maskclip.errors import fail
 from hf_maskclip.losses import clamp_logit_scale
 from training.config import TrainingConfig
 from training.model.optimization import build_optimizer
-from training.parallel.interface import Parallel, autocast_forward, check_process_group
+from training.parallel.interface import Parallel, autocast_forward, check_is_clip, check_process_group
 
 OLDEST = "0.19"  # in which the loop may say when a step is
 # What a launch file's `deepspeed_config` may set. `training/launch/fsdp2.yaml` is there to split the weights as well.
@@ -52,6 +52,7 @@ class DeepSpeedParallel(Parallel):
         import deepspeed
 
         check_process_group(self.title)
+        check_is_clip(self.title, self.model, config)
         deepspeed.utils.logger.setLevel("WARNING")
         autocast_forward(self.model, self.accelerator)
         self.model.to(self.accelerator.device)

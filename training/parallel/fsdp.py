@@ -21,7 +21,7 @@ from hf_maskclip.distributed import world_size
 from hf_maskclip.errors import fail
 from training.config import TrainingConfig
 from training.model.optimization import build_optimizer
-from training.parallel.interface import Parallel, autocast_forward, check_process_group
+from training.parallel.interface import Parallel, autocast_forward, check_is_clip, check_process_group
 
 # Whole tensors on the CPU of every process, from and to the parts of all.
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -55,6 +55,7 @@ class FullyShardedParallel(Parallel):
 
 def check_shardable(model: MaskCLIPModel, config: TrainingConfig) -> None:
     """Raise a ConfigError for options that need whole weights at every step, and for a PyTorch that is too old."""
+    check_is_clip("FSDP", model, config)
     if is_torch_version("<", "2.7"):
         fail(f"FSDP: needs PyTorch 2.7, this is {torch.__version__}; use DDP")
     name = config.patch_mask["name"] if isinstance(config.patch_mask, dict) else "of the model"

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from hf_maskclip import MaskCLIPModel
 from hf_maskclip.errors import fail
@@ -28,7 +29,7 @@ class Parallel(ABC):
     wrapped_model: torch.nn.Module
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, model: MaskCLIPModel, accelerator: Accelerator, config: TrainingConfig):
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, config: TrainingConfig):
         """Raises ConfigError for a model or an option that cannot be trained in this way."""
         self.model, self.accelerator, self.max_grad_norm = model, accelerator, config.max_grad_norm
         self.wrap(config)
@@ -45,7 +46,7 @@ class Parallel(ABC):
         self.optimizer.zero_grad(set_to_none=True)
         clamp_logit_scale(self.model)
 
-    def whole_model(self, model: MaskCLIPModel) -> MaskCLIPModel:
+    def whole_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with all of its weights. All processes call this."""
         return model
 
@@ -61,7 +62,15 @@ def check_process_group(title: str) -> None:
         fail(f"{title}: splits a model over processes, and this run is a single one; start it by python training/train.py")
 
 
-def autocast_forward(model: MaskCLIPModel, accelerator: Accelerator) -> None:
+def check_is_clip(title: str, model: PreTrainedModel, config: TrainingConfig) -> None:
+    """Raise a ConfigError for what only whole weights are tried with: another family than CLIP, and the sigmoid loss."""
+    if not isinstance(model, MaskCLIPModel):
+        fail(f"{title}: splits CLIP alone so far, not a {type(model).__name__}; use DDP")
+    if config.loss == "sigmoid":
+        fail(f"loss={config.loss!r}: its bias is not split by {title}; use DDP")
+
+
+def autocast_forward(model: PreTrainedModel, accelerator: Accelerator) -> None:
     """Run a model's forward pass under the run's autocast, as Accelerate does where it wraps a model."""
     if accelerator.mixed_precision == "bf16":
         model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)

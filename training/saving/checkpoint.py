@@ -1,6 +1,6 @@
 """Checkpoints that are complete or invisible (written aside, then renamed), and going on from them exactly.
 
-A checkpoint is a folder `checkpoints/step-<n>` that `MaskCLIPModel.from_pretrained` loads. Beside the model it holds
+A checkpoint is a folder `checkpoints/step-<n>` that `from_pretrained` of the model's class loads. Beside the model it holds
 Accelerate's state (optimizer, random numbers) and, for each process, where its data workers were.
 """
 
@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
-from transformers import CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
-from hf_maskclip import MaskCLIPModel
 from hf_maskclip.errors import TrainingStopped
 from training.data.position import LoaderState
 from training.stopping import all_finite
@@ -19,8 +18,8 @@ from training.stopping import all_finite
 
 def save_checkpoint(
     accelerator: Accelerator,
-    model: MaskCLIPModel,
-    processor: CLIPProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     state: LoaderState,
     output_dir: Path,
     step: int,

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
-from hf_maskclip.conversion.open_clip import from_open_clip_weights, open_clip_config
+from hf_maskclip.conversion.open_clip_architecture import open_clip_config
+from hf_maskclip.conversion.open_clip_weights import from_open_clip_weights
 from hf_maskclip.errors import ConfigError, TrainingStopped, fail
 from hf_maskclip.models.patch_masking_random import RandomPatchMask
 from training.config import TrainingConfig, load_config

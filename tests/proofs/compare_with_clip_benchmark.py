@@ -1,7 +1,7 @@
 """Compares our evaluation with clip_benchmark's, on the same weights (there through open_clip) and the same folders.
 
     pip install -e . clip_benchmark open_clip_torch "numpy<2.4"   # in an environment of its own, for the sake of this numpy
-    python tests/interop/compare_with_clip_benchmark.py --model runs/quickstart/export \\
+    python tests/proofs/compare_with_clip_benchmark.py --model runs/quickstart/export \\
         --classification DATA/wds_emoji_categories --retrieval DATA/wds_emoji_retrieval
 
 Zero-shot accuracy and recall must agree to 1e-6, the linear probe's accuracy, as a mean over ten seeds, to half a point: its

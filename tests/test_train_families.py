@@ -1,0 +1,128 @@
+"""Proves that the training program trains each family: its loss falls, a resumed run is the same run to the last bit, and the
+export is the family's own plain class, with the weights of the last step."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from families import DUAL_ENCODERS, make_plain, make_tokenizer, save_folder
+from helpers import CAPTIONS, as_killed_at, same
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
+
+from hf_maskclip import ContrastiveLoss, SigmoidLoss
+from hf_maskclip.errors import ConfigError
+from training.data.batches import TextForm, pad_tokens
+from training.model import presets
+from training.model.loss import PairLoss, prepare_loss, without_added_bias
+
+SIGMOID = {"siglip", "siglip2"}
+NAMES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "altclip": "AltCLIPModel", "chinese_clip": "ChineseCLIPModel"}
+NAMES |= {"siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+
+
+@pytest.mark.parametrize("name", DUAL_ENCODERS)
+def test_a_family_is_trained_resumed_to_the_bit_and_exported(name, run, tmp_path, capsys):
+    folder = save_folder(name, tmp_path / "model")
+    options = {
+        "model": str(folder),
+        "patch_mask": "pgs",
+        "max_steps": 4,
+        "checkpoint_every": 2,
+        "output_dir": str(tmp_path / "a"),
+    }
+    summary, steps, written = run(**options)
+    assert summary["class"] == NAMES[name]
+    assert all(math.isfinite(step["loss"]) for step in steps)
+    most = 16 if name != "siglip2" else 15.5  # random pictures of 40 x 36 pixels have 12 to 16 patches
+    assert all(1 <= step["kept_patches"] < most for step in steps)
+    said = capsys.readouterr().err
+    assert "UNEXPECTED" not in said
+
+    exported = AutoModel.from_pretrained(written / "export")
+    assert type(exported).__name__ == NAMES[name]
+    assert exported.config.vision_config.to_dict()["patch_mask"]["name"] == "pgs"
+    first = AutoModel.from_pretrained(folder).state_dict()
+    changed = [key for key, weight in exported.state_dict().items() if not torch.equal(weight, first[key])]
+    assert len(changed) > 40
+    assert type(AutoProcessor.from_pretrained(written / "export")) is type(AutoProcessor.from_pretrained(folder))
+    assert AutoTokenizer.from_pretrained(written / "export")("a ball")["input_ids"]
+
+    shutil.copytree(written, tmp_path / "b")
+    as_killed_at(tmp_path / "b", 2)
+    _, again, _ = run(**options | {"output_dir": str(tmp_path / "b"), "resume": "auto"})
+    assert same(again) == same(steps)
+    after = AutoModel.from_pretrained(tmp_path / "b" / "export").state_dict()
+    assert all(torch.equal(weight, after[key]) for key, weight in exported.state_dict().items())
+
+
+@pytest.mark.parametrize("name, option, loss", [("siglip", "auto", SigmoidLoss), ("clip", "auto", ContrastiveLoss)])
+def test_auto_is_the_loss_that_the_family_was_trained_with(name, option, loss):
+    assert type(prepare_loss(option, make_plain(name), is_fresh=False).loss) is loss
+
+
+def test_a_clip_with_the_sigmoid_loss_gets_a_bias_that_its_export_has_not(run, tmp_path):
+    folder = save_folder("clip", tmp_path / "model")
+    options = {"model": str(folder), "loss": "sigmoid", "checkpoint_every": 2, "max_steps": 4, "patch_mask": "pgs"}
+    _, steps, written = run(**options, output_dir=str(tmp_path / "a"))
+    assert "logit_bias" not in AutoModel.from_pretrained(written / "export").state_dict()
+    shutil.copytree(written, tmp_path / "b")
+    as_killed_at(tmp_path / "b", 2)
+    _, again, _ = run(**options, output_dir=str(tmp_path / "b"), resume="auto")
+    assert same(again) == same(steps)
+
+    model = make_plain("clip")
+    loss = prepare_loss("sigmoid", model, is_fresh=True)
+    assert model.logit_bias.item() == -10
+    assert model.logit_scale.exp().item() == pytest.approx(10)
+    assert isinstance(loss, PairLoss)
+    assert "logit_bias" not in without_added_bias(model).state_dict()
+    assert "logit_bias" in without_added_bias(make_plain("siglip")).state_dict()
+
+
+def test_a_siglip_with_the_contrastive_loss_leaves_its_bias_alone(run, tmp_path):
+    folder = save_folder("siglip", tmp_path / "model")
+    _, _, written = run(model=str(folder), loss="contrastive", patch_mask="random", output_dir=str(tmp_path / "a"))
+    exported, first = AutoModel.from_pretrained(written / "export"), AutoModel.from_pretrained(folder)
+    assert torch.equal(exported.logit_bias, first.logit_bias)
+    assert not torch.equal(exported.logit_scale, first.logit_scale)
+
+
+def test_siglip_reads_captions_of_its_whole_context_and_others_of_their_longest():
+    for name, expected in {"siglip": (2, 64), "siglip2": (2, 64), "altclip": (2, 8), "metaclip_2": (2, 8)}.items():
+        tokenizer = make_tokenizer(name)
+        token_ids = [tokenizer(caption)["input_ids"] for caption in CAPTIONS[:2]]
+        form = TextForm(("input_ids", "attention_mask"), 64 if name in SIGMOID else 0)
+        padded = pad_tokens(tokenizer, token_ids, 64, form)
+        assert padded["input_ids"].shape == expected
+        assert padded["attention_mask"].sum(dim=1).tolist() == [len(ids) for ids in token_ids]
+
+
+@pytest.mark.parametrize("name, reason", [("clipseg", "is a CLIPSeg"), ("vit", "is a 'vit'; what can be trained is CLIP")])
+def test_what_cannot_be_trained_is_refused_by_name(name, reason, run, tmp_path):
+    folder = save_folder("clipseg", tmp_path / "model")
+    if name == "vit":
+        (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ConfigError, match=reason):
+        run(model=str(folder), patch_mask="pgs")
+
+
+def test_chunks_have_the_losses_of_whole_batches_with_the_sigmoid_loss_too(run, tmp_path):
+    options = {"model": str(save_folder("siglip", tmp_path / "model")), "patch_mask": "none"}
+    _, whole, _ = run(**options, output_dir=str(tmp_path / "a"))
+    _, chunked, _ = run(**options, chunk_size=2, output_dir=str(tmp_path / "b"))
+    assert [step["loss"] for step in chunked] == pytest.approx([step["loss"] for step in whole], rel=1e-4)
+
+
+def test_the_preset_of_siglip_begins_with_siglips_scale_and_bias(run, tmp_path, monkeypatch):
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = (tower | {"image_size": 32, "patch_size": 16}, tower, 32)
+    monkeypatch.setitem(presets.PRESETS, "siglip-s-16", small)
+    _, steps, written = run(model="siglip-s-16", learning_rate=1e-9, output_dir=str(tmp_path / "a"))
+    exported = AutoModel.from_pretrained(written / "export")
+    assert type(exported).__name__ == "SiglipModel"
+    assert exported.logit_scale.exp().item() == pytest.approx(10, rel=1e-4)
+    assert exported.logit_bias.item() == pytest.approx(-10, rel=1e-4)
+    assert type(AutoProcessor.from_pretrained(written / "export")).__name__ == "SiglipProcessor"
+    assert steps[0]["loss"] == pytest.approx(10, abs=4)  # of each image's own caption

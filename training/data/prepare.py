@@ -1,0 +1,121 @@
+"""Where a run's batches come from on this process, and the evaluations of the run.
+
+Shapes: B pairs of this process.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from datasets import IterableDataset
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, ProcessorMixin
+
+from hf_maskclip.data.source import Source
+from hf_maskclip.errors import fail
+from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
+from hf_maskclip.evaluation.datasets.pairs import PairKeys
+from hf_maskclip.evaluation.tasks import Evaluation
+from hf_maskclip.models.towers import image_size_of
+from hf_maskclip.texts import context_length, family_of, text_arguments
+from training.config import TrainingConfig
+from training.data.batches import PairBatches, TextForm, train_transform
+from training.data.loader import build_loader, usable_workers
+from training.data.naflex import NaFlexTransform
+from training.data.position import LoaderState
+from training.data.shuffling import shard_stream
+from training.data.text_masking import text_mask_for
+
+
+@dataclass
+class RunData:
+    """Where a run's batches come from, on this process.
+
+    Attributes:
+        num_batches_used: of the loader, before the checkpoint that the run goes on from.
+    """
+
+    source: Source
+    loader: DataLoader
+    state: LoaderState
+    num_batches_used: int
+    evaluations: list[Evaluation]
+
+
+def with_usable_workers(config: TrainingConfig, num_shards: int, accelerator: Accelerator) -> TrainingConfig:
+    """The options with no more data workers than there are shards for, which is said."""
+    num_readers = accelerator.num_processes if config.stream == "exact" else 1
+    num_workers = usable_workers(num_shards, num_readers, config.num_workers)
+    if num_workers < config.num_workers and accelerator.is_main_process:
+        used = f"uses {num_workers}, for train_data={config.train_data!r} has {num_shards} shards"
+        print(f"num_workers={config.num_workers}: {used}")
+    return replace(config, num_workers=num_workers)
+
+
+def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], IterableDataset]:
+    """A function that gives this process its part of the stream in an epoch.
+
+    Raises:
+        ConfigError: too few shards.
+    """
+    open_epoch = partial(
+        shard_stream,
+        source.stream,
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        buffer_size=config.shuffle_buffer if source.needs_shuffling else 0,
+        resampled=config.stream == "resampled",
+    )
+    open_epoch(0)  # so that it raises now, not in a worker
+    return open_epoch
+
+
+def prepare_data(
+    source: Source,
+    open_epoch: Callable[[int], IterableDataset],
+    config: TrainingConfig,
+    checkpoint: Path | None,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+) -> RunData:
+    """The loader at its position, and the evaluations.
+
+    Raises:
+        ConfigError: evaluation data that cannot be used, or a checkpoint of another number of processes or workers.
+    """
+    image_size = image_size_of(model.config.vision_config)
+    source.decoder = replace(source.decoder, image_size=image_size)
+    keys = PairKeys(config.image_key, config.caption_key)
+    evaluations = find_evaluations(config.eval_data or source.eval_data, Request(image_size=image_size, keys=keys))
+
+    text_length = context_length(model.config, processor.tokenizer)
+    if config.text_tokens > text_length:
+        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {text_length}")
+    pads = family_of(model.config).pads_texts
+    text_form = TextForm(text_arguments(model.config, processor.tokenizer), text_length if pads else 0)
+    flip = config.flip if source.may_flip else 0.0
+    if (naflex := processor.image_processor.to_dict()).get("max_num_patches"):
+        transform = NaFlexTransform(naflex["patch_size"], naflex["max_num_patches"], config.crop_scale, flip)
+    else:
+        transform = train_transform(image_size, config.crop_scale, flip)
+    is_exact, may_begin_anew = config.stream == "exact", config.resume == "fresh_pass"
+    state = LoaderState(accelerator, config.num_workers, is_exact, may_begin_anew)
+    positions, num_batches_used = state.load(checkpoint) if checkpoint else ({}, 0)
+    batches = PairBatches(
+        open_epoch,
+        replace(source.decoder, crop_scale=config.crop_scale),
+        transform,
+        processor.tokenizer,
+        text_mask_for(processor.tokenizer, config.text_mask, config.text_tokens or text_length),
+        config.batch_size,
+        config.seed,
+        config.max_skipped_share,
+        positions,
+        text_form,
+    )
+    return RunData(source, build_loader(batches, config.num_workers), state, num_batches_used, evaluations)
