@@ -23,10 +23,13 @@ MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can dive
 
 @torch.no_grad()
 def clamp_logit_scale(model: nn.Module) -> None:
-    """Keep the logit scale of a model, or of the CLIP in it, at most at its bound. SigLIP's, beside a bias, has none."""
+    """Keep the logit scale of a model, or of the CLIP in it, at most at its bound. SigLIP's, beside a bias, has none.
+
+    One that is frozen stays as it is.
+    """
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
-        is_scale = name.rpartition(".")[2] == "logit_scale"
+        is_scale = name.rpartition(".")[2] == "logit_scale" and parameter.requires_grad
         if is_scale and f"{name.removesuffix('scale')}bias" not in parameters:
             parameter.clamp_(max=MAX_LOGIT_SCALE)
 

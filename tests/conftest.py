@@ -11,13 +11,13 @@ import torch
 from processes import without_pictures
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from hf_maskclip import MaskCLIPConfig, MaskCLIPModel
+from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, export_to_clip
 from hf_maskclip.models import patch_mask_registry
 from training.config import TrainingConfig
 from training.model.tokenizer import train_tokenizer
 from training.train import main
 
-pytest.register_assert_rewrite("helpers", "caption_parser", "option_effects")
+pytest.register_assert_rewrite("helpers", "caption_parser", "option_effects", "tuning_effects")
 import helpers  # noqa: E402
 from helpers import CAPTIONS, CONTEXT_LENGTH, IMAGE_SIZE, PATCH_SIZE, encode_image, pair, random_picture, write_shard  # noqa: E402
 
@@ -66,6 +66,13 @@ def make_model(config_parts):
         return MaskCLIPModel(MaskCLIPConfig(**parts))
 
     return make
+
+
+@pytest.fixture
+def base(make_model, processor, tmp_path) -> str:
+    """The folder of a CLIP with a random mask, as a run leaves it."""
+    export_to_clip(make_model("random"), tmp_path / "base", processor)
+    return str(tmp_path / "base")
 
 
 @pytest.fixture(scope="session")

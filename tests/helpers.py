@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from transformers import AutoModel, CLIPModel
 
 from hf_maskclip import ContrastiveLoss, PatchSelection, build_patch_mask
 from hf_maskclip.models.patch_masking import patchify
@@ -20,6 +21,8 @@ from training.tracking import read_metrics
 IMAGE_SIZE, PATCH_SIZE, CONTEXT_LENGTH = 32, 8, 32
 CAPTIONS = ["a red ball on grass", "two blue fish", "a small house", "a green tree left of a car"]
 SAME = ("step", "loss", "learning_rate", "logit_scale", "kept_patches", "samples_seen", "skipped")
+# Of the weights of each tower, the first parts of their names.
+TOWERS = {"vision": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -150,3 +153,18 @@ class FailingLoss(ContrastiveLoss):
 def without_speed(results: dict[str, dict]) -> dict[str, dict]:
     """Records of evaluations without what depends on the machine."""
     return {name: {key: record[key] for key in record if key not in ("speed", "hardware")} for name, record in results.items()}
+
+
+def weights_of(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of an export, which has to be a whole and plain CLIP."""
+    model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is CLIPModel
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model.state_dict()
+
+
+def unchanged(folder: str | Path, base: str | Path) -> set[str]:
+    """The weights that are the same in two folders, to the last bit."""
+    after, before = weights_of(folder), weights_of(base)
+    return {key for key, value in before.items() if torch.equal(value, after[key])}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hf_maskclip import export_to_clip
 from training.loop import training_step
 from training.run import Run
 
@@ -23,6 +24,12 @@ class Effects:
 
     def batch(self, **changed: Any):
         return next(iter(self.prepared(**changed).data.loader))
+
+    def base(self) -> str:
+        """A folder to train on."""
+        run = self.prepared()
+        export_to_clip(run.learner.model, self.tmp_path / "base", run.learner.processor)
+        return str(self.tmp_path / "base")
 
     def both(self, look: Callable[[Run], Any], **changed: Any) -> tuple[Any, Any]:
         """What is seen of a run with the default, and with an option changed."""

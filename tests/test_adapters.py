@@ -11,11 +11,12 @@ from hf_maskclip.errors import ConfigError
 
 MASKS = ("none", "random", "pgs")
 REENTRANT = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+# What gets adapters, and how many matrices these have in the vision tower.
 TARGETS = (
-    ["q_proj", "v_proj"],
-    ["vision_model.embeddings.patch_embedding"],
-    ["vision_model.embeddings.position_embedding"],
-    "all-linear",
+    (["q_proj", "v_proj"], 8),
+    (["vision_model.embeddings.patch_embedding"], 2),
+    (["vision_model.embeddings.position_embedding"], 2),
+    ("all-linear", 24),
 )
 
 
@@ -41,9 +42,9 @@ def with_gradient(model, inputs) -> set[str]:
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("targets", TARGETS, ids=str)
+@pytest.mark.parametrize(("targets", "number"), TARGETS, ids=str)
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["none", "plain", "reentrant"])
-def test_adapters_get_the_gradients_that_they_get_in_clip(targets, checkpointing, mask, models, inputs):
+def test_adapters_get_the_gradients_that_they_get_in_clip(targets, number, checkpointing, mask, models, inputs):
     peft = pytest.importorskip("peft", reason="peft is of the test extra")
 
     def tuned(model):
@@ -55,7 +56,7 @@ def test_adapters_get_the_gradients_that_they_get_in_clip(targets, checkpointing
         return with_gradient(adapted, inputs)
 
     expected, found = (tuned(model) for model in models(mask))
-    assert any("lora" in name for name in expected)
+    assert sum("vision_model" in name and "lora" in name for name in found) == number
     assert found == expected
 
 

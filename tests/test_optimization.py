@@ -1,15 +1,16 @@
-"""Proves that only matrices decay and that the logit scale stays below its bound, as in CLIP."""
+"""Proves that only matrices decay and that a logit scale that is trained stays below its bound, as in CLIP."""
 
 import torch
 
 from hf_maskclip import MaskCLIPModel
-from hf_maskclip.losses import MAX_LOGIT_SCALE
+from hf_maskclip.losses import MAX_LOGIT_SCALE, clamp_logit_scale
 from training.model.optimization import parameter_groups
 
 
 def test_only_matrices_decay(make_model):
     model = make_model()
-    decayed, rest = (group["params"] for group in parameter_groups(model, 0.2))
+    groups = parameter_groups(model, 0.2)
+    decayed, rest = ([p for g in groups if g["weight_decay"] == decay for p in g["params"]] for decay in (0.2, 0.0))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert all(parameter.ndim >= 2 for parameter in decayed)
     assert len(decayed) + len(rest) == len(names)
@@ -29,3 +30,12 @@ def test_the_logit_scale_stays_below_its_bound(run, data, tmp_path):
     model.save_pretrained(tmp_path / "hot")
     _, steps, _ = run(model=str(tmp_path / "hot"), output_dir=str(tmp_path / "clamped"))
     assert all(record["logit_scale"] <= 100.001 for record in steps)
+
+
+def test_a_frozen_logit_scale_stays_as_it_is(make_model):
+    """OpenAI's CLIPs have 4.6052, which is a little above the bound."""
+    model = make_model()
+    for is_trained, expected in ((False, 4.6052), (True, MAX_LOGIT_SCALE)):
+        model.logit_scale.requires_grad_(is_trained).data.fill_(4.6052)
+        clamp_logit_scale(model)
+        assert model.logit_scale.item() == torch.tensor(expected).item()

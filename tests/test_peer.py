@@ -43,5 +43,10 @@ def test_the_peer_trains_open_clips_model_and_leaves_it_as_a_clip(options, tmp_p
         torch.testing.assert_close(ours[name], expected[name], atol=1e-5, rtol=0)
 
     run.lock.release()
-    with pytest.raises(ConfigError, match="patch_mask='pgs': must be random"):
-        prepare(TrainingConfig(**(options | {"model": "tiny", "patch_mask": "pgs"})), peer.PeerParallel)
+    refused = {
+        "patch_mask='pgs': must be random": {"patch_mask": "pgs"},
+        "learning_rate_text=0.1: must be 0.0, for open_clip's model": {"patch_mask": mask, "learning_rate_text": 0.1},
+    }
+    for message, changed in refused.items():
+        with pytest.raises(ConfigError, match=message):
+            prepare(TrainingConfig(**(options | {"model": "tiny"} | changed)), peer.PeerParallel)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from families import save_folder
-from helpers import CAPTIONS, random_picture
+from helpers import CAPTIONS, random_picture, reset_accelerate
+from processes import without_pictures
 from tiny_siglip import know_tiny_siglip, letters_tokenizer, write_folder
 from transformers import AutoModel, CLIPModel, SiglipModel, pipeline
 
@@ -23,6 +24,7 @@ from hf_maskclip.conversion.open_clip_weights import to_open_clip_weights
 from hf_maskclip.evaluation.command import check_options
 from hf_maskclip.evaluation.datasets import scenes
 from training.config import load_config
+from training.train import program
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -146,11 +148,22 @@ def folder(make_model, processor, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def run_the_training_that_code_reads(code: str, monkeypatch) -> None:
+    """Carry out the commands of the page whose folders the code names, with a budget for tests."""
+    small = ["--max_steps", "2", "--batch_size", "2", "--num_workers", "0"]
+    for arguments in training_commands():
+        if "--output_dir" in arguments and f'"{arguments[arguments.index("--output_dir") + 1]}/' in code:
+            without_pictures(monkeypatch)
+            reset_accelerate()
+            assert program([*arguments, *small]) == 0
+
+
 @pytest.mark.parametrize("code", CODE.values(), ids=CODE)
-def test_the_code_runs_as_written(code, folder):
+def test_the_code_runs_as_written(code, folder, monkeypatch):
     for package in ("peft", "sentence_transformers", "timm"):
         if re.search(rf"^(?:from|import) {package}\b", code, flags=re.MULTILINE):
             pytest.importorskip(package, reason=f"{package} is of the test extra")
+    run_the_training_that_code_reads(code, monkeypatch)
     code = code.replace('"per_device_train_batch_size": 64', '"per_device_train_batch_size": 2')  # of four pairs
     code = code.replace('"per_device_train_batch_size": 1024', '"per_device_train_batch_size": 4')
     code = code.replace("chunk_size = 64", "chunk_size = 2").replace("unmasked_tuning_steps=100", "unmasked_tuning_steps=1")

@@ -132,7 +132,7 @@ def test_gradient_checkpointing_changes_no_loss(patch_mask, run, tmp_path, monke
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     name = next(name for name in names if hasattr(MaskCLIPModel, name))
     original = getattr(MaskCLIPModel, name)
-    monkeypatch.setattr(MaskCLIPModel, name, lambda model: calls.append(model) or original(model))
+    monkeypatch.setattr(MaskCLIPModel, name, lambda model, options: calls.append(model) or original(model, options))
     for checkpointing in (False, True):
         output_dir = str(tmp_path / f"checkpointing-{checkpointing}")
         _, steps, _ = run(patch_mask=patch_mask, gradient_checkpointing=checkpointing, output_dir=output_dir)

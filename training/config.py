@@ -25,6 +25,8 @@ QUICKSTART_STEPS = 600
 # What other programs call an option, open_clip and Transformers' Trainer first: what it is here.
 OTHER_NAMES = {
     "learning_rate": "lr base_lr peak_lr max_lr",
+    "learning_rate_vision": "lr_vision vision_lr visual_lr lr_visual image_lr vision_learning_rate",
+    "learning_rate_text": "lr_text text_lr text_learning_rate",
     "samples_seen": "epochs num_epochs num_train_epochs train_num_samples total_samples",
     "max_steps": "steps num_steps total_steps train_steps iterations",
     "output_dir": "name logs logs_dir log_dir out output save_dir run_dir run_name",
@@ -50,6 +52,9 @@ OTHER_NAMES = {
     "caption_key": "csv_caption_key caption_column text_key text_column",
     "stream": "dataset_resampled resampled",
     "ema_momentum": "ema ema_decay",
+    "freeze": "lock_image lock_text freeze_vision freeze_text freeze_vision_model freeze_text_model",
+    "lora_rank": "lora lora_r use_lora use_peft peft",
+    "interpolate_weights": "wise_ft wiseft interpolate interpolation",
     "patch_mask": "mask mask_ratio force_patch_dropout patch_dropout",
     "shuffle_buffer": "shuffle_size buffer_size",
     "text_tokens": "force_context_length context_length",
@@ -80,7 +85,7 @@ class Range:
         return low if math.isinf(self.high) else f"{low} and {high}"
 
 
-NOT_NEGATIVE, SHARE = Range(), Range(0, 1)
+NOT_NEGATIVE, SHARE, ABOVE_0 = Range(), Range(0, 1), Range(0, 1, is_low_open=True)
 
 
 def option(default: Any, help: str, range: Range = NOT_NEGATIVE) -> Any:
@@ -113,6 +118,13 @@ class TrainingConfig:
     )
     text_tokens: int = option(0, "tokens that text_mask leaves a caption, with start and end token; 0 is the context length")
 
+    # What of a folder or Hub id is trained
+    freeze: Literal["none", "vision", "text"] = option(
+        "none", "tower that stays as it is, with its projection; vision sees whole pictures then, unless patch_mask is given"
+    )
+    lora_rank: int = option(0, "train adapters of this rank alone (LoRA), on attention and MLP of what is not frozen; 0 is off")
+    interpolate_weights: float = option(1.0, "share of tuned weights in the result, the rest is the first; 1 is off", ABOVE_0)
+
     # Data
     train_data: str = option("scenes", "tar or parquet files (braces, globs), a folder, a Hub id, or scenes (drawn on the fly)")
     eval_data: str = option(
@@ -122,9 +134,7 @@ class TrainingConfig:
     caption_key: str = option(
         "", "field of the caption, such as txt or json.captions (of a list, one is drawn); empty: the known ones"
     )
-    crop_scale: float = option(
-        0.9, "least share of a picture's area in the random resized crop; 1 is off", Range(0, 1, is_low_open=True)
-    )
+    crop_scale: float = option(0.9, "least share of a picture's area in the random resized crop; 1 is off", ABOVE_0)
     flip: float = option(
         0.5, "probability of a horizontal flip (never for scenes, whose captions say left and right); 0 is off", SHARE
     )
@@ -155,6 +165,8 @@ class TrainingConfig:
         "auto", "contrastive (CLIP's), sigmoid (SigLIP's, with a bias); auto is what the model's family was trained with"
     )
     learning_rate: float = option(1e-3, "peak of the cosine schedule")
+    learning_rate_vision: float = option(0.0, "that of the vision tower with its projection; 0: learning_rate")
+    learning_rate_text: float = option(0.0, "that of the text tower with its projection; 0: learning_rate")
     warmup_steps: int = option(-1, "steps of linear warm-up; -1: a tenth of the run; 0 is off", Range(-1))
     weight_decay: float = option(0.2, "AdamW's, for matrices only; 0 is off")
     max_grad_norm: float = option(1.0, "gradient clipping by norm; 0 is off")
@@ -203,8 +215,8 @@ class TrainingConfig:
             fail(f"max_steps={self.max_steps} and samples_seen={self.samples_seen}: give one of the two budgets")
         if not self.max_steps and not self.samples_seen:
             self.max_steps = QUICKSTART_STEPS
-        if self.patch_mask:
-            self.patch_mask = _resolved(self.patch_mask)
+        if self.patch_mask or self.freeze == "vision":  # the features of a part of a picture are seldom meant
+            self.patch_mask = _resolved(self.patch_mask or "none")
         if self.mixed_precision == "auto":  # settled here, so that the run's record says which it was
             self.mixed_precision = fastest_precision()
 

@@ -40,21 +40,21 @@ def dry_run(config: TrainingConfig) -> dict[str, float]:
     num_steps, warmup_steps = config.schedule(processes)
     batch = expect_batch(next(start_workers(run.data.loader)), config.train_data)
     model = run.learner.model
-    run.learner.parallel.wrapped_model.train()
     start = time.perf_counter()
     with FlopCounterMode(display=False) as counter, saved_activations(model) as sizes:
         result = training_step(run, batch, step=1)
     seconds = time.perf_counter() - start
 
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
     # In chunks each pair is encoded forwards twice and backwards once, which takes as much as two times forwards.
     flops = counter.get_total_flops() * config.batch_size / pairs * (4 / 3 if config.chunk_size else 1)
     numbers = {
         "parameters": parameters,
+        "trained_parameters": trained,
         "steps": num_steps,
         "flops_per_step": flops * processes,
         "flops": flops * processes * num_steps,
-        "state_bytes": 4 * 4 * parameters,  # float32: weights, gradients, two moments
+        "state_bytes": 4 * (parameters + 3 * trained),  # float32: weights; of those trained, gradients and two moments
         "activation_bytes": sum(sizes.values()) * (config.chunk_size or config.batch_size) / pairs,
         "kept_patches": result.kept_patches,
         "loss": result.loss,
@@ -69,8 +69,9 @@ def in_words(
 ) -> str:
     """The table of a run that takes these numbers; `batch` is that of the one step, which took so many seconds."""
     processes, num_patches = run.accelerator.num_processes, run.learner.model.vision_model.embeddings.num_patches
+    parameters, trained = numbers["parameters"] / 1e6, numbers["trained_parameters"] / 1e6
     return f"""
-model       {config.model}, {numbers["parameters"] / 1e6:.1f} million parameters
+model       {config.model}, {parameters:.1f} million parameters, {trained:.1f} million of them trained
 data        {config.train_data}: {run.data.source.stream.num_shards} shards, first batch read: {", ".join(batch.keys[:2])}, ...
 run         {numbers["steps"]:,} steps of {config.batch_size} pairs x {processes} processes, {warmup_steps:,} of them warm-up
 patches     {numbers["kept_patches"]:.0f} of {num_patches} visible

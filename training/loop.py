@@ -18,6 +18,7 @@ from hf_maskclip.distributed import sum_counts
 from hf_maskclip.errors import TrainingStopped
 from training.data.batches import Batch, Stopped
 from training.data.loader import start_workers
+from training.model.optimization import learning_rates
 from training.patch_selection import Chunk, kept_shares, step_seed
 from training.run import Run
 from training.stopping import NumbersOnHost, StopRequest, leave_worker_deaths_to_the_loader, next_item
@@ -40,7 +41,6 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     slow_data = SlowDataWarning()
     num_patches = run.learner.model.vision_model.embeddings.num_patches
     lines = ProgressLines(run.num_steps, num_patches, is_on=bar.disable and run.accelerator.is_main_process)
-    run.learner.parallel.wrapped_model.train()
     batches = start_workers(run.data.loader)
     leave_worker_deaths_to_the_loader()
     step_end = time.perf_counter()
@@ -53,7 +53,7 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
             bar.close()
             end_early(run, step - 1, reason, batch)
             return False
-        learning_rate = run.learner.schedule.get_last_lr()[0]
+        rates = learning_rates(run.learner.schedule, config)
         try:
             result = training_step(run, batch, step)
         except NonFiniteLossError as error:
@@ -64,10 +64,10 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
         slow_data.watch(data_seconds, step_seconds)
 
         if config.log_every and step % config.log_every == 0:
-            write_step(run, log, step, result, learning_rate, data_seconds, step_seconds)
+            write_step(run, log, step, result, rates, data_seconds, step_seconds)
         bar.set_postfix_str(f"step {step}, loss {result.loss:.3f}, {result.kept_patches:.0f} patches", refresh=False)
         bar.update(run.samples_per_step)
-        lines.step(step, run.samples_seen(step), result, learning_rate, data_seconds, step_seconds)
+        lines.step(step, run.samples_seen(step), result, rates["learning_rate"], data_seconds, step_seconds)
         save_and_evaluate(run, log, lines, step)
         step_end = time.perf_counter()
     bar.close()
@@ -94,6 +94,7 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
         NonFiniteLossError: the loss, on any process, is not a number.
     """
     learner, batch_size = run.learner, run.config.batch_size
+    learner.train_mode()  # evaluations leave another
     chunk_size = run.config.chunk_size or batch_size
     chunks = [
         Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(learner.patches.select, step=step, chunk=number))
@@ -129,13 +130,19 @@ def numbers_of(run: Run, loss: torch.Tensor, chunks: list[Chunk]) -> NumbersOnHo
 
 
 def write_step(
-    run: Run, log: MetricsLog, step: int, result: StepResult, learning_rate: float, data_seconds: float, step_seconds: float
+    run: Run,
+    log: MetricsLog,
+    step: int,
+    result: StepResult,
+    rates: dict[str, float],
+    data_seconds: float,
+    step_seconds: float,
 ) -> None:
     """The line of a step in `metrics.jsonl`."""
     log.write(
         step,
         loss=result.loss,
-        learning_rate=learning_rate,
+        **rates,
         logit_scale=run.learner.model.logit_scale.exp().item(),
         kept_patches=result.kept_patches,
         samples_seen=run.samples_seen(step),

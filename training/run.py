@@ -42,6 +42,7 @@ from training.model.presets import (
     load_tokenizer,
 )
 from training.model.tokenizer import train_tokenizer
+from training.model.tuning import Tuning, check_tuning, prepare_tuning
 from training.parallel.choose import check_checkpoint, requested_parallel
 from training.parallel.interface import Parallel
 from training.patch_selection import PatchSelector
@@ -73,10 +74,22 @@ class Learner:
     schedule: LambdaLR
     patches: PatchSelector
     loss: PairLoss
+    tuning: Tuning
+
+    @property
+    def tuned(self) -> PreTrainedModel:
+        """The model that the result is made of."""
+        return self.average.module if self.average else self.model
 
     def result(self) -> PreTrainedModel:
         """The model that is evaluated and exported. All processes have to call this."""
-        return self.parallel.whole_model(self.average.module if self.average else self.model)
+        return self.tuning.result(self.parallel.whole_model(self.tuned))
+
+    def train_mode(self) -> None:
+        """Let all modules be in training mode but those that are frozen."""
+        self.parallel.wrapped_model.train()
+        for module in self.tuning.frozen:
+            module.eval()
 
     def update(self) -> None:
         """Change the weights by their gradients, and what follows from them."""
@@ -139,8 +152,9 @@ class Run:
     def save(self, step: int) -> Path:
         """Write a checkpoint after a step. All processes have to call this."""
         learner, keep = self.learner, self.config.keep_checkpoints
-        model = learner.parallel.whole_model(learner.model)
-        record = partial(write_record, config=self.config, data=self.data_identity, samples_seen=self.samples_seen(step))
+        model = learner.tuning.merged(learner.parallel.whole_model(learner.model))
+        about = {"samples_seen": self.samples_seen(step), "first_weights": learner.tuning.first_hash}
+        record = partial(write_record, config=self.config, data=self.data_identity, **about)
         return save_checkpoint(self.accelerator, model, learner.processor, self.data.state, self.output_dir, step, keep, record)
 
 
@@ -161,6 +175,7 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     else:
         check_names(config.model, config.tokenizer)
     check_tracker(config.report_to)
+    check_tuning(config)
     parallel = parallel or requested_parallel()
     accelerator = start_accelerator(config)
     samples_before = read_record(checkpoint)["samples_seen"] if checkpoint else 0
@@ -178,7 +193,8 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     open_epoch = epoch_opener(source, config, accelerator)
     model, processor = load_model(config, checkpoint, source, accelerator)
     data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor)
-    learner = prepare_learner(model, processor, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
+    tuning = prepare_tuning(model, config, checkpoint)
+    learner = prepare_learner(model, processor, tuning, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
     return Run(config, accelerator, num_steps, checkpoint, samples_before, identity, data, learner)
 
 
@@ -238,6 +254,7 @@ def load_model(
 def prepare_learner(
     model: PreTrainedModel,
     processor: ProcessorMixin,
+    tuning: Tuning,
     config: TrainingConfig,
     accelerator: Accelerator,
     parallel: type[Parallel],
@@ -249,10 +266,11 @@ def prepare_learner(
     loss = prepare_loss(config.loss, model, is_fresh=checkpoint is None and config.model in PRESETS)
     average = build_average(model, config.ema_momentum)
     if config.gradient_checkpointing:
-        if compare_versions("transformers", ">=", "5.23"):
-            model.activation_checkpointing_enable()
-        else:
-            model.gradient_checkpointing_enable()  # its older name
+        is_new = compare_versions("transformers", ">=", "5.23")
+        enable = model.activation_checkpointing_enable if is_new else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        # Only the other kind needs inputs that ask for a gradient; a frozen tower would have to compute them.
+        model.disable_input_require_grads()
     if config.compile:
         for encoder in ("vision_model.encoder", family_of(model.config).text_encoder):
             model.get_submodule(encoder).compile()  # in place: the keys of the weights stay
@@ -260,8 +278,10 @@ def prepare_learner(
     patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
+    if tuning.adapters:
+        tuning.adapters.keep_in_checkpoints(model, accelerator)
     if checkpoint:
         accelerator.load_state(str(checkpoint))
     # Not prepared: Accelerate would step it once for every process.
     schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, step_of(checkpoint))
-    return Learner(model, processor, wrapped, average, schedule, patches, loss)
+    return Learner(model, processor, wrapped, average, schedule, patches, loss, tuning)

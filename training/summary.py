@@ -19,14 +19,17 @@ from hf_maskclip.models.towers import image_size_of
 from hf_maskclip.texts import context_length
 from hf_maskclip.visualization import draw_patch_masks
 from training.model.loss import without_added_bias
+from training.model.presets import PRESETS
+from training.model.tuning import tuning_in_words
 from training.run import Run
 from training.saving.checkpoint import prepare_output_dir
 from training.saving.example import make_example
 from training.saving.folder import FolderLock, write_state
-from training.tracking import MetricsLog, draw_curves, start_tracker
+from training.tracking import MetricsLog, draw_curves, read_metrics, start_tracker
 
 # The masks of `masks.png`. Of few patches CLIP-PGS 0.3 and 0.5 leave the same ones: one column stands for both.
 SHOWN_MASKS = {"random": "random", "cluster": "cluster", "PGS": "pgs"}
+BEFORE = "before_training"  # what records call the evaluation of the model that a run trains on
 
 
 def start_reports(run: Run) -> MetricsLog:
@@ -53,12 +56,45 @@ def run_in_words(run: Run) -> str:
     mask = model.config.vision_config.patch_mask["name"]
     shards = run.data.source.stream.num_shards
     processes = f"{accelerator.num_processes} process" + ("es" if accelerator.num_processes > 1 else "")
+    tuned = tuning_in_words(config, model, model.vision_model.patch_mask.keeps_all)
     return (
-        f"{start}{config.model}, {model.num_parameters() / 1e6:.1f} million parameters, patch mask {mask} over "
+        f"{start}{config.model}, {model.num_parameters() / 1e6:.1f} million parameters{tuned}, patch mask {mask} over "
         f"{model.vision_model.embeddings.num_patches} patches; {config.train_data}, {shards} shards; "
         f"steps {run.steps_done + 1} to {run.num_steps} of {run.samples_per_step} pairs; "
         f"{processes} with {config.num_workers} data workers each, on {accelerator.device.type}"
     )
+
+
+def evaluate_before(run: Run, log: MetricsLog) -> None:
+    """Evaluate the model of others that a run trains on, so that its end shows what was forgotten.
+
+    A run that goes on has done so, and finds the numbers in its log.
+    """
+    if run.checkpoint or run.config.model in PRESETS or not run.data.evaluations:
+        return
+    results = evaluate(run, run.learner.result())
+    log.write(0, **numbers_of(results, BEFORE), **{f"{BEFORE}_on": run.eval_data})
+    if run.accelerator.is_main_process:
+        print(f"before training: {results_in_words(results)}", file=sys.stderr, flush=True)
+
+
+def results_before(run: Run) -> dict[str, dict[str, float]]:
+    """The metrics of `evaluate_before` by the names of evaluations; empty where there was none. For the main process.
+
+    A run may go on with other evaluation data, whose numbers are not to be compared with these.
+    """
+    path = run.output_dir / "metrics.jsonl"
+    first = [record for record in read_metrics(path) if record["step"] == 0] if path.exists() else []
+    known = {key: value for record in first for key, value in record.items()}
+    if (data := known.get(f"{BEFORE}_on", run.eval_data)) != run.eval_data:
+        print(f"before training: was evaluated on eval_data={data!r}, and now on {run.eval_data!r}: not compared")
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for key, value in known.items():
+        if key.startswith(f"{BEFORE}/"):
+            name, _, metric = key.removeprefix(f"{BEFORE}/").rpartition("/")
+            found.setdefault(name, {})[metric] = value
+    return found
 
 
 def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
@@ -66,6 +102,7 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
     model = without_added_bias(run.learner.result())
     if run.accelerator.is_main_process:
         export(model, run.output_dir / "export", run.learner.processor)  # before anything else can fail
+        run.learner.tuning.save_adapters(run.learner.tuned, run.output_dir)
     results = evaluate(run, model)
     report_evaluation(log, run.num_steps, results)
     summary = {
@@ -74,11 +111,15 @@ def finish(run: Run, log: MetricsLog) -> dict[str, Any]:
         "patch_mask": run.learner.model.config.vision_config.patch_mask,
         "eval_data": run.eval_data,
         "ema_momentum": run.config.ema_momentum,
+        "freeze": run.config.freeze,
+        "lora_rank": run.config.lora_rank,
+        "interpolate_weights": run.config.interpolate_weights,
         "steps": run.num_steps,
         "samples_seen": run.samples_seen(run.num_steps),
         "train_seconds": round(run.data.state.train_seconds, 1),
         **origin_of(run),
         "skipped": sum_counts(run.data.state.skipped),
+        BEFORE: results_before(run) if run.accelerator.is_main_process else {},
         "results": results,
     }
     if run.accelerator.is_main_process:
@@ -109,19 +150,33 @@ def evaluate(run: Run, model: PreTrainedModel) -> dict[str, dict[str, Any]]:
 
 def report_evaluation(log: MetricsLog, step: int, results: dict[str, dict[str, Any]]) -> None:
     """Log the metrics, and nothing else that records say."""
-    numbers = {f"eval/{name}/{key}": record[key] for name, record in results.items() for key in record["standard_errors"]}
-    if numbers:
+    if numbers := numbers_of(results, "eval"):
         log.write(step, **numbers)
 
 
-def results_in_words(results: dict[str, dict[str, Any]]) -> str:
-    """The main numbers of evaluations, as one line."""
+def numbers_of(results: dict[str, dict[str, Any]], prefix: str) -> dict[str, float]:
+    """The metrics of records, by the names that the log has for them."""
+    return {f"{prefix}/{name}/{key}": record[key] for name, record in results.items() for key in record["standard_errors"]}
+
+
+def results_in_words(results: dict[str, dict[str, Any]], before: dict[str, dict[str, float]] | None = None) -> str:
+    """The main numbers of evaluations, as one line; each behind the one of before training, where there is one."""
     parts = []
     for name, metrics in results.items():
         recall = "recall@10" if any(key.endswith("recall@10") for key in metrics) else "recall@1"  # of fewer than ten
         shown = {k: v for k, v in metrics.items() if k in ("top1", "mean_per_class") or k.endswith(recall)}
-        parts.append(f"{name}: " + ", ".join(f"{key} {value:.1%}" for key, value in shown.items()))
+        old = (before or {}).get(name, {})
+        numbers = [f"{key} {f'{old[key]:.1%} -> ' if key in old else ''}{value:.1%}" for key, value in shown.items()]
+        parts.append(f"{name}: " + ", ".join(numbers))
     return "; ".join(parts) or "no data to evaluate on"
+
+
+def adapter_in_words(run: Run) -> str:
+    """The line of the adapters' folder; empty where a run has none."""
+    if not run.config.lora_rank:
+        return ""
+    load = f'PeftModel.from_pretrained(AutoModel.from_pretrained("{run.config.model}"), "{run.output_dir}/adapter")'
+    return f"    adapter/        what was learnt, without the model that it is for: {load}\n"
 
 
 def draw_pictures(run: Run) -> None:
@@ -140,8 +195,10 @@ def print_summary(run: Run, summary: dict[str, Any]) -> None:
     print(f"\n{summary['samples_seen']} pairs in {summary['steps']} steps, {summary['train_seconds']:.0f} s")
     if summary["skipped"]:
         print("skipped samples: " + ", ".join(f"{cause} {count}" for cause, count in summary["skipped"].items()))
+    if summary[BEFORE]:
+        print("before training -> now")
     for name, metrics in summary["results"].items():
-        print(results_in_words({name: metrics}))
+        print(results_in_words({name: metrics}, summary[BEFORE]))
     print(f"""
 In {folder}:
     export/         the model, a plain {summary["class"]} with its processor: AutoModel.from_pretrained("{folder}/export")
@@ -149,7 +206,7 @@ In {folder}:
     metrics.jsonl   loss, learning rate and speed of each step
     curves.png      the same, drawn
     masks.png       pictures of the training data, and what masks leave of them
-""")
+{adapter_in_words(run)}""")
     model = run.learner.model.config
     example = make_example(
         folder,

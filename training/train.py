@@ -33,13 +33,14 @@ def main(config: TrainingConfig) -> dict[str, Any]:
     from training.loop import train
     from training.run import prepare
     from training.stopping import StopRequest, lost_processes_in_words
-    from training.summary import finish, start_reports
+    from training.summary import evaluate_before, finish, start_reports
 
     stop = StopRequest()
     with lost_processes_in_words():
         run = prepare(config)
         try:
             log = start_reports(run)
+            evaluate_before(run, log)
             with stop:
                 is_complete = train(run, log, stop)
             results = finish(run, log) if is_complete else {}

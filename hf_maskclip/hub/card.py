@@ -31,14 +31,19 @@ OPTIONS = (
     "patch_mask",
     "mask_schedule",
     "text_mask",
+    "freeze",
+    "lora_rank",
     "samples_seen",
     "max_steps",
     "batch_size",
     "learning_rate",
+    "learning_rate_vision",
+    "learning_rate_text",
     "warmup_steps",
     "weight_decay",
     "unmasked_tuning_steps",
     "ema_momentum",
+    "interpolate_weights",
     "mixed_precision",
     "seed",
 )
@@ -213,12 +218,16 @@ def _training(config: dict[str, Any]) -> dict[str, str]:
     """The options that say how it was trained, as the cells of a table; what is off is left out, a seed of 0 is not."""
     unset = (None, "", "none")
     chosen = {name: config[name] for name in OPTIONS if config.get(name) not in unset}
+    if chosen.get("interpolate_weights") == 1:
+        del chosen["interpolate_weights"]  # the result is the tuned weights
     return {name.replace("_", " "): _cell(name, value) for name, value in chosen.items() if value != 0 or name == "seed"}
 
 
 def _cell(name: str, value: Any) -> str:
     if name == "warmup_steps" and value == -1:
         return "a tenth of the steps"
+    if name == "interpolate_weights":
+        return f"`{value}` of the tuned weights, the rest of those that it began with"
     if isinstance(value, dict):
         options = ", ".join(f"{key} {option}" for key, option in value.items() if key != "name")
         return f"`{value['name']}{': ' if options else ''}{options}`"

@@ -51,6 +51,8 @@ class DeepSpeedParallel(Parallel):
     def wrap(self, config: TrainingConfig) -> None:
         import deepspeed
 
+        if config.lora_rank:
+            fail(f"lora_rank={config.lora_rank}: adapters have few moments, which DeepSpeed would share; use DDP")
         check_process_group(self.title)
         check_is_clip(self.title, self.model, config)
         deepspeed.utils.logger.setLevel("WARNING")

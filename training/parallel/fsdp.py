@@ -63,6 +63,7 @@ def check_shardable(model: MaskCLIPModel, config: TrainingConfig) -> None:
         "ema_momentum": config.ema_momentum,
         f"patch_mask {name}": model.vision_model.patch_mask.needs_whole_weights,
         "compile": config.compile,
+        "lora_rank": config.lora_rank,
     }.items():
         if is_used:
             fail(f"{option}: needs whole weights on every process, which FSDP splits; use DDP")

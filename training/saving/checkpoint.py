@@ -52,7 +52,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         if (partial / "model.safetensors").exists():
             model.config.save_pretrained(partial)
-        else:  # the weights are split over the processes, and Accelerate does not know of them
+        else:  # Accelerate has not saved them: they are split over the processes, or their adapters lie apart
             model.save_pretrained(partial)
         processor.save_pretrained(partial)
         write_record(partial)

@@ -1,6 +1,7 @@
 """What a checkpoint records of its run, so that a run that goes on from it is the same run.
 
-The record is `record.json` in the checkpoint's folder: the options, what tells the training data, and the pairs that were seen.
+The record is `record.json` in the checkpoint's folder: the options, what tells the training data and the weights that the run
+began with, and the pairs that were seen.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from training.data.position import step_of
 FILE = "record.json"
 # What may change where a run goes on: places, the budget and its schedule, reports, and how fast or safely a step is made.
 FREE = frozenset(
-    "output_dir train_data eval_data max_steps samples_seen learning_rate warmup_steps unmasked_tuning_steps max_grad_norm "
+    "output_dir train_data eval_data max_steps samples_seen learning_rate learning_rate_vision learning_rate_text "
+    "warmup_steps unmasked_tuning_steps max_grad_norm interpolate_weights "
     "log_every eval_every checkpoint_every keep_checkpoints resume report_to num_workers max_skipped_share chunk_size compile "
     "gradient_checkpointing import dry_run debug".split()
 )
@@ -52,8 +54,8 @@ def _hash_of_captions(source: Source, shard: int) -> str | None:
     return digest.hexdigest()
 
 
-def write_record(folder: Path, config: TrainingConfig, data: dict[str, Any], samples_seen: int) -> None:
-    record = {"options": config.as_options(), "data": data, "samples_seen": samples_seen}
+def write_record(folder: Path, config: TrainingConfig, data: dict[str, Any], samples_seen: int, first_weights: str) -> None:
+    record = {"options": config.as_options(), "data": data, "samples_seen": samples_seen, "first_weights": first_weights}
     (folder / FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 

@@ -61,6 +61,10 @@ class PeerParallel(DataParallel):
         if not isinstance(mask, RandomPatchMask):
             name = self.model.config.vision_config.patch_mask["name"]
             fail(f"patch_mask={name!r}: must be random, for open_clip's patch dropout")
+        whole = {"freeze": "none", "lora_rank": 0, "learning_rate_vision": 0.0, "learning_rate_text": 0.0}
+        for option, default in whole.items():
+            if (value := config.as_options()[option]) != default:
+                fail(f"{option}={value!r}: must be {default!r}, for open_clip's model is trained as a whole")
         self.peer = OpenCLIP(self.model.config, mask.mask_ratio)
         self.model.logit_scale = self.peer.clip.logit_scale  # the one that the loop reads and bounds
         self.wrapped_model = self.accelerator.prepare(self.peer)
