@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
@@ -60,6 +61,12 @@ def load_picture(picture: Picture) -> Image.Image | None:
 def picture_hash(picture: Image.Image) -> str:
     """Equal for equal pixels, so that a picture that stands on several rows is known again."""
     return hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).hexdigest()
+
+
+def with_pillow(image_processor: Any) -> Any:
+    """The image processor of the same class and settings that resizes by Pillow, which evaluations use: open_clip's pixels."""
+    name = type(image_processor).__name__.removesuffix("Pil")
+    return getattr(transformers, f"{name}Pil")(**image_processor.to_dict())
 
 
 def inputs_of(image_processor: Any, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
