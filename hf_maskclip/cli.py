@@ -107,7 +107,7 @@ def _add_masks_command(commands: argparse._SubParsersAction) -> None:
     masks = ", ".join(built_in_masks())
     parser.add_argument("--mask", action="append", metavar="NAME", help=f"one mask, or several, of {masks}; default: all")
     parser.add_argument("--steps", action="store_true", help="the stages of pgs instead (with --mask pgs)")
-    parser.add_argument("--model", help="folder or Hub id of a CLIP whose attention the attentive mask goes by")
+    parser.add_argument("--model", help="folder or Hub id of a model whose attention the attentive mask goes by")
     parser.add_argument("--image_size", type=int, help="in pixels (default: the model's, or 224)")
     parser.add_argument("--patch_size", type=int, help="in pixels (default: the model's, or 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the masks' randomness (default: %(default)s)")
@@ -116,7 +116,9 @@ def _add_masks_command(commands: argparse._SubParsersAction) -> None:
 
 def _add_demo_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("demo", help="a page in the browser: masks with sliders, zero-shot scores as patches go")
-    parser.add_argument("--model", default=QUICKSTART_MODEL, help="folder or Hub id of a CLIP (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=QUICKSTART_MODEL, help="folder or Hub id of a CLIP, or of its kin (default: %(default)s)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is for all who reach it (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
     parser.set_defaults(command="run_demo")
@@ -149,13 +151,13 @@ def _add_export_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("export", help="a run or a checkpoint as a model that loads without this package")
     parser.add_argument("source", help="folder of a run, of a checkpoint or of a model, or a Hub id")
     parser.add_argument("output", type=Path, help="folder, made if it does not exist")
-    parser.add_argument("--remote_code", action="store_true", help="the masked model with its code (default: a plain CLIP)")
+    parser.add_argument("--remote_code", action="store_true", help="a masked CLIP with its code (default: its plain class)")
     parser.set_defaults(command="export")
 
 
 def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("evaluate", help="a CLIP on one data set, or on all five families of the papers' tables")
-    parser.add_argument("--model", default="", help="folder or Hub id of a CLIP")
+    parser = commands.add_parser("evaluate", help="a model on one data set, or on all five families of the papers' tables")
+    parser.add_argument("--model", default="", help="folder or Hub id of a CLIP, a SigLIP or a model of their kin")
     parser.add_argument("--output", default="", help="JSON file for the results; goes on from those in it")
     parser.add_argument("--suite", choices=SUITES, help="all five families: on embedded scenes, or on the papers' data sets")
     parser.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="tasks or families of a suite; default: all")

@@ -21,18 +21,18 @@ KEPT_CARD = "{} has a card that was edited on the Hub: it is kept, delete its RE
 
 def draw_masks(options: argparse.Namespace) -> None:
     """Draw what each mask leaves of pictures, or the stages of PGS."""
-    from .models.modeling_maskclip_vision import MaskCLIPVisionModel
+    from .dual_encoders import load_teacher
     from .models.patch_mask_registry import patch_masks
     from .visualization import draw_patch_masks, draw_pgs_steps
 
     masks = _masks_to_draw(options)
     images = [_open_picture(path) for path in options.images]
-    teacher, image_size, patch_size = None, 224, 16
+    teacher, image_size, patch_size = {}, 224, 16
     if options.model:
         with as_config_error("--model", options.model):
-            loading = {"attn_implementation": "eager", "patch_mask": "none"}
-            teacher = MaskCLIPVisionModel.from_pretrained(find_model(options.model), **loading).eval()
-        image_size, patch_size = teacher.config.image_size, teacher.config.patch_size
+            tower, statistics = load_teacher(find_model(options.model))
+        teacher = {"teacher": tower, "statistics": statistics}
+        image_size, patch_size = tower.config.image_size, tower.config.patch_size
         if options.patch_size not in (None, patch_size):
             fail(f"--patch_size {options.patch_size}: the patches of {options.model} have {patch_size} pixels")
     sizes = {"image_size": image_size if options.image_size is None else options.image_size}
@@ -41,7 +41,7 @@ def draw_masks(options: argparse.Namespace) -> None:
         if options.steps:
             figure = draw_pgs_steps(images, **sizes, seed=options.seed)
         else:
-            figure = draw_patch_masks(images, {name: name for name in masks}, teacher=teacher, **sizes, seed=options.seed)
+            figure = draw_patch_masks(images, {name: name for name in masks}, **teacher, **sizes, seed=options.seed)
     _save_figure(figure, options.output)
     if not options.mask and not options.model:
         left_out = [name for name, mask in patch_masks().items() if mask.needs_patch_scores]
@@ -100,19 +100,15 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write a run, a checkpoint or a model as a plain CLIP, or with its code."""
-    from transformers import CLIPImageProcessor, CLIPProcessor
-
-    from .conversion.clip import export_to_clip, load_maskclip
-    from .models.modeling_maskclip import MaskCLIPModel
+    """Write a run, a checkpoint or a model as its plain class of Transformers, or a CLIP with its code."""
+    from .conversion.clip import export as export_model
+    from .conversion.source import load_for_export
 
     source = find_model(options.source)
     with as_config_error("source", source):
-        model = load_maskclip(source)
-        processor_class = CLIPProcessor if isinstance(model, MaskCLIPModel) else CLIPImageProcessor
-        processor = processor_class.from_pretrained(source)
+        model, processor = load_for_export(source)
     with as_config_error("output", options.output):
-        export_to_clip(model, options.output, processor, options.remote_code)
+        export_model(model, options.output, processor, options.remote_code)
     trust = ", trust_remote_code=True" if options.remote_code else ""
     print(f'{source} written to {options.output}: AutoModel.from_pretrained("{options.output}"{trust})')
 
@@ -177,11 +173,13 @@ def write_card(options: argparse.Namespace) -> None:
 
 def push(options: argparse.Namespace) -> None:
     """Push a run to the Hub, or show what would go there."""
+    from .dual_encoders import check_can_be_shown
     from .hub.repository import ModelRepository
     from .hub.space import SpaceRepository
 
     repositories = [ModelRepository(options.run_dir, options.repo_id, options.license)]
     if options.space:
+        check_can_be_shown(str(options.run_dir / "export"))
         repositories.append(SpaceRepository(options.repo_id))
     contents = [repository.content() for repository in repositories]  # what is wrong, before anything is sent
     if not options.dry_run:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torchvision.transforms import v2
-from transformers import CLIPVisionModel
+from transformers import PreTrainedModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .models.patch_edges import patch_edges
@@ -62,7 +62,8 @@ def mask_panels(
     *,
     image_size: int,
     patch_size: int,
-    teacher: CLIPVisionModel | None = None,
+    teacher: PreTrainedModel | None = None,
+    statistics: tuple[Sequence[float], Sequence[float]] = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     seed: int = 0,
 ) -> list[list[Panel]]:
     """For each picture: the picture, its edge strength by patch, and what each mask leaves visible.
@@ -72,9 +73,10 @@ def mask_panels(
         masks: the panels' titles and their masks, as names or dicts.
         image_size, patch_size: in pixels.
         teacher: for the attentive mask: a vision tower in evaluation mode with eager attention.
+        statistics: mean and standard deviation by which pixels are normalised, as the teacher's image processor does.
         seed: of the masks' randomness.
     """
-    pixels, pixel_values = _to_squares(images, image_size)
+    pixels, pixel_values = _to_squares(images, image_size, *statistics)
     rows, columns = patch_grid(pixel_values, patch_size)
     edges = patch_edges(pixel_values, patch_size).view(-1, rows, columns)
     panels = [
@@ -170,14 +172,19 @@ def _to_pixels(values: torch.Tensor, patch_size: int) -> torch.Tensor:
     return values.repeat_interleave(patch_size, dim=-2).repeat_interleave(patch_size, dim=-1)
 
 
-def _to_squares(images: list[Image.Image], image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _to_squares(
+    images: list[Image.Image],
+    image_size: int,
+    mean: Sequence[float] = OPENAI_CLIP_MEAN,
+    deviation: Sequence[float] = OPENAI_CLIP_STD,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels (B, 3, H, W) in [0, 1], and the same as a model takes them."""
     to_square: Callable = v2.Compose([v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size), v2.PILToTensor()])
     pixels = torch.stack([to_square(image.convert("RGB")) for image in images]) / 255
-    return pixels, v2.functional.normalize(pixels, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    return pixels, v2.functional.normalize(pixels, list(mean), list(deviation))
 
 
-def _select(mask: PatchMask, pixel_values: torch.Tensor, teacher: CLIPVisionModel | None, seed: int) -> PatchSelection:
+def _select(mask: PatchMask, pixel_values: torch.Tensor, teacher: PreTrainedModel | None, seed: int) -> PatchSelection:
     generator = torch.Generator().manual_seed(seed)
     if not mask.needs_patch_scores:
         return mask(pixel_values, generator=generator)

@@ -88,6 +88,8 @@ def test_preprocessing_is_written_as_it_is_or_refused(make_clip, tokenizer, tmp_
 def test_each_command_refuses_in_one_line(command, kind, config_parts, processor, tmp_path, capsys):
     folder = tmp_path / "no" / kind
     if kind == "siglip":
+        if command in ("export", "masks"):
+            pytest.skip("takes a SigLIP")
         small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
         SiglipModel(SiglipConfig(text_config=small | {"vocab_size": 99}, vision_config=small)).save_pretrained(folder)
     elif kind == "classifier":
@@ -112,7 +114,7 @@ def test_each_command_refuses_in_one_line(command, kind, config_parts, processor
     }[command]
     assert main([command, *map(str, arguments)]) == 2
     error = capsys.readouterr().err
-    words = {"siglip": "iglip", "missing": "no such folder", "empty": "holds no model", "classifier": "no weights for"}
+    words = {"siglip": "siglip", "missing": "no such folder", "empty": "holds no model", "classifier": "no weights for"}
     assert words[kind] in error
     assert [line for line in error.splitlines() if line.startswith("error: ")] == [error.splitlines()[-1]]
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from hf_maskclip.evaluation import (
     Encoder,
     ImageSet,
 )
-from hf_maskclip.evaluation.pixels import pixels_of
+from hf_maskclip.evaluation.pixels import inputs_of
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def test_features_are_those_of_the_model_in_evaluation_mode_and_the_mode_comes_b
     assert model.training
     assert found.targets == [0, 1, 2, 3, 4]
     with torch.no_grad():
-        pixel_values = pixels_of(processor.image_processor, pictures)
-        expected = model.eval().get_image_features(pixel_values=pixel_values).pooler_output
+        inputs = inputs_of(processor.image_processor, pictures)
+        expected = model.eval().get_image_features(**inputs).pooler_output
     torch.testing.assert_close(found.features, F.normalize(expected, dim=-1))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
 from hf_maskclip.evaluation import Encoder, ImageSet
-from hf_maskclip.evaluation.pixels import pixels_of
+from hf_maskclip.evaluation.pixels import inputs_of
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip is of the conversion extra")
 SIZES = [(640, 427), (427, 640), (640, 478), (478, 640), (500, 334), (334, 500), (300, 260), (224, 224), (225, 224), (1, 1)]
@@ -40,7 +40,7 @@ def test_pixels_are_open_clips_for_every_size(image_size, pictures):
     moved = 0
     for size in pictures:
         picture = picture_of(size)
-        (pixels,) = pixels_of(processor, [picture])
+        (pixels,) = inputs_of(processor, [picture])["pixel_values"]
         expected = transform(picture)
         assert pixels.shape == expected.shape
         torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-5, msg=f"{size}")  # a pixel's step is 1 / 70
@@ -52,15 +52,17 @@ def test_pixels_are_open_clips_for_every_size(image_size, pictures):
 def test_a_batch_of_many_sizes_is_that_of_its_pictures_alone():
     processor = processor_of(32)
     pictures = [picture_of(size) for size in sizes(20)]
-    together = pixels_of(processor, pictures)
-    torch.testing.assert_close(together, torch.cat([pixels_of(processor, [picture]) for picture in pictures]), rtol=0, atol=0)
+    together = inputs_of(processor, pictures)["pixel_values"]
+    torch.testing.assert_close(
+        together, torch.cat([inputs_of(processor, [picture])["pixel_values"] for picture in pictures]), rtol=0, atol=0
+    )
 
 
 def test_the_other_backend_crops_at_the_same_place():
     """Its resizing differs by a level or two of 255, its crop not: pictures of the crop's short side are not resized."""
     for size in [(32, 33), (35, 32), (32, 39), (41, 32)]:
         expected = open_clip.image_transform(32, is_train=False)(picture_of(size))
-        (pixels,) = pixels_of(processor_of(32, CLIPImageProcessor), [picture_of(size)])
+        (pixels,) = inputs_of(processor_of(32, CLIPImageProcessor), [picture_of(size)])["pixel_values"]
         torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-5)
 
 
@@ -68,7 +70,7 @@ def test_a_processor_without_a_crop_is_left_as_it_is():
     processor = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
     pictures = [random_picture(n) for n in range(2)]
     expected = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixels_of(processor, pictures), expected, rtol=0, atol=0)
+    torch.testing.assert_close(inputs_of(processor, pictures)["pixel_values"], expected, rtol=0, atol=0)
 
 
 def test_features_are_those_of_open_clips_pixels(make_model, processor):
@@ -99,4 +101,4 @@ def test_pixels_of_real_pictures_are_open_clips(image_size):
     assert len({picture.size for picture in pictures}) > 3
     transform, processor = open_clip.image_transform(image_size, is_train=False), processor_of(image_size)
     for picture in pictures:
-        torch.testing.assert_close(pixels_of(processor, [picture])[0], transform(picture), rtol=0, atol=1e-5)
+        torch.testing.assert_close(inputs_of(processor, [picture])["pixel_values"][0], transform(picture), rtol=0, atol=1e-5)

@@ -21,7 +21,7 @@ FLOORS = (
     ("errors", "distributed"),
     ("options", "model_folder"),
     ("models", "data", "losses", "auto_config"),
-    ("texts",),
+    ("texts", "dual_encoders"),
     ("conversion", "evaluation", "visualization", "mask_schedule"),
     ("trainer_callback",),
     ("hub", "demo"),

@@ -8,10 +8,11 @@ import shutil
 import pytest
 import torch
 from families import DUAL_ENCODERS, make_plain, make_tokenizer, save_folder
-from helpers import CAPTIONS, as_killed_at, same
+from helpers import CAPTIONS, as_killed_at, encode_image, random_picture, same, without_speed, write_shard
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from hf_maskclip import ContrastiveLoss, SigmoidLoss
+from hf_maskclip.cli import main as cli
 from hf_maskclip.errors import ConfigError
 from training.data.batches import TextForm, pad_tokens
 from training.model import presets
@@ -55,6 +56,24 @@ def test_a_family_is_trained_resumed_to_the_bit_and_exported(name, run, tmp_path
     assert same(again) == same(steps)
     after = AutoModel.from_pretrained(tmp_path / "b" / "export").state_dict()
     assert all(torch.equal(weight, after[key]) for key, weight in exported.state_dict().items())
+
+
+@pytest.mark.parametrize("name", DUAL_ENCODERS)
+def test_a_runs_own_evaluation_is_that_of_its_export(name, run, tmp_path):
+    photos = str(tmp_path / "photos")
+    (tmp_path / "photos" / "test").mkdir(parents=True)
+    (tmp_path / "photos" / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "photos" / "classnames.txt").write_text("red fish\nblue fish")
+    pictures = [encode_image(random_picture(number, (60, 37 + number))) for number in range(6)]
+    samples = {f"s{n}": {"png": picture, "cls": str(n % 2).encode()} for n, picture in enumerate(pictures)}
+    write_shard(tmp_path / "photos" / "test" / "0.tar", samples)
+    folder = save_folder(name, tmp_path / "model")
+    summary, _, written = run(model=str(folder), patch_mask="random", eval_data=photos, output_dir=str(tmp_path / "a"))
+    data = ["--data", photos, "--task", "zero_shot_classification"]
+    assert cli(["evaluate", "--model", str(written / "export"), *data, "--output", str(tmp_path / "eval.json")]) == 0
+    results = json.loads((tmp_path / "eval.json").read_text())["results"]
+    assert next(iter(results.values()))["n"] == 6
+    assert without_speed(results) == without_speed(json.loads(json.dumps(summary["results"])))
 
 
 @pytest.mark.parametrize("name, option, loss", [("siglip", "auto", SigmoidLoss), ("clip", "auto", ContrastiveLoss)])

@@ -1,5 +1,6 @@
 """What a run says at its start and at its end: its folder, its evaluation, its pictures, and how to load the model."""
 
+import copy
 import json
 import sys
 from importlib.metadata import version
@@ -7,13 +8,14 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import CLIPImageProcessorPil, CLIPProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_maskclip.conversion.clip import export, exported_class
 from hf_maskclip.data.specs import hub_ids_of, is_hub_id
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.encoder import PACKAGES
+from hf_maskclip.evaluation.pixels import with_pillow
 from hf_maskclip.evaluation.runner import run_evaluations
 from hf_maskclip.models.towers import image_size_of
 from hf_maskclip.texts import context_length
@@ -142,9 +144,9 @@ def origin_of(run: Run) -> dict[str, Any]:
 
 def evaluate(run: Run, model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """The records of the run's evaluations by their names, as `hf-maskclip evaluate` gives them for the export."""
-    processor = run.learner.processor
-    image_processor = CLIPImageProcessorPil(**processor.image_processor.to_dict())
-    encoder = Encoder(model, CLIPProcessor(image_processor=image_processor, tokenizer=processor.tokenizer))
+    processor = copy.copy(run.learner.processor)
+    processor.image_processor = with_pillow(processor.image_processor)
+    encoder = Encoder(model, processor)
     return dict(run_evaluations(encoder, run.data.evaluations))
 
 

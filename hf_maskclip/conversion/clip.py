@@ -28,9 +28,11 @@ from ..models.modeling_maskclip import (
     MaskCLIPVisionModelWithProjection,
 )
 from ..models.patch_mask_registry import BUILT_IN
+from ..models.towers import find_family
 
 if TYPE_CHECKING:  # they import torchvision, which takes seconds
-    from transformers import CLIPImageProcessor, CLIPProcessor, ProcessorMixin
+    from transformers import ProcessorMixin
+    from transformers.image_processing_utils import BaseImageProcessor
 
 
 class Twin(NamedTuple):
@@ -67,7 +69,7 @@ def load_maskclip(source: str | Path) -> PreTrainedModel:
 def export_to_clip(
     model: PreTrainedModel,
     output_dir: str | Path,
-    processor: "CLIPProcessor | CLIPImageProcessor",
+    processor: "ProcessorMixin | BaseImageProcessor",
     remote_code: bool = False,
 ) -> None:
     """Write a trained model as `model_type: clip`, with its processor and tokenizer, for `AutoModel` and `pipeline`.
@@ -108,26 +110,47 @@ def exported_class(model: PreTrainedModel) -> str:
     return TWINS[type(model)].plain.__name__ if type(model) in TWINS else type(model).__name__
 
 
-def export(model: PreTrainedModel, output_dir: str | Path, processor: "ProcessorMixin") -> None:
+def export(
+    model: PreTrainedModel,
+    output_dir: str | Path,
+    processor: "ProcessorMixin | BaseImageProcessor",
+    remote_code: bool = False,
+) -> None:
     """Write a trained model of any family, with its processor, as its plain class in Transformers.
 
+    A MaskCLIP is written by [`export_to_clip`]. The patch mask stays in the configuration, where [`add_patch_mask`] finds it.
+
+    Args:
+        remote_code: write the masked model with its code; a MaskCLIP alone needs that.
+
     Raises:
-        ConfigError: as [`export_to_clip`], for a MaskCLIP.
+        ConfigError: a model of no known family, one with adapters that are not merged, or one that is quantised. Or remote code
+            for a model that has none.
     """
     if type(model) in TWINS:
-        export_to_clip(model, output_dir, processor)
-    else:
-        model.save_pretrained(output_dir)  # `add_patch_mask` has changed classes of its parts, and no key
-        processor.save_pretrained(output_dir)
+        export_to_clip(model, output_dir, processor, remote_code)
+        return
+    name, family = type(model).__name__, find_family(type(model.config).model_type)
+    if family is None or name not in family.mixins:
+        raise ConfigError(f"export of a {name}: is no model of a known family that was loaded by Transformers")
+    if remote_code and family.model_type == "clip":
+        raise ConfigError(f"--remote_code: {name} has no code of its own; load it as a Mask{name}")
+    if remote_code:
+        raise ConfigError(
+            f"--remote_code: {name} needs none, its export is that class of Transformers, and add_patch_mask masks it"
+        )
+    check_weights(model)
+    model.save_pretrained(output_dir)  # `add_patch_mask` has changed classes of its parts, and no key
+    save_processor(processor, output_dir)
 
 
-def save_processor(processor: "ProcessorMixin | CLIPImageProcessor", output_dir: str | Path) -> None:
+def save_processor(processor: "ProcessorMixin | BaseImageProcessor", output_dir: str | Path) -> None:
     """Write a processor with the file that Transformers 4 reads beside that of Transformers 5."""
     from transformers import ProcessorMixin  # it imports torchvision, which whoever has a processor has waited for
 
     processor.save_pretrained(output_dir)
     image_processor = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
-    kind = type(image_processor).__name__.removesuffix("Pil")
+    kind = type(image_processor).__name__.removesuffix("Pil")  # Transformers 4 has one class for both
     content = json.loads(image_processor.to_json_string()) | {"image_processor_type": kind}
     text = json.dumps(content, indent=2) + "\n"
     Path(output_dir, "preprocessor_config.json").write_text(text, encoding="utf-8")
@@ -142,6 +165,12 @@ def _check_exportable(model: PreTrainedModel) -> None:
         )
         hint = hint or f"must be one of {', '.join(kind.__name__ for kind in TWINS)}"
         raise ConfigError(f"export of a {name}: {hint}")
+    check_weights(model)
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Raise a ConfigError where the weights are not those that the class has: with adapters, quantised, or changed."""
+    name = type(model).__name__
     with torch.device("meta"):
         expected = type(model)(copy.deepcopy(model.config)).state_dict()
     weights = model.state_dict()

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from transformers import CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.scene_drawing import draw_scene
 from ..data.scenes import sample_scene
-from ..models.modeling_maskclip import MaskCLIPModel
 from .labels import parse_labels
 from .scoring import TEMPLATE, score_labels
 
@@ -72,7 +71,7 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="hf_maskclip_demo_"))
 
 
-def try_examples(model: MaskCLIPModel, processor: CLIPProcessor, mask: str) -> list[Outcome]:
+def try_examples(model: PreTrainedModel, processor: ProcessorMixin, mask: str) -> list[Outcome]:
     """All examples as the model scores them, those first that show the effect of the mask best."""
     outcomes = []
     for example in EXAMPLES:

@@ -6,9 +6,8 @@ from itertools import chain
 from typing import NamedTuple
 
 from PIL import Image
+from transformers import PreTrainedModel
 
-from ..models.modeling_maskclip import MaskCLIPModel
-from ..models.modeling_maskclip_vision import MaskCLIPVisionModel
 from ..models.patch_mask_registry import patch_masks, resolve_patch_mask
 from ..visualization import Panel, mask_panels, pgs_panels
 
@@ -43,7 +42,7 @@ def mask_at_ratio(name: str, mask_ratio: float) -> dict:
     return options | {key: mask_ratio for key in options if key.endswith("mask_ratio")}
 
 
-def attention_teacher(vision_model: MaskCLIPVisionModel) -> MaskCLIPVisionModel:
+def attention_teacher(vision_model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a vision tower that shares its weights and keeps attention weights.
 
     What looks into the copy as it runs sees no pass of another visitor.
@@ -70,7 +69,7 @@ def check_settings(values: Sequence[float | None]) -> None:
         raise ValueError(f"{first} is {least:g}, above {second}, which is {largest:g}: move one of the two.")
 
 
-def show_masks(model: MaskCLIPModel, image: Image.Image, *settings: float) -> tuple[list[Panel], list[Panel]]:
+def show_masks(model: PreTrainedModel, image: Image.Image, *settings: float) -> tuple[list[Panel], list[Panel]]:
     """What every mask leaves visible of a picture, and the stages of PGS.
 
     Patches have the model's size. There are at least 14 of them a side, so that a tiny model's masks can be told apart too.

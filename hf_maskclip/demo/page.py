@@ -7,10 +7,9 @@ from functools import partial, wraps
 from pathlib import Path
 
 import gradio as gr
-from transformers import CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from .. import __version__
-from ..models.modeling_maskclip import MaskCLIPModel
 from ..models.patch_mask_registry import patch_masks
 from .examples import Outcome, example_path, in_words, try_examples
 from .figures import message_html, panels_html, scores_html
@@ -80,7 +79,7 @@ def _introduction(model_dir: str | Path) -> str:
     )
 
 
-def masks_results(model: MaskCLIPModel, picture: dict | str | None, *settings: float) -> tuple[str, str]:
+def masks_results(model: PreTrainedModel, picture: dict | str | None, *settings: float) -> tuple[str, str]:
     """The results of the first tab as HTML; settings as in [`show_masks`]."""
     every, stages = show_masks(model, open_picture(picture), *settings)
     caption = MASKS_CAPTION.format(papers=_papers())
@@ -99,8 +98,8 @@ def _papers() -> str:
 
 
 def score_results(
-    model: MaskCLIPModel,
-    processor: CLIPProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     picture: dict | str | None,
     labels: str,
     template: str,
@@ -112,7 +111,7 @@ def score_results(
     report = partial(progress, desc="hiding patches")
     scores = score_labels(model, processor, image, names, template, mask, report=report)  # (R, M)
     draws = f"{num_draws(model)} draws" if num_draws(model) > 1 else "one draw"
-    too_long = num_cut(processor, names, template)
+    too_long = num_cut(model, processor, names, template)
     cut = f"Too long, so that the model reads their beginning alone: {too_long} of the labels." if too_long else ""
     caption = SCORES_CAPTION.format(draws=draws, cut=cut)
     title = f"Scores of {len(names)} labels as {mask} hides patches"

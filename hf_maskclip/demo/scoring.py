@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..models.modeling_maskclip import MaskCLIPModel
+from ..dual_encoders import check_can_be_shown, load_dual_encoder, load_processor
 from ..models.patch_mask_registry import build_patch_mask, find_patch_mask
 from ..models.patch_masking import PatchSelection, keep_first_of_each
 from ..models.patch_masking_attentive import class_attention
+from ..texts import context_length, encode_texts
 from ..visualization import Panel, mask_panels
 from .masking import attention_teacher, mask_at_ratio
 
@@ -29,12 +30,17 @@ BUDGET = 35e9
 _tokenizer_is_used = threading.Lock()  # a fast tokenizer keeps its padding and truncation as state
 
 
-def load_model(model_dir: str | Path) -> tuple[MaskCLIPModel, CLIPProcessor]:
-    """The CLIP of a folder or a Hub id, in evaluation mode."""
-    return MaskCLIPModel.from_pretrained(model_dir).eval(), CLIPProcessor.from_pretrained(model_dir)
+def load_model(model_dir: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The CLIP of a folder or a Hub id, or a model of its kin, in evaluation mode.
+
+    Raises:
+        ConfigError: a model of another family.
+    """
+    check_can_be_shown(str(model_dir))
+    return load_dual_encoder(str(model_dir)).eval(), load_processor(str(model_dir))
 
 
-def num_draws(model: MaskCLIPModel) -> int:
+def num_draws(model: PreTrainedModel) -> int:
     """How many draws of a mask are averaged: fewer for a larger vision tower, at most `MAX_DRAWS`."""
     vision = model.config.vision_config
     num_tokens = 1 + (vision.image_size // vision.patch_size) ** 2
@@ -42,18 +48,18 @@ def num_draws(model: MaskCLIPModel) -> int:
     return max(1, min(MAX_DRAWS, round(BUDGET / cost)))
 
 
-def num_cut(processor: CLIPProcessor, labels: Sequence[str], template: str) -> int:
+def num_cut(model: PreTrainedModel, processor: ProcessorMixin, labels: Sequence[str], template: str) -> int:
     """How many of the labels' prompts are longer than the model reads."""
     prompts = [template.replace("{}", label) for label in labels]
     with _tokenizer_is_used:
         tokens = processor.tokenizer(prompts, verbose=False)["input_ids"]
-    return sum(len(ids) > processor.tokenizer.model_max_length for ids in tokens)
+    return sum(len(ids) > context_length(model.config, processor.tokenizer) for ids in tokens)
 
 
 @torch.no_grad()
 def score_labels(
-    model: MaskCLIPModel,
-    processor: CLIPProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     image: Image.Image,
     labels: Sequence[str],
     template: str,
@@ -75,9 +81,9 @@ def score_labels(
         raise ValueError(f"Template: {template!r} must have {{}} where the label goes.")
     prompts = [template.replace("{}", label) for label in labels]
     with _tokenizer_is_used:
-        inputs = processor(text=prompts, images=image, padding=True, truncation=True, return_tensors="pt")
-    pixel_values = inputs.pop("pixel_values")  # (1, 3, H, W)
-    text_embeds = F.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)  # (M, E)
+        texts = encode_texts(model.config, processor.tokenizer, prompts)
+    pixel_values = processor.image_processor(images=image, return_tensors="pt")["pixel_values"]  # (1, 3, H, W)
+    text_embeds = F.normalize(model.get_text_features(**texts).pooler_output, dim=-1)  # (M, E)
     needs_scores = find_patch_mask(mask).needs_patch_scores
     attention = class_attention(attention_teacher(model.vision_model), pixel_values) if needs_scores else None  # (1, L)
     draws = num_draws(model)
@@ -99,7 +105,7 @@ def score_labels(
 
 
 def draw_selections(
-    model: MaskCLIPModel, pixel_values: torch.Tensor, mask: dict, attention: torch.Tensor | None, draws: int
+    model: PreTrainedModel, pixel_values: torch.Tensor, mask: dict, attention: torch.Tensor | None, draws: int
 ) -> PatchSelection:
     """Several draws of a mask of one picture (1, C, H, W), as the selection of a batch of them.
 
@@ -117,7 +123,7 @@ def draw_selections(
     return keep_first_of_each(order, num_kept, int(num_kept.max()))
 
 
-def show_hidden(model: MaskCLIPModel, image: Image.Image, mask: str) -> list[Panel]:
+def show_hidden(model: PreTrainedModel, image: Image.Image, mask: str) -> list[Panel]:
     """What the model sees of a picture, whole and at some of the shares: the first of the draws that are scored."""
     masks = {f"{share:.0%} hidden": mask_at_ratio(mask, share) for share in SHOWN_SHARES}
     vision = model.config.vision_config

@@ -1,4 +1,4 @@
-"""`hf-maskclip evaluate`: evaluate a CLIP, a folder or Hub id that Transformers loads, on one data set or a suite of them."""
+"""`hf-maskclip evaluate`: evaluate a dual encoder, of a folder or Hub id, on one data set or a suite of them."""
 
 import argparse
 import sys
@@ -87,11 +87,10 @@ def start_processes() -> PartialState:
 def evaluations_of(options: argparse.Namespace, encoder: Encoder) -> list[Evaluation]:
     if not options.data:
         return chosen_evaluations(encoder, options.tasks, options.suite or "", options.data_root)
-    vision_config: Any = encoder.model.config.vision_config
     request = Request(
         options.task,
         options.split,
-        vision_config.image_size,
+        encoder.image_size,
         PairKeys(options.image_key, options.caption_key),
         options.class_names,
         options.templates,

@@ -1,10 +1,11 @@
-"""A CLIP as evaluations see it: image and text features, computed once, shared over processes, and what they depend on.
+"""A dual encoder as evaluations see it: image and text features, computed once, shared over processes, and what they depend on.
 
 Shapes: B pictures of a batch, N pictures, E projection size.
 """
 
 import hashlib
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,12 +24,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import CLIPModel, CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ..distributed import gather_pieces, is_mine, usable_cpus
 from ..errors import fail
-from ..models.modeling_maskclip import MaskCLIPModel
-from .pixels import Picture, load_picture, name_of, picture_hash, pixels_of
+from ..models.masked_models import PatchMaskedDualEncoder
+from ..models.towers import find_family, known_families
+from ..texts import check_ends_of_texts, encode_texts, family_of, text_settings, warn_of_kept_capitals
+from .pixels import Picture, inputs_of, load_picture, name_of, picture_hash
 
 TEXTS_PER_BATCH = 256
 PACKAGES = ("hf_maskclip", "transformers", "torch", "torchvision", "pillow")
@@ -76,9 +79,10 @@ class Encoder:
     """Encodes pictures and texts by a model in evaluation mode, in the model's own precision.
 
     Args:
-        model: any `CLIPModel`; a [`MaskCLIPModel`] where `apply_patch_mask` is set.
-        processor: its processor, with open_clip's centre crop ([`pixels_of`]). Transformers' own is one pixel off where an odd
-            number of pixels is cut.
+        model: a dual encoder of any family in `FAMILIES`; where `apply_patch_mask` is set a [`MaskCLIPModel`], or one that
+            [`add_patch_mask`] has given a mask.
+        processor: its processor, with open_clip's centre crop ([`inputs_of`]). Transformers' own is one pixel off where an odd
+            number of pixels is cut. Texts are padded as the family's are.
         batch_size: pictures a forward pass, by default 16 on a CPU, whose cache more would leave, and else 128. Batches are the
             same ones on any number of processes.
         apply_patch_mask: encode visible patches only; a batch always gets the same mask.
@@ -93,8 +97,8 @@ class Encoder:
         evaluate_zero_shot(encoder, images, class_names=["cat", "dog"], templates=["a photo of a {c}"])["top1"]
     """
 
-    model: CLIPModel
-    processor: CLIPProcessor
+    model: PreTrainedModel
+    processor: ProcessorMixin
     batch_size: int | None = None
     apply_patch_mask: bool = False
     cache_dir: Path | None = None
@@ -105,13 +109,24 @@ class Encoder:
 
     def __post_init__(self):
         self.batch_size = self.batch_size or (16 if self.model.device.type == "cpu" else 128)
-        if self.apply_patch_mask and not isinstance(self.model, MaskCLIPModel):
-            fail(f"apply_patch_mask: a {type(self.model).__name__} has no patch mask; load it as a MaskCLIPModel")
+        check_is_dual_encoder(self.model)
+        check_ends_of_texts(self.model.config, self.processor.tokenizer)
+        warn_of_kept_capitals(self.processor.tokenizer)
+        if self.apply_patch_mask:
+            check_has_mask(self.model)
 
     @cached_property
     def model_hash(self) -> str:
         """Of the weights: 16 hexadecimal digits."""
         return hash_of_weights(self.model.state_dict())
+
+    @property
+    def image_size(self) -> int:
+        """The side in pixels of a square picture that the model sees whole; NaFlex's is what fills its budget of patches."""
+        vision_config: Any = self.model.config.vision_config
+        if "max_num_patches" in (budget := self.processor.image_processor.to_dict()):
+            return math.isqrt(budget["max_num_patches"]) * vision_config.patch_size
+        return vision_config.image_size
 
     def describe(self) -> dict[str, Any]:
         """What results depend on besides the data, for the record."""
@@ -120,13 +135,16 @@ class Encoder:
         vision_config: Any = self.model.config.vision_config
         return {
             "model_hash": self.model_hash,
+            "model_family": family_of(self.model.config).title,
             "precision": str(self.model.dtype).removeprefix("torch."),
             "batch_size": self.batch_size,
             "image_backend": image_processor.backend,
-            "resize": settings["size"] if image_processor.do_resize else None,
+            "resize": settings.get("size") if image_processor.do_resize else None,
+            "max_num_patches": settings.get("max_num_patches"),  # of NaFlex, which keeps aspect ratios
             "crop": settings["crop_size"] if image_processor.do_center_crop else None,
             "crop_rounding": "half to even" if image_processor.do_center_crop else None,
             "patch_mask": vision_config.patch_mask if self.apply_patch_mask else None,
+            "texts": text_settings(self.model.config, self.processor.tokenizer),
             "limit": self.limit,
             "versions": {name: version(name) for name in PACKAGES},
         }
@@ -164,8 +182,8 @@ class Encoder:
         shares = []
         bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
         with _evaluation_mode(self.model), bar:
-            for number, pixel_values, targets, num_undecodable, hashes, names in _in_threads(self._load_batch, batches):
-                features = self._encode_pixels(pixel_values, seed=number) if targets else torch.empty(0)
+            for number, inputs, targets, num_undecodable, hashes, names in _in_threads(self._load_batch, batches):
+                features = self._encode_pictures(inputs, seed=number) if targets else torch.empty(0)
                 shares.append((number, features, targets, num_undecodable, hashes, names))
                 bar.update((len(targets) + num_undecodable) * state.num_processes)
         shares = gather_pieces(shares)
@@ -184,8 +202,8 @@ class Encoder:
 
     def _load_batch(
         self, batch: tuple[int, list[tuple[Picture, Any]]]
-    ) -> tuple[int, torch.Tensor | None, list[Any], int, list[str], list[str]]:
-        """The number of a batch, and of its readable pictures pixels (B, C, H, W), targets, hashes and names."""
+    ) -> tuple[int, dict[str, torch.Tensor], list[Any], int, list[str], list[str]]:
+        """The number of a batch, and of its readable pictures what the model takes, targets, hashes and names."""
         number, samples = batch
         assert self.batch_size is not None  # since __post_init__
         first = number * self.batch_size
@@ -193,27 +211,28 @@ class Encoder:
         loaded = [(load_picture(picture), target, name_of(picture) or str(n)) for n, (picture, target) in numbered]
         usable = [(picture, target, name) for picture, target, name in loaded if picture is not None]
         pictures = [picture for picture, _, _ in usable]
-        pixel_values = pixels_of(self.processor.image_processor, pictures) if usable else None
+        inputs = inputs_of(self.processor.image_processor, pictures) if usable else {}
         hashes = [picture_hash(picture) for picture in pictures]
         targets, names = [target for _, target, _ in usable], [name for _, _, name in usable]
-        return number, pixel_values, targets, len(loaded) - len(usable), hashes, names
+        return number, inputs, targets, len(loaded) - len(usable), hashes, names
 
-    def _encode_pixels(self, pixel_values: torch.Tensor, seed: int) -> torch.Tensor:
-        """Images (B, C, H, W) to features (B, E)."""
-        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+    def _encode_pictures(self, inputs: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
+        """Images, as [`inputs_of`] gives them, to features (B, E)."""
+        model: Any = self.model  # each family has its methods, their common base class has not
+        device, dtype = model.device, model.dtype
+        inputs = {name: values.to(device, dtype if values.is_floating_point() else None) for name, values in inputs.items()}
         if not self.apply_patch_mask:
-            encoded = self.model.get_image_features(pixel_values=pixel_values)
+            encoded = model.get_image_features(**inputs)
         else:
-            with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seed)
-                encoded = self.model.get_image_features(pixel_values=pixel_values, apply_patch_mask=True)
+                encoded = model.get_image_features(**inputs, apply_patch_mask=True)
         return F.normalize(encoded.pooler_output.float(), dim=-1).cpu()
 
     def _encode_text_batch(self, texts: list[str]) -> torch.Tensor:
-        text_config: Any = self.model.config.text_config
-        length = text_config.max_position_embeddings
-        tokens = self.processor.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        encoded = self.model.get_text_features(input_ids=tokens["input_ids"].to(self.model.device))
+        model: Any = self.model
+        tokens = encode_texts(model.config, self.processor.tokenizer, texts)
+        encoded = model.get_text_features(**{name: values.to(model.device) for name, values in tokens.items()})
         return F.normalize(encoded.pooler_output.float(), dim=-1).cpu()
 
     def _cache_file(self, images: ImageSet) -> Path | None:
@@ -222,6 +241,27 @@ class Encoder:
         key = self.describe() | {"images": images.fingerprint, "processor": self.processor.image_processor.to_dict()}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
         return Path(self.cache_dir) / f"{digest}.safetensors"
+
+
+def check_is_dual_encoder(model: PreTrainedModel) -> None:
+    """Raise a ConfigError for a model of no known family, or one without texts, such as a classifier."""
+    family, classes = find_family(type(model.config).model_type), [base.__name__ for base in type(model).__mro__]
+    # What is no model of Transformers wraps one, as PEFT does.
+    if family is None or (isinstance(model, PreTrainedModel) and f"{family.prefix}Model" not in classes):
+        fail(f"a {classes[0]} is no image and text encoder of a known family; known are {known_families()}")
+
+
+def check_has_mask(model: PreTrainedModel) -> None:
+    """Raise a ConfigError for a model that cannot leave out patches, or that has no mask to choose them."""
+    name = type(model).__name__
+    if not isinstance(model, PatchMaskedDualEncoder):
+        fail(f"apply_patch_mask: a {name} has no patch mask; load it as a MaskCLIPModel, or add_patch_mask gives it one")
+    if model.patch_mask.needs_patch_scores:
+        vision_config: Any = model.config.vision_config
+        mask = vision_config.patch_mask["name"]
+        fail(f"apply_patch_mask: the patch mask {mask!r} goes by a teacher's attention, which an evaluation has not")
+    if model.patch_mask.keeps_all:
+        fail(f"apply_patch_mask: the patch mask of this {name} keeps every patch; give it one by set_patch_mask")
 
 
 def hash_of_weights(weights: Mapping[str, torch.Tensor]) -> str:
@@ -234,7 +274,7 @@ def hash_of_weights(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 @contextmanager
-def _evaluation_mode(model: CLIPModel) -> Iterator[None]:
+def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Switch a model to evaluation mode, without gradients, and back to the mode it was in."""
     was_training = model.training
     model.eval()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
@@ -62,12 +63,23 @@ def picture_hash(picture: Image.Image) -> str:
     return hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).hexdigest()
 
 
-def pixels_of(image_processor: Any, pictures: list[Image.Image]) -> torch.Tensor:
-    """Pixels (B, C, H, W) of RGB pictures of any size, by a Transformers image processor, with torchvision's centre crop."""
+def with_pillow(image_processor: Any) -> Any:
+    """The image processor of the same class and settings that resizes by Pillow, which evaluations use: open_clip's pixels."""
+    name = type(image_processor).__name__.removesuffix("Pil")
+    return getattr(transformers, f"{name}Pil")(**image_processor.to_dict())
+
+
+def inputs_of(image_processor: Any, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+    """What a vision tower takes of RGB pictures of any size, by a Transformers image processor.
+
+    Returns:
+        `pixel_values` (B, C, H, W), with torchvision's centre crop where the processor crops. Of SigLIP 2 NaFlex they are
+        (B, L, P * P * C), with `pixel_attention_mask` (B, L) and `spatial_shapes` (B, 2).
+    """
     if not image_processor.do_center_crop:
-        return image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return dict(image_processor(images=pictures, return_tensors="pt"))
     resized = image_processor(images=pictures, do_center_crop=False, do_rescale=False, do_normalize=False)["pixel_values"]
     height, width = (image_processor.crop_size[side] for side in ("height", "width"))
     cropped = [transforms.center_crop(torch.as_tensor(picture), [height, width]) for picture in resized]
     done = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
-    return image_processor(images=cropped, return_tensors="pt", **done)["pixel_values"]
+    return dict(image_processor(images=cropped, return_tensors="pt", **done))

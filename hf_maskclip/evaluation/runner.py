@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
+from transformers import AutoImageProcessor, PreTrainedModel, ProcessorMixin
 
 from ..distributed import usable_cpus
+from ..dual_encoders import load_dual_encoder, load_processor
 from ..errors import as_config_error, fail
 from ..model_folder import find_model
-from ..models.modeling_maskclip import MaskCLIPModel
-from ..models.patch_mask_registry import resolve_patch_mask
+from ..models.patch_mask_registry import find_patch_mask, resolve_patch_mask
 from .encoder import Encoder
 from .results_file import ResultsFile
 from .suites import choose_tasks, open_tasks, suite_of, tasks_of_suite
@@ -25,17 +25,17 @@ Record = dict[str, Any]
 
 
 def evaluate(
-    model: str | os.PathLike | CLIPModel | Encoder,
+    model: str | os.PathLike | PreTrainedModel | Encoder,
     tasks: Sequence[str | Evaluation] = (),
     *,
     suite: str = "",
     data_root: str | os.PathLike = "",
-    processor: CLIPProcessor | None = None,
+    processor: ProcessorMixin | None = None,
     limit: int | None = None,
     output: str | os.PathLike = "",
     details: str | os.PathLike = "",
 ) -> dict[str, Record]:
-    """Evaluate a CLIP, and return the record of each result by its name.
+    """Evaluate a dual encoder, and return the record of each result by its name.
 
     Args:
         model: a folder or Hub id; a model, with its `processor`; or an [`Encoder`], whose batch size, mask and cache are taken.
@@ -69,8 +69,7 @@ def chosen_evaluations(
     names = [task for task in tasks if isinstance(task, str)]
     if not suite and not names:
         return own if own else fail("tasks: name some, or a suite")
-    vision_config: Any = encoder.model.config.vision_config
-    of_suite = tasks_of_suite(suite or suite_of(names), vision_config.image_size, data_root)
+    of_suite = tasks_of_suite(suite or suite_of(names), encoder.image_size, data_root)
     return [*own, *open_tasks(choose_tasks(of_suite, names), names)]
 
 
@@ -111,7 +110,8 @@ def run_evaluations(
     for evaluation in evaluations:
         name = evaluation.name
         about = {"family": evaluation.family, "column": evaluation.column} | evaluation.about | encoder.describe()
-        passing = {"versions"} if encoder.apply_patch_mask else {"versions", "batch_size"}  # a mask is drawn for a batch
+        # What follows from the model's folder needs no comparing. A mask is drawn for a batch.
+        passing = {"versions", "model_family", "texts"} | (set() if encoder.apply_patch_mask else {"batch_size"})
         expected = {key: value for key, value in about.items() if key not in passing}
         record = finished(name, expected) if finished else None
         if record is None or (details and not (details / f"{name}.jsonl").is_file()):
@@ -153,14 +153,16 @@ def _hardware(encoder: Encoder) -> str:
     return kind if processes == 1 else f"{processes} processes, {kind}"
 
 
-def _encoder_of(model: str | os.PathLike | CLIPModel | Encoder, processor: CLIPProcessor | None, limit: int | None) -> Encoder:
+def _encoder_of(
+    model: str | os.PathLike | PreTrainedModel | Encoder, processor: ProcessorMixin | None, limit: int | None
+) -> Encoder:
     if isinstance(model, Encoder):
         if processor is not None or limit is not None:
             fail("evaluate: an Encoder has its own processor and limit; give them to it")
         return model
-    if isinstance(model, CLIPModel):
+    if isinstance(model, torch.nn.Module):
         if processor is None:
-            fail("evaluate: a model needs its processor, such as CLIPProcessor.from_pretrained(folder)")
+            fail("evaluate: a model needs its processor, such as AutoProcessor.from_pretrained(folder)")
         return Encoder(model, processor, limit=limit)
     return load_encoder(str(model), limit=limit)
 
@@ -182,15 +184,15 @@ def load_encoder(
     folder = find_model(model)
     with as_config_error("patch_mask", patch_mask):
         mask = resolve_patch_mask(yaml.safe_load(patch_mask or "none"))
+    loaded = load_dual_encoder(folder, mask, dtype=getattr(torch, precision))
+    processor = load_processor(folder)
     with as_config_error("model", folder):
-        loaded = MaskCLIPModel.from_pretrained(folder, patch_mask=mask, dtype=getattr(torch, precision))
-        image_processor = AutoImageProcessor.from_pretrained(folder, backend=image_backend)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    processor = CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
-    return Encoder(loaded.to(PartialState().device), processor, apply_patch_mask=bool(patch_mask), **options)
+        processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend=image_backend)
+    masks = not find_patch_mask(mask["name"]).keeps_all
+    return Encoder(loaded.to(PartialState().device), processor, apply_patch_mask=masks, **options)
 
 
-def _name_of(model: str | os.PathLike | CLIPModel | Encoder) -> str:
+def _name_of(model: str | os.PathLike | PreTrainedModel | Encoder) -> str:
     if isinstance(model, Encoder):
         return _name_of(model.model)
-    return (model.name_or_path or type(model).__name__) if isinstance(model, CLIPModel) else str(model)
+    return (model.name_or_path or type(model).__name__) if isinstance(model, torch.nn.Module) else str(model)

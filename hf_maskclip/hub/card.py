@@ -5,15 +5,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 
 from ..data.specs import HUB_DATA, hub_ids_of, is_hub_id
+from ..dual_encoders import load_dual_encoder
 from ..errors import as_config_error, fail
 from ..evaluation.report import make_tables
 from ..evaluation.report_files import read_result_file
 from ..models.patch_mask_registry import find_patch_mask, resolve_patch_mask
+from .card_model import words_of_model
 from .card_results import check_own, eval_results, notes_on, read_records
 from .licenses import check_license
 
@@ -55,8 +58,8 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
     summary = json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     architecture = json.loads((run_dir / "export" / "config.json").read_text(encoding="utf-8"))
-    weights = load_file(run_dir / "export" / WEIGHTS)
-    mask = _resolved(architecture["vision_config"]["patch_mask"])
+    weights = _weights(run_dir / "export", architecture["model_type"])
+    model, mask = words_of_model(architecture, weights), _resolved(architecture["vision_config"].get("patch_mask", "none"))
     files = [read_result_file(path) for path in sorted(run_dir.glob("eval*.json"))]
     check_own(files, weights)
     records = read_records(run_dir)
@@ -65,14 +68,11 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
         table.markdown().replace("## ", "### ") + "\n" + notes_on(table.family, table.source, [r for _, r in records])
         for table in make_tables(files, name=name)
     ]
-    vision, text = architecture["vision_config"], architecture["text_config"]
     return _render(
         repo_id,
         mask,
-        card_data(repo_id, license, mask, _hub_names(summary, config, run_dir), records, example),
-        vision=f"{_size(vision)}, {vision['image_size']} pixels, {vision['patch_size']}-pixel patches",
-        text=f"{_size(text)}, {text['max_position_embeddings']} tokens of a vocabulary of {text['vocab_size']:,}",
-        parameters=_in_words(sum(weight.numel() for weight in weights.values())),
+        card_data(repo_id, license, mask, _hub_names(summary, config, run_dir), records, example, model.tag),
+        model=model,
         example=example,
         training=_training(config | {"patch_mask": mask}) | _measured(summary),
         samples_seen=summary["samples_seen"],
@@ -81,6 +81,11 @@ def card_of_run(run_dir: Path, repo_id: str, license: str) -> ModelCard:
         hashes=sorted({record["model_hash"] for _, record in records}),
         is_trained=True,
     )
+
+
+def _weights(export: Path, model_type: str) -> dict[str, torch.Tensor]:
+    """The weights under the names that evaluations hash. Some text towers are saved under others than they have in memory."""
+    return load_file(export / WEIGHTS) if model_type == "clip" else load_dual_encoder(str(export), "none").state_dict()
 
 
 def _measured(summary: dict[str, Any]) -> dict[str, str]:
@@ -168,6 +173,7 @@ def card_data(
     hub: HubNames,
     records: list[tuple[str, dict[str, Any]]],
     example: ShownExample | None = None,
+    family: str = "clip",
 ) -> ModelCardData:
     """The front matter: what the Hub searches by, the example for its page, and the measured results as a `model-index`."""
     results = [result for name, record in records for result in eval_results(name, record)]
@@ -175,7 +181,7 @@ def card_data(
         license=license,
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
-        tags=["clip", "hf_maskclip", f"patch-mask-{mask['name']}"],
+        tags=[family, "hf_maskclip", f"patch-mask-{mask['name']}"],
         datasets=hub.data_sets or None,
         base_model=hub.model or None,
         model_name=repo_id.split("/")[1] if results else None,
@@ -226,14 +232,6 @@ def _cell(name: str, value: Any) -> str:
         options = ", ".join(f"{key} {option}" for key, option in value.items() if key != "name")
         return f"`{value['name']}{': ' if options else ''}{options}`"
     return f"`{value}`"
-
-
-def _size(tower: dict[str, Any]) -> str:
-    return f"{tower['num_hidden_layers']} layers x {tower['hidden_size']}"
-
-
-def _in_words(count: int) -> str:
-    return f"{count / 1e6:,.1f} million"
 
 
 def _resolved(patch_mask: dict[str, Any] | str) -> dict[str, Any]:
