@@ -118,7 +118,7 @@ def test_siglip_reads_captions_of_its_whole_context_and_others_of_their_longest(
         assert padded["attention_mask"].sum(dim=1).tolist() == [len(ids) for ids in token_ids]
 
 
-@pytest.mark.parametrize("name, reason", [("clipseg", "is a CLIPSeg"), ("vit", "is a 'vit'; what can be trained is CLIP")])
+@pytest.mark.parametrize("name, reason", [("clipseg", "is a CLIPSeg"), ("vit", "is a 'vit', no image and text encoder")])
 def test_what_cannot_be_trained_is_refused_by_name(name, reason, run, tmp_path):
     folder = save_folder("clipseg", tmp_path / "model")
     if name == "vit":

@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessor,
@@ -25,10 +23,10 @@ from transformers.utils import logging
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, add_patch_mask
 from hf_maskclip.data.specs import is_hub_id
+from hf_maskclip.dual_encoders import family_of_folder, load_dual_encoder
 from hf_maskclip.errors import as_config_error, fail
 from hf_maskclip.models.attention import DEFAULT_ATTENTION
 from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
-from hf_maskclip.models.towers import find_family, known_families
 from training.model.fit import check_has_tokenizer, check_image_processor, check_is_no_run
 from training.model.initialization import initialize_as_clip
 
@@ -68,8 +66,7 @@ def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrain
         tokenizer: needed for a preset.
     """
     if name not in PRESETS:
-        with as_config_error("model", name):
-            return _load_model(name, patch_mask)
+        return _load_model(name, patch_mask)
     tokens = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = preset_config(name, patch_mask or "pgs", vocab_size=len(tokenizer), **tokens)
     if isinstance(config, SiglipConfig):
@@ -80,21 +77,14 @@ def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrain
 
 
 def _load_model(name: str, patch_mask: dict[str, Any] | str) -> PreTrainedModel:
-    """Raises ValueError for a model that is no dual encoder of a known family."""
-    config = AutoConfig.from_pretrained(name)
-    family = find_family(config.model_type)
+    if family_of_folder(name).model_type == "clipseg":
+        fail(f"model={name!r}: is a CLIPSeg, whose encoders are those of a CLIP; train that CLIP")
     # float32 whatever the checkpoint holds: half-precision weights lose small updates.
-    if family is None or config.model_type in ("maskclip", "clip", family.tower_type):
-        if family is None:
-            raise ValueError(f"is a {config.model_type!r}; what can be trained is {known_families()}")
-        return MaskCLIPModel.from_pretrained(name, patch_mask=patch_mask or None, dtype=torch.float32)
-    if family.model_type == "clipseg":
-        raise ValueError("is a CLIPSeg, whose encoders are those of a CLIP; train that CLIP")
-    model = AutoModel.from_pretrained(name, dtype=torch.float32, attn_implementation=DEFAULT_ATTENTION)
-    recorded = config.vision_config.to_dict().get("patch_mask")
-    if not patch_mask and recorded is None:
+    model = load_dual_encoder(name, patch_mask or None, dtype=torch.float32, attn_implementation=DEFAULT_ATTENTION)
+    recorded = model.config.vision_config.patch_mask["name"]
+    if recorded == "none" and not patch_mask and not isinstance(model, MaskCLIPModel):  # which says so itself
         logger.warning_once(f"{name} without a patch mask: it trains on whole images; give one by --patch_mask")
-    return add_patch_mask(model, patch_mask or recorded or "none")
+    return model
 
 
 def preset_config(name: str, patch_mask: dict[str, Any] | str, **text_options: Any) -> MaskCLIPConfig | SiglipConfig:
