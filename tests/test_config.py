@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hf_maskclip.errors import ConfigError
-from training.config import OTHER_NAMES, TrainingConfig, load_config, option_name
+from training.config import TrainingConfig, load_config, option_name
+from training.launch.option_names import OTHER_NAMES
 from training.model import precision as fastest
 
 ROOT = Path(__file__).resolve().parents[1]
