@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hf_maskclip.errors import ConfigError
-from training.config import OTHER_NAMES, TrainingConfig, load_config, option_name
+from training.config import TrainingConfig, load_config, option_name
+from training.launch.option_names import OTHER_NAMES
 from training.model import precision as fastest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,6 +98,12 @@ BAD = [
     (["--text_mask", "random"], "text_mask='random' and text_tokens=0: a text mask and its tokens go together"),
     (["--text_tokens", "9"], "text_mask='none' and text_tokens=9: a text mask and its tokens go together"),
     (["--text_mask", "block", "--text_tokens", "2"], "text_tokens=2: must be at least 3"),
+    (
+        ["--text_mask", "random", "--text_tokens", "9", "--word_frequencies", "words.json"],
+        "word_frequencies='words.json' and text_mask='random': only text_mask frequency goes by words",
+    ),
+    (["--word_threshold", "1e-5"], "word_threshold=1e-05 and text_mask='none': only text_mask frequency goes by words"),
+    (["--text_mask", "syntax"], "text_mask='syntax': must be one of 'none', 'random', 'truncate', 'block', 'frequency'"),
     (["--compile", "1"], "compile=1: must be true or false"),
     (["--flip", "2"], "flip=2.0: must be at least 0 and at most 1"),
     (["--stream", "endless"], "stream='endless': must be one of 'exact', 'resampled'"),

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from helpers import reset_accelerate
 from option_effects import Effects, first_step
+from text_effects import text_mask, text_tokens, word_frequencies, word_threshold
 from tuning_effects import freeze, interpolate_weights, learning_rate_text, learning_rate_vision, lora_rank
 
 from hf_maskclip.errors import ConfigError
@@ -70,18 +71,6 @@ def patch_mask(on: Effects):
 def mask_schedule(on: Effects):
     _, steps, _ = on.run(patch_mask="random", mask_schedule=1.0)
     assert [record["kept_patches"] for record in steps] == [64, 56, 48, 40]
-
-
-def text_mask(on: Effects):
-    kept = {name: on.batch(text_mask=name, text_tokens=4).input_ids for name in ("truncate", "random")}
-    whole = on.batch().input_ids
-    assert torch.equal(kept["truncate"][:, :3], whole[:, :3])
-    assert not torch.equal(kept["truncate"], kept["random"])
-
-
-def text_tokens(on: Effects):
-    assert on.batch(text_mask="truncate", text_tokens=5).input_ids.shape == (4, 5)
-    assert on.batch().input_ids.shape == (4, 16)
 
 
 def train_data(on: Effects):
@@ -322,7 +311,8 @@ def debug(on: Effects):
 
 
 CHECKS = (
-    *(output_dir, model, tokenizer, vocab_size, patch_mask, mask_schedule, text_mask, text_tokens),
+    *(output_dir, model, tokenizer, vocab_size, patch_mask, mask_schedule),
+    *(text_mask, text_tokens, word_frequencies, word_threshold),
     *(freeze, lora_rank, interpolate_weights, learning_rate_vision, learning_rate_text),
     *(train_data, eval_data, image_key, caption_key, crop_scale, flip, shuffle_buffer, stream, max_skipped_share, num_workers),
     *(max_steps, samples_seen, batch_size, chunk_size),

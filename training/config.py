@@ -17,51 +17,12 @@ import yaml
 
 from hf_maskclip.errors import fail
 from hf_maskclip.options import built_in_masks, import_module_of_user
-from training.data.text_masking import TextMaskName
+from training.data.text_masking import TextMaskName, check_text_mask
+from training.launch.option_names import OTHER_NAMES
 from training.model.precision import fastest_precision
 
 # Two to five minutes for the tiny model on two CPU cores.
 QUICKSTART_STEPS = 600
-# What other programs call an option, open_clip and Transformers' Trainer first: what it is here.
-OTHER_NAMES = {
-    "learning_rate": "lr base_lr peak_lr max_lr",
-    "learning_rate_vision": "lr_vision vision_lr visual_lr lr_visual image_lr vision_learning_rate",
-    "learning_rate_text": "lr_text text_lr text_learning_rate",
-    "samples_seen": "epochs num_epochs num_train_epochs train_num_samples total_samples",
-    "max_steps": "steps num_steps total_steps train_steps iterations",
-    "output_dir": "name logs logs_dir log_dir out output save_dir run_dir run_name",
-    "eval_every": "val_frequency eval_steps eval_frequency zeroshot_frequency val_every",
-    "checkpoint_every": "save_frequency save_steps save_every ckpt_every checkpoint_frequency",
-    "keep_checkpoints": "save_total_limit delete_previous_checkpoint save_most_recent",
-    "log_every": "log_every_n_steps logging_steps log_frequency print_freq",
-    "chunk_size": "accum_freq gradient_accumulation_steps grad_accum accumulation_steps micro_batch_size",
-    "batch_size": "per_device_train_batch_size train_batch_size bs",
-    "warmup_steps": "warmup warmup_ratio warmup_epochs",
-    "weight_decay": "wd",
-    "loss": "siglip sigmoid_loss loss_type",
-    "max_grad_norm": "grad_clip_norm clip_grad grad_clip gradient_clipping",
-    "mixed_precision": "precision amp fp16 bf16 dtype",
-    "num_workers": "workers dataloader_num_workers num_data_workers",
-    "gradient_checkpointing": "grad_checkpointing activation_checkpointing",
-    "compile": "torchcompile torch_compile",
-    "model": "pretrained model_name model_name_or_path arch",
-    "tokenizer": "tokenizer_name hf_tokenizer_name",
-    "train_data": "dataset data data_path train_file dataset_name train_dataset",
-    "eval_data": "val_data imagenet_val validation_data eval_dataset",
-    "image_key": "csv_img_key image_column img_key",
-    "caption_key": "csv_caption_key caption_column text_key text_column",
-    "stream": "dataset_resampled resampled",
-    "ema_momentum": "ema ema_decay",
-    "freeze": "lock_image lock_text freeze_vision freeze_text freeze_vision_model freeze_text_model",
-    "lora_rank": "lora lora_r use_lora use_peft peft",
-    "interpolate_weights": "wise_ft wiseft interpolate interpolation",
-    "patch_mask": "mask mask_ratio force_patch_dropout patch_dropout",
-    "shuffle_buffer": "shuffle_size buffer_size",
-    "text_tokens": "force_context_length context_length",
-    "crop_scale": "aug_cfg scale",
-    "resume": "resume_from_checkpoint",
-    "report_to": "wandb tensorboard tracker log_with",
-}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", dict: "a mapping such as {name: pgs}"}
 
 
@@ -114,9 +75,20 @@ class TrainingConfig:
         0.0, "share of training over which the mask ratios grow linearly from 0; 0 is constant", SHARE
     )
     text_mask: TextMaskName = option(
-        "none", "which tokens of a caption stay: truncate (the first), random, block (a run); none is off"
+        "none",
+        "which tokens of a caption stay: truncate (the first), random, block (a run), frequency (rarer words first, CLIPF); "
+        "none is off",
     )
     text_tokens: int = option(0, "tokens that text_mask leaves a caption, with start and end token; 0 is the context length")
+    word_frequencies: str = option(
+        "", "JSON of {word: count} for text_mask frequency; empty: the words of the first 20,000 samples' captions are counted"
+    )
+    word_threshold: float = option(
+        0.0,
+        "share of all words above which frequency discards a word at times; 0: CC12M's 1e-6, or where it is more the share of "
+        "the rarest word that was counted",
+        SHARE,
+    )
 
     # What of a folder or Hub id is trained
     freeze: Literal["none", "vision", "text"] = option(
@@ -207,10 +179,7 @@ class TrainingConfig:
             value, allowed = getattr(self, item.name), item.metadata["range"]
             if item.type in (int, float) and value not in allowed:
                 fail(f"{option_name(item)}={value}: must be {allowed}")
-        if (self.text_mask == "none") != (self.text_tokens == 0):
-            fail(f"text_mask={self.text_mask!r} and text_tokens={self.text_tokens}: a text mask and its tokens go together")
-        if self.text_tokens in (1, 2):
-            fail(f"text_tokens={self.text_tokens}: must be at least 3 (start, one token of a word, end), or 0")
+        check_text_mask(self.text_mask, self.text_tokens, self.word_frequencies, self.word_threshold)
         if self.max_steps and self.samples_seen:
             fail(f"max_steps={self.max_steps} and samples_seen={self.samples_seen}: give one of the two budgets")
         if not self.max_steps and not self.samples_seen:

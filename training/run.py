@@ -27,7 +27,7 @@ from training.config import TrainingConfig
 from training.data.batches import Batch
 from training.data.naflex import normalize_grids
 from training.data.position import step_of
-from training.data.prepare import RunData, epoch_opener, prepare_data, with_usable_workers
+from training.data.prepare import RunData, counts_words, epoch_opener, prepare_data, with_usable_workers, word_counts_of_run
 from training.model.fit import check_tokenizer, check_tokens
 from training.model.loss import PairLoss, prepare_loss
 from training.model.optimization import build_average, build_schedule
@@ -59,7 +59,7 @@ from training.saving.record import (
 from training.stopping import PATIENCE_WITH_PROCESSES
 from training.tracking import check_tracker
 
-TOKENIZER_CAPTIONS = 20_000  # captions that a tokenizer is trained on
+TOKENIZER_CAPTIONS = 20_000  # samples whose captions a tokenizer is trained on, and words are counted in
 CAPTIONS_COMPARED = 1_000
 
 
@@ -154,6 +154,7 @@ class Run:
         learner, keep = self.learner, self.config.keep_checkpoints
         model = learner.tuning.merged(learner.parallel.whole_model(learner.model))
         about = {"samples_seen": self.samples_seen(step), "first_weights": learner.tuning.first_hash}
+        about |= {"word_counts": self.data.word_counts}
         record = partial(write_record, config=self.config, data=self.data_identity, **about)
         return save_checkpoint(self.accelerator, model, learner.processor, self.data.state, self.output_dir, step, keep, record)
 
@@ -191,8 +192,9 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
         check_data(checkpoint, config, identity)
     config = with_usable_workers(config, source.stream.num_shards, accelerator)
     open_epoch = epoch_opener(source, config, accelerator)
-    model, processor = load_model(config, checkpoint, source, accelerator)
-    data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor)
+    model, processor, captions = load_model(config, checkpoint, source, accelerator)
+    word_counts = word_counts_of_run(config, checkpoint, captions)
+    data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor, word_counts)
     tuning = prepare_tuning(model, config, checkpoint)
     learner = prepare_learner(model, processor, tuning, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
     return Run(config, accelerator, num_steps, checkpoint, samples_before, identity, data, learner)
@@ -228,17 +230,18 @@ def say_equal_captions(spec: str, captions: list[str]) -> None:
 
 def load_model(
     config: TrainingConfig, checkpoint: Path | None, source: Source, accelerator: Accelerator
-) -> tuple[PreTrainedModel, ProcessorMixin]:
+) -> tuple[PreTrainedModel, ProcessorMixin, list[str]]:
     """The model and its processor, of the checkpoint or as the options say; a missing tokenizer is trained on the captions.
 
-    The first captions are read here, once for all that looks at them.
+    The first captions are read here, once for all that looks at them, and returned, too.
 
     Raises:
         ConfigError: model, tokenizer and image processor do not fit each other.
     """
     name = str(checkpoint) if checkpoint else config.model
     tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, name)
-    captions = list(source.captions(TOKENIZER_CAPTIONS if tokenizer is None else CAPTIONS_COMPARED))
+    looks_at_many = tokenizer is None or counts_words(config, checkpoint)
+    captions = list(source.captions(TOKENIZER_CAPTIONS if looks_at_many else CAPTIONS_COMPARED))
     if accelerator.is_main_process:
         say_equal_captions(source.spec, captions[:CAPTIONS_COMPARED])
     if tokenizer is None:
@@ -248,7 +251,7 @@ def load_model(
         check_tokens(tokenizer, config.tokenizer or name)
     model = build_model(name, config.patch_mask, tokenizer)
     check_tokenizer(tokenizer, config.tokenizer or name, model.config, name, captions)
-    return model, build_processor(name, model, tokenizer)
+    return model, build_processor(name, model, tokenizer), captions
 
 
 def prepare_learner(

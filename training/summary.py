@@ -20,6 +20,7 @@ from hf_maskclip.evaluation.runner import run_evaluations
 from hf_maskclip.models.towers import image_size_of
 from hf_maskclip.texts import context_length
 from hf_maskclip.visualization import draw_patch_masks
+from training.data.words import save_counts
 from training.model.loss import without_added_bias
 from training.model.presets import PRESETS
 from training.model.tuning import tuning_in_words
@@ -44,6 +45,8 @@ def start_reports(run: Run) -> MetricsLog:
         write_state(run.output_dir, is_resumed=run.checkpoint is not None)
         options = yaml.safe_dump(run.config.as_options(), sort_keys=False, allow_unicode=True)
         (run.output_dir / "config.yaml").write_text(options, encoding="utf-8")
+        if run.data.word_counts:
+            save_counts(run.output_dir, run.data.word_counts)
     run.accelerator.wait_for_everyone()
     start_tracker(run.accelerator, run.config, run.steps_done)
     log = MetricsLog(run.accelerator, run.output_dir)

@@ -31,6 +31,7 @@ OPTIONS = (
     "patch_mask",
     "mask_schedule",
     "text_mask",
+    "text_tokens",
     "freeze",
     "lora_rank",
     "samples_seen",

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_maskclip.data.decoding import Decoder, SkippedSample, sample_key
 from hf_maskclip.errors import TrainingStopped
+from training.data.frequency_masking import FrequencyTextMask
 from training.data.naflex import GridPatches, NaFlexTransform, stack_grids
 from training.data.skipping import SkipMonitor
 from training.data.text_masking import TextMask
@@ -115,7 +116,7 @@ class PairBatches(torch.utils.data.IterableDataset):
         decoder: Decoder,
         transform: Callable[[Image.Image], torch.Tensor] | NaFlexTransform,
         tokenizer: PreTrainedTokenizerBase,
-        text_mask: TextMask,
+        text_mask: TextMask | FrequencyTextMask,
         batch_size: int,
         seed: int,
         max_skipped_share: float = 0.5,
@@ -188,7 +189,7 @@ class PairBatches(torch.utils.data.IterableDataset):
         key = sample_key(row)
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(key.encode())])
         picture, caption = self.decoder(row, rng)
-        token_ids = self.text_mask(self.tokenizer(caption, verbose=False)["input_ids"], rng)
+        token_ids = self.text_mask.encode(self.tokenizer, caption, rng)
         # The transforms draw from PyTorch's global generator; seeded by the sample they do not depend on order or worker.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))

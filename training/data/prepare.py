@@ -3,15 +3,16 @@
 Shapes: B pairs of this process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from hf_maskclip.data.source import Source
 from hf_maskclip.errors import fail
@@ -22,11 +23,13 @@ from hf_maskclip.models.towers import image_size_of
 from hf_maskclip.texts import context_length, family_of, text_arguments
 from training.config import TrainingConfig
 from training.data.batches import PairBatches, TextForm, train_transform
+from training.data.frequency_masking import FrequencyTextMask, frequency_mask_for
 from training.data.loader import build_loader, usable_workers
 from training.data.naflex import NaFlexTransform
 from training.data.position import LoaderState
 from training.data.shuffling import shard_stream
-from training.data.text_masking import text_mask_for
+from training.data.text_masking import TextMask, text_mask_for
+from training.data.words import count_words, counts_of_checkpoint, read_given_counts
 
 
 @dataclass
@@ -35,6 +38,7 @@ class RunData:
 
     Attributes:
         num_batches_used: of the loader, before the checkpoint that the run goes on from.
+        word_counts: that the text mask goes by; empty where it goes by none.
     """
 
     source: Source
@@ -42,6 +46,7 @@ class RunData:
     state: LoaderState
     num_batches_used: int
     evaluations: list[Evaluation]
+    word_counts: dict[str, float]
 
 
 def with_usable_workers(config: TrainingConfig, num_shards: int, accelerator: Accelerator) -> TrainingConfig:
@@ -74,6 +79,47 @@ def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerato
     return open_epoch
 
 
+def counts_words(config: TrainingConfig, checkpoint: Path | None) -> bool:
+    """Whether the words of the captions are still to be counted."""
+    return config.text_mask == "frequency" and not config.word_frequencies and checkpoint is None
+
+
+def word_counts_of_run(config: TrainingConfig, checkpoint: Path | None, captions: Iterable[str]) -> dict[str, float]:
+    """The word counts of a run, the same on all processes: the checkpoint's, those given by hand, or those of the captions.
+
+    Empty where the text mask goes by none.
+
+    Raises:
+        ConfigError: there are none, or they are not those of the checkpoint.
+    """
+    if config.text_mask != "frequency":
+        return {}
+    if checkpoint:
+        counts = counts_of_checkpoint(checkpoint, config.word_frequencies)
+    elif config.word_frequencies:
+        counts = read_given_counts(config.word_frequencies)
+    elif not (counts := count_words(captions)):
+        fail(
+            f"text_mask='frequency': train_data={config.train_data!r}: its first captions have no words: give word_frequencies"
+        )
+    return broadcast_object_list([counts])[0]
+
+
+def build_text_mask(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, text_length: int, word_counts: dict[str, float]
+) -> TextMask | FrequencyTextMask:
+    """The text mask as the options say; without one, captions are cut to the context of `text_length` tokens.
+
+    Raises:
+        ConfigError: more tokens than the context has, or a tokenizer that the mask cannot use.
+    """
+    if config.text_tokens > text_length:
+        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {text_length}")
+    if config.text_mask == "frequency":
+        return frequency_mask_for(tokenizer, config.text_tokens, word_counts, config.word_threshold)
+    return text_mask_for(tokenizer, config.text_mask, config.text_tokens or text_length)
+
+
 def prepare_data(
     source: Source,
     open_epoch: Callable[[int], IterableDataset],
@@ -82,6 +128,7 @@ def prepare_data(
     accelerator: Accelerator,
     model: PreTrainedModel,
     processor: ProcessorMixin,
+    word_counts: dict[str, float],
 ) -> RunData:
     """The loader at its position, and the evaluations.
 
@@ -94,8 +141,6 @@ def prepare_data(
     evaluations = find_evaluations(config.eval_data or source.eval_data, Request(image_size=image_size, keys=keys))
 
     text_length = context_length(model.config, processor.tokenizer)
-    if config.text_tokens > text_length:
-        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {text_length}")
     pads = family_of(model.config).pads_texts
     text_form = TextForm(text_arguments(model.config, processor.tokenizer), text_length if pads else 0)
     flip = config.flip if source.may_flip else 0.0
@@ -111,11 +156,11 @@ def prepare_data(
         replace(source.decoder, crop_scale=config.crop_scale),
         transform,
         processor.tokenizer,
-        text_mask_for(processor.tokenizer, config.text_mask, config.text_tokens or text_length),
+        build_text_mask(config, processor.tokenizer, text_length, word_counts),
         config.batch_size,
         config.seed,
         config.max_skipped_share,
         positions,
         text_form,
     )
-    return RunData(source, build_loader(batches, config.num_workers), state, num_batches_used, evaluations)
+    return RunData(source, build_loader(batches, config.num_workers), state, num_batches_used, evaluations, word_counts)

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from hf_maskclip.errors import fail
+
 if TYPE_CHECKING:  # the options of the program name masks, and their help does not wait for Transformers
     from transformers import PreTrainedTokenizerBase
 
-TextMaskName = Literal["none", "random", "truncate", "block"]
+TokenMaskName = Literal["none", "random", "truncate", "block"]
+TextMaskName = Literal["none", "random", "truncate", "block", "frequency"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,14 @@ class TextMask:
         num_first, num_last: the tokens before and after the words, as the tokenizer makes them.
     """
 
-    name: TextMaskName
+    name: TokenMaskName
     num_tokens: int
     num_first: int = 1
     num_last: int = 1
+
+    def encode(self, tokenizer: "PreTrainedTokenizerBase", caption: str, rng: np.random.Generator) -> list[int]:
+        """The tokens of a caption, masked."""
+        return self(tokenizer(caption, verbose=False)["input_ids"], rng)
 
     def __call__(self, token_ids: list[int], rng: np.random.Generator) -> list[int]:
         """The tokens of one caption (start, words, end), masked."""
@@ -42,9 +49,24 @@ class TextMask:
         return [*token_ids[: self.num_first], *kept, *token_ids[end:]]
 
 
-def text_mask_for(tokenizer: "PreTrainedTokenizerBase", name: TextMaskName, num_tokens: int) -> TextMask:
+def text_mask_for(tokenizer: "PreTrainedTokenizerBase", name: TokenMaskName, num_tokens: int) -> TextMask:
     """A text mask that keeps the tokens which a tokenizer puts around words."""
+    return TextMask(name, num_tokens, *tokens_around(tokenizer))
+
+
+def tokens_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
+    """How many tokens a tokenizer puts before the words of a text, and how many after them."""
     token_ids, special = tokenizer("a dog")["input_ids"], set(tokenizer.all_special_ids)
     is_word = [token not in special for token in token_ids]
-    num_first, num_last = is_word.index(True), is_word[::-1].index(True)
-    return TextMask(name, num_tokens, num_first, num_last)
+    return is_word.index(True), is_word[::-1].index(True)
+
+
+def check_text_mask(name: TextMaskName, num_tokens: int, word_frequencies: str, word_threshold: float) -> None:
+    """Raise a ConfigError where the options of a text mask do not go together."""
+    if (name == "none") != (num_tokens == 0):
+        fail(f"text_mask={name!r} and text_tokens={num_tokens}: a text mask and its tokens go together")
+    if num_tokens in (1, 2):
+        fail(f"text_tokens={num_tokens}: must be at least 3 (start, one token of a word, end), or 0")
+    for option, value in (("word_frequencies", word_frequencies), ("word_threshold", word_threshold)):
+        if value and name != "frequency":
+            fail(f"{option}={value!r} and text_mask={name!r}: only text_mask frequency goes by words")

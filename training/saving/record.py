@@ -18,6 +18,7 @@ from hf_maskclip.data.source import Source
 from hf_maskclip.errors import fail
 from training.config import TrainingConfig, option_name
 from training.data.position import step_of
+from training.data.words import save_counts
 
 FILE = "record.json"
 # What may change where a run goes on: places, the budget and its schedule, reports, and how fast or safely a step is made.
@@ -27,7 +28,7 @@ FREE = frozenset(
     "log_every eval_every checkpoint_every keep_checkpoints resume report_to num_workers max_skipped_share chunk_size compile "
     "gradient_checkpointing import dry_run debug".split()
 )
-PLACES = ("model", "tokenizer")  # of options that can name a folder
+PLACES = ("model", "tokenizer", "word_frequencies")  # of options that can name a folder or a file
 LOOKED_AT = 16  # shards of which the first captions are read
 
 
@@ -54,9 +55,19 @@ def _hash_of_captions(source: Source, shard: int) -> str | None:
     return digest.hexdigest()
 
 
-def write_record(folder: Path, config: TrainingConfig, data: dict[str, Any], samples_seen: int, first_weights: str) -> None:
+def write_record(
+    folder: Path,
+    config: TrainingConfig,
+    data: dict[str, Any],
+    samples_seen: int,
+    first_weights: str,
+    word_counts: dict[str, float],
+) -> None:
+    """Write what a checkpoint records of its run into its folder; where the text mask goes by words, their counts beside it."""
     record = {"options": config.as_options(), "data": data, "samples_seen": samples_seen, "first_weights": first_weights}
     (folder / FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    if word_counts:
+        save_counts(folder, word_counts)
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def check_options(checkpoint: Path, config: TrainingConfig) -> None:
 def _is_equal(key: str, value: Any, saved: Any) -> bool:
     if value == saved:
         return True
-    are_places = key in PLACES and value and saved and Path(value).is_dir()
+    are_places = key in PLACES and value and saved and Path(value).exists()
     return bool(are_places) and Path(value).resolve() == Path(saved).resolve()
 
 
