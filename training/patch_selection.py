@@ -44,27 +44,27 @@ class PatchSelector:
         if self.schedule.teacher is not None:
             accelerator.register_for_checkpointing(self.schedule.teacher.average)
 
-    def select(
-        self, pixel_values: torch.Tensor, step: int, chunk: int = 0, **images: torch.Tensor
-    ) -> list[PatchSelection] | None:
-        """The visible patches of images, a chunk of the batch, at a step counted from 1, for each view; None where all are.
+    def select(self, pixel_values: torch.Tensor, step: int, chunk: int = 0, **images: torch.Tensor) -> PatchSelection | None:
+        """The visible patches of images, a chunk of the batch, at a step counted from 1; None where all are.
 
         Arguments as in [`MaskSchedule.select`].
         """
-        seed = step_seed(self.seed, step, self.process, chunk)
-        first = self.schedule.select(pixel_values, step, self.generator.manual_seed(seed), **images)
-        if first is None:
-            return None
-        if self.views == "one":
-            return [first]
-        self.generator.manual_seed(seed ^ SECOND_VIEW)
-        if self.views == "two":
-            second = self.schedule.select(pixel_values, step, self.generator, **images)
-            assert second is not None  # at the same step
+        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk))
+        return self.schedule.select(pixel_values, step, self.generator, **images)
+
+    def select_views(
+        self, pixel_values: torch.Tensor, step: int, chunk: int = 0, **images: torch.Tensor
+    ) -> list[PatchSelection] | None:
+        """As `select`, for each view of the images; None where all patches are visible, and views would be the same."""
+        first = self.select(pixel_values, step, chunk, **images)
+        if first is None or self.views == "one":
+            return None if first is None else [first]
+        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk) ^ SECOND_VIEW)
+        if self.views == "complementary":
+            patch_size = self.schedule.vision_model.config.patch_size
+            second = complement(first, count_patches(pixel_values, patch_size, **images), self.generator)
         else:
-            second = complement(
-                first, count_patches(pixel_values, self.schedule.vision_model.config.patch_size, **images), self.generator
-            )
+            second = self.schedule.select(pixel_values, step, self.generator, **images)
         return [first, second]
 
 
