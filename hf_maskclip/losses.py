@@ -175,8 +175,9 @@ def cached_contrastive_backward(
         embeds.append((outputs.image_embeds, outputs.text_embeds))
     weights = [logit_scale] if logit_bias is None else [logit_scale, logit_bias]
     value, images, texts, of_weights = _loss_of_embeds(loss, embeds, weights)  # gradients (B, E)
-    splits = [len(image_embeds) for image_embeds, _ in embeds]
-    gradients = list(zip(images.split(splits), texts.split(splits), strict=True))
+    # Of several views of a picture, a chunk has more images than texts.
+    parts = [embeds_of.split([len(chunk[kind]) for chunk in embeds]) for kind, embeds_of in enumerate((images, texts))]
+    gradients = list(zip(*parts, strict=True))
     for number, (make_arguments, state, of_chunk) in enumerate(zip(chunks, states, gradients, strict=True), start=1):
         is_last = number == len(chunks)
         no_sync = nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync()

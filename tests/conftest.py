@@ -17,7 +17,7 @@ from training.config import TrainingConfig
 from training.model.tokenizer import train_tokenizer
 from training.train import main
 
-pytest.register_assert_rewrite("helpers", "caption_parser", "option_effects", "text_effects", "tuning_effects")
+pytest.register_assert_rewrite("helpers", "caption_parser", "option_effects", "text_effects", "tuning_effects", "view_effects")
 import helpers  # noqa: E402
 from helpers import CAPTIONS, CONTEXT_LENGTH, IMAGE_SIZE, PATCH_SIZE, encode_image, pair, random_picture, write_shard  # noqa: E402
 

@@ -71,6 +71,9 @@ class TrainingConfig:
     patch_mask: str | dict = option(
         "", f"{', '.join(built_in_masks())}, or {{name: pgs, ...}}; empty: the model's own, pgs for a preset"
     )
+    views: Literal["one", "two", "complementary"] = option(
+        "one", "masks of a picture at a step; complementary: the second keeps what the first drops; the caption is encoded once"
+    )
     mask_schedule: float = option(
         0.0, "share of training over which the mask ratios grow linearly from 0; 0 is constant", SHARE
     )

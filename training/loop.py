@@ -96,8 +96,9 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
     learner, batch_size = run.learner, run.config.batch_size
     learner.train_mode()  # evaluations leave another
     chunk_size = run.config.chunk_size or batch_size
+    select = partial(learner.patches.select_views, step=step)
     chunks = [
-        Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(learner.patches.select, step=step, chunk=number))
+        Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(select, chunk=number))
         for number, start in enumerate(range(0, batch_size, chunk_size))
     ]
     # For dropout, which some text towers have: a step is the same wherever its run began.

@@ -10,10 +10,14 @@ import torch
 from accelerate import Accelerator
 
 from hf_maskclip import PatchSelection
+from hf_maskclip.errors import fail
 from hf_maskclip.mask_schedule import MaskSchedule
 from hf_maskclip.models.masked_tower import PatchMaskedTower
+from hf_maskclip.models.patch_masking import keep_first, keep_first_of_each, patch_grid
 from training.config import TrainingConfig
 from training.data.batches import Batch
+
+SECOND_VIEW = 1 << 62  # what tells the seed of a picture's second view from that of its first
 
 
 class PatchSelector:
@@ -26,7 +30,9 @@ class PatchSelector:
     """
 
     def __init__(self, vision_model: PatchMaskedTower, config: TrainingConfig, num_steps: int, accelerator: Accelerator):
-        self.seed, self.process = config.seed, accelerator.process_index
+        self.seed, self.process, self.views = config.seed, accelerator.process_index, config.views
+        if config.views != "one" and vision_model.patch_mask.keeps_all:
+            fail(f"views={config.views!r}: two views of a picture differ by their patch mask, and there is none")
         self.schedule = MaskSchedule(
             vision_model,
             num_steps,
@@ -46,6 +52,21 @@ class PatchSelector:
         self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk))
         return self.schedule.select(pixel_values, step, self.generator, **images)
 
+    def select_views(
+        self, pixel_values: torch.Tensor, step: int, chunk: int = 0, **images: torch.Tensor
+    ) -> list[PatchSelection] | None:
+        """As `select`, for each view of the images; None where all patches are visible, and views would be the same."""
+        first = self.select(pixel_values, step, chunk, **images)
+        if first is None or self.views == "one":
+            return None if first is None else [first]
+        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk) ^ SECOND_VIEW)
+        if self.views == "complementary":
+            patch_size = self.schedule.vision_model.config.patch_size
+            second = complement(first, count_patches(pixel_values, patch_size, **images), self.generator)
+        else:
+            second = self.schedule.select(pixel_values, step, self.generator, **images)
+        return [first, second]
+
 
 class Chunk:
     """Some rows of a batch. Their patches are chosen when they are first asked for, and are the same from then on.
@@ -54,7 +75,7 @@ class Chunk:
         batch: of [`training.data.batches.PairBatches`].
         rows: of the batch.
         normalize: from rows of a batch to the arguments of the vision tower, on its device.
-        select: from these arguments to the visible patches.
+        select: from these arguments to the visible patches, for each view of the pictures.
     """
 
     def __init__(
@@ -62,13 +83,13 @@ class Chunk:
         batch: Batch,
         rows: slice,
         normalize: Callable[[Batch, slice], dict[str, torch.Tensor]],
-        select: Callable[..., PatchSelection | None],
+        select: Callable[..., list[PatchSelection] | None],
     ):
         self.batch, self.rows = batch, rows
         self.normalize, self.select = normalize, select
 
         self.selection: PatchSelection | None = None
-        self.is_chosen = False
+        self.is_chosen, self.num_views = False, 1
 
     def __len__(self) -> int:
         return len(self.batch.keys[self.rows])
@@ -78,7 +99,11 @@ class Chunk:
         images = self.normalize(self.batch, self.rows)
         device = images["pixel_values"].device
         if not self.is_chosen:
-            self.selection, self.is_chosen = self.select(**images), True
+            chosen, self.is_chosen = self.select(**images), True
+            self.num_views = len(chosen) if chosen else 1
+            self.selection = interleave(chosen) if chosen else None
+        if self.num_views > 1:  # a picture's views follow one another
+            images = {name: values.repeat_interleave(self.num_views, dim=0) for name, values in images.items()}
         texts = {name: tokens[self.rows].to(device) for name, tokens in self.batch.texts.items()}
         return texts | images | {"patch_selection": self.selection, "apply_patch_mask": self.selection is not None}
 
@@ -94,6 +119,44 @@ class Chunk:
 def kept_shares(chunks: list[Chunk], num_patches: int, device: torch.device) -> torch.Tensor:
     """The share of patches that is visible, of each of N chunks, on the device (N,)."""
     return torch.stack([chunk.kept_share(num_patches).float().to(device) for chunk in chunks])
+
+
+def count_patches(pixel_values: torch.Tensor, patch_size: int, spatial_shapes=None, **_: torch.Tensor) -> torch.Tensor:
+    """How many patches each image has, (B,)."""
+    if spatial_shapes is not None:
+        return spatial_shapes.prod(dim=1)
+    rows, columns = patch_grid(pixel_values, patch_size)
+    return torch.full((len(pixel_values),), rows * columns, device=pixel_values.device)
+
+
+def complement(selection: PatchSelection, num_patches: torch.Tensor, generator: torch.Generator) -> PatchSelection:
+    """As many patches of each image: those that a selection has dropped, or a random part of them; then random others.
+
+    Args:
+        num_patches: of each image, (B,).
+    """
+    most = int(num_patches.max())
+    visible = selection.visible(most)  # (B, L)
+    noise = torch.rand(visible.shape, generator=generator, device=visible.device)
+    is_there = torch.arange(most, device=visible.device) < num_patches[:, None]  # (B, L)
+    order = (noise + visible.float() + 2 * (~is_there).float()).argsort(dim=1)  # dropped ones, visible ones, padding
+    if selection.lengths is None:
+        return keep_first(order, selection.indices.shape[1])
+    return keep_first_of_each(order, selection.lengths, selection.indices.shape[1])
+
+
+def interleave(views: list[PatchSelection]) -> PatchSelection:
+    """One selection for V views of B images, (B * V, K): a picture's views one after another."""
+    if len(views) == 1:
+        return views[0]
+    most = max(view.indices.shape[1] for view in views)
+    # Padding repeats a row's first entry, as in each view.
+    padded = [torch.cat([v.indices, v.indices[:, :1].expand(-1, most - v.indices.shape[1])], dim=1) for v in views]
+    indices = torch.stack(padded, dim=1).flatten(0, 1)  # (B, V, K) to (B * V, K)
+    if all(view.lengths is None and view.indices.shape[1] == most for view in views):
+        return PatchSelection(indices)
+    lengths = [view.valid().sum(dim=1) for view in views]
+    return PatchSelection(indices, torch.stack(lengths, dim=1).flatten())
 
 
 def step_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:

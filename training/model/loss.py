@@ -16,6 +16,20 @@ LossName = Literal["contrastive", "sigmoid"]
 FIRST_SCALE, FIRST_BIAS = math.log(10), -10.0
 
 
+class MeanOverViews(nn.Module):
+    """The mean of a loss over V views of each picture, with one caption encoding (A-CLIP, arXiv 2212.08653)."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
+        """As the loss, of images (B * V, E), a picture's views one after another, and texts (B, E)."""
+        views = len(image_embeds) // len(text_embeds)
+        losses = [self.loss(image_embeds[view::views], text_embeds, *numbers) for view in range(views)]
+        return losses[0] if views == 1 else torch.stack(losses).mean()
+
+
 class PairLoss:
     """The loss over the pairs of all processes, of a model's embeddings.
 
@@ -26,7 +40,7 @@ class PairLoss:
 
     def __init__(self, name: LossName, model: PreTrainedModel):
         self.name, self.model = name, model
-        self.loss = SigmoidLoss() if name == "sigmoid" else ContrastiveLoss()
+        self.loss = MeanOverViews(SigmoidLoss() if name == "sigmoid" else ContrastiveLoss())
 
     def __call__(self, outputs: Any) -> torch.Tensor:
         """The loss, a number, of a model's outputs for this process's batch."""

@@ -1,0 +1,99 @@
+"""Proves of two views of a picture: what the second keeps, that the loss is the mean over views with one caption encoding, and
+that chunks, processes and resumed runs agree."""
+
+import shutil
+
+import pytest
+import torch
+from families import make_images, make_inputs, make_plain
+from helpers import as_killed_at, losses_of, same, words
+from processes import Processes
+
+from hf_maskclip import ContrastiveLoss, PatchSelection, add_patch_mask
+from hf_maskclip.errors import ConfigError
+from training.model.loss import MeanOverViews
+from training.patch_selection import complement, count_patches, interleave
+from training.train import program
+
+SEED = 3
+
+
+def visible_of(selection: PatchSelection) -> list[set[int]]:
+    rows = zip(selection.indices.tolist(), selection.valid().sum(dim=1).tolist(), strict=True)
+    return [set(row[:length]) for row, length in rows]
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip2"])
+@pytest.mark.parametrize("mask", [{"name": "random", "mask_ratio": ratio} for ratio in (0.25, 0.5, 0.75)] + ["pgs", "cluster"])
+def test_the_complement_keeps_what_the_first_view_dropped(name, mask):
+    """Beside a literal transcription: all dropped patches, or some of them, then others, up to the same count."""
+    images = make_images(name)
+    model = add_patch_mask(make_plain(name), mask)
+    shapes = {key: images[key] for key in ("spatial_shapes",) if key in images}
+    first = model.select_patches(images["pixel_values"], **shapes, generator=torch.Generator().manual_seed(SEED))
+    counts = count_patches(images["pixel_values"], 8, **shapes)
+    assert counts.tolist() == ([16, 10, 10] if name == "siglip2" else [16, 16, 16])
+    second = complement(first, counts, torch.Generator().manual_seed(SEED))
+    for kept, others, number in zip(visible_of(first), visible_of(second), counts.tolist(), strict=True):
+        dropped = set(range(number)) - kept
+        assert len(others) == len(kept)
+        assert others <= dropped or dropped <= others
+        assert others <= set(range(number))
+    other = complement(first, counts, torch.Generator().manual_seed(SEED + 1))
+    if mask == {"name": "random", "mask_ratio": 0.75}:
+        assert visible_of(other) != visible_of(second)  # some of many dropped ones, by chance
+
+
+def test_views_of_a_picture_follow_one_another():
+    first = PatchSelection(torch.tensor([[0, 1], [2, 3]]))
+    second = PatchSelection(torch.tensor([[4, 5, 6], [7, 7, 7]]), torch.tensor([3, 1]))
+    assert visible_of(interleave([first, second])) == [{0, 1}, {4, 5, 6}, {2, 3}, {7}]
+    assert interleave([first, first]).lengths is None
+    assert interleave([first]) is first
+
+
+def test_the_loss_is_the_mean_over_views_with_one_encoding_of_the_captions():
+    model, inputs = add_patch_mask(make_plain("clip"), "pgs").train(), make_inputs("clip")
+    selections = [model.select_patches(inputs["pixel_values"]) for _ in range(2)]
+    expected = 0
+    for selection in selections:
+        outputs = model(**inputs, patch_selection=selection)
+        expected += ContrastiveLoss()(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp()) / 2
+    twice = inputs | {"pixel_values": inputs["pixel_values"].repeat_interleave(2, dim=0)}
+    outputs = model(**twice, patch_selection=interleave(selections))
+    assert len(outputs.image_embeds) == 2 * len(outputs.text_embeds)
+    found = MeanOverViews(ContrastiveLoss())(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("views", ["two", "complementary"])
+def test_chunks_and_resumed_runs_agree(views, run, tmp_path):
+    options = {"views": views, "patch_mask": {"name": "random", "mask_ratio": 0.75}, "checkpoint_every": 2}
+    _, steps, written = run(**options, output_dir=str(tmp_path / "a"))
+    _, one_view, _ = run(**options | {"views": "one"}, output_dir=str(tmp_path / "one"))
+    assert [step["kept_patches"] for step in steps] == [step["kept_patches"] for step in one_view] == [16] * 4
+    assert steps[1]["loss"] != one_view[1]["loss"]
+    shutil.copytree(written, tmp_path / "b")
+    as_killed_at(tmp_path / "b", 2)
+    _, again, _ = run(**options, output_dir=str(tmp_path / "b"), resume="auto")
+    assert same(again) == same(steps)
+
+
+def test_a_chunked_step_has_the_loss_of_the_whole_batch(run, tmp_path):
+    options = {"views": "two", "patch_mask": {"name": "random", "mask_ratio": 0.0}}  # so that chunks draw alike
+    _, whole, _ = run(**options, output_dir=str(tmp_path / "a"))
+    _, chunked, _ = run(**options, chunk_size=2, output_dir=str(tmp_path / "b"))
+    assert [step["loss"] for step in chunked] == pytest.approx([step["loss"] for step in whole], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_see_two_views_as_well(options, tmp_path):
+    options |= {"views": "two", "patch_mask": "pgs", "batch_size": 2, "output_dir": str(tmp_path / "run")}
+    processes = Processes(2, tmp_path / "printed", program, words(options))
+    assert set(processes.wait(200)) == {0}, processes.printed()[-3000:]
+    assert len(losses_of(tmp_path / "run")) == 4
+
+
+def test_two_views_of_whole_pictures_are_refused(run):
+    with pytest.raises(ConfigError, match="views='two': two views of a picture differ by their patch mask"):
+        run(views="two", patch_mask="none")
