@@ -29,6 +29,7 @@ OPTIONS = (
     "model",
     "train_data",
     "patch_mask",
+    "views",
     "mask_schedule",
     "text_mask",
     "text_tokens",
@@ -217,7 +218,7 @@ def _render(repo_id: str, mask: dict[str, Any], data: ModelCardData, **about: An
 
 def _training(config: dict[str, Any]) -> dict[str, str]:
     """The options that say how it was trained, as the cells of a table; what is off is left out, a seed of 0 is not."""
-    unset = (None, "", "none")
+    unset = (None, "", "none", "one")
     chosen = {name: config[name] for name in OPTIONS if config.get(name) not in unset}
     if chosen.get("interpolate_weights") == 1:
         del chosen["interpolate_weights"]  # the result is the tuned weights
