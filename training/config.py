@@ -63,8 +63,8 @@ class TrainingConfig:
     # Model
     model: str = option(
         "tiny",
-        "tiny, tiny-96, small, vit-s-16, vit-b-32, vit-b-16, siglip-s-16 or siglip-b-16 from random weights; or a folder or "
-        "Hub id of a CLIP, MetaCLIP 2, AltCLIP, ChineseCLIP, SigLIP or SigLIP 2",
+        "tiny, tiny-96, small, vit-s-16, vit-b-32, vit-b-16, siglip-tiny, siglip-s-16 or siglip-b-16 from random weights; or a "
+        "folder or Hub id of a CLIP, MetaCLIP 2, AltCLIP, ChineseCLIP, SigLIP or SigLIP 2",
     )
     tokenizer: str = option("", "folder or Hub id; empty: the model's own, or one trained on the captions for a preset")
     vocab_size: int = option(8192, "most tokens of a tokenizer that is trained on the captions", Range(1000))

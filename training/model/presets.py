@@ -49,10 +49,11 @@ PRESETS = {
     "vit-s-16": (_tower(384, 12, 6, image_size=224, patch_size=16), _tower(384, 12, 6), 384),
     "vit-b-32": (_tower(768, 12, 12, image_size=224, patch_size=32), _tower(512, 12, 8), 512),
     "vit-b-16": (_tower(768, 12, 12, image_size=224, patch_size=16), _tower(512, 12, 8), 512),
+    "siglip-tiny": (_tower(128, 4, 4, image_size=64, patch_size=8), _tower(128, 3, 4), 128),
     "siglip-s-16": (_tower(384, 12, 6, image_size=224, patch_size=16), _tower(384, 12, 6), 384),
     "siglip-b-16": (_tower(768, 12, 12, image_size=224, patch_size=16), _tower(768, 12, 12), 768),
 }
-SIGLIPS = ("siglip-s-16", "siglip-b-16")
+SIGLIPS = ("siglip-tiny", "siglip-s-16", "siglip-b-16")
 
 
 def build_model(name: str, patch_mask: dict[str, Any] | str, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
