@@ -15,6 +15,7 @@ from helpers import assert_uniform, photo_like, select_patches
 
 from hf_maskclip import build_patch_mask
 from hf_maskclip.models.patch_edges import patch_edges, sobel_magnitude
+from hf_maskclip.models.patch_mask_registry import scale_mask_ratios
 from hf_maskclip.models.patch_masking import keep_count
 from hf_maskclip.models.patch_masking_pgs import sinkhorn_scaling
 from hf_maskclip.models.patch_similarity import PatchFeatures
@@ -198,10 +199,11 @@ def test_attentive_takes_equal_scores_in_random_order_and_says_what_it_needs():
             select_patches(spec, images, patch_scores=scores)
 
 
-def slow_cluster(image: torch.Tensor, anchors: list[int], threshold: float) -> list[bool]:
+def slow_cluster(image: torch.Tensor, anchors: list[int], threshold: float) -> tuple[list[bool], list[float]]:
+    """What is masked of one image at first, and c_i."""
     num_patches = image.shape[1] * image.shape[2] // 64
     closest = [max(slow_similarity(image, a, i) for a in anchors) for i in range(num_patches)]
-    return [i in anchors or closest[i] > threshold for i in range(num_patches)]
+    return [i in anchors or closest[i] > threshold for i in range(num_patches)], closest
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.3])
@@ -212,10 +214,55 @@ def test_cluster_masks_what_resembles_an_anchor_and_fills_up_at_random(threshold
     generator = torch.Generator().manual_seed(0)
     anchor_noise, surplus_noise = (torch.rand(4, 24, generator=generator) for _ in range(2))
     for image, anchor_row, surplus_row, seen in zip(images, anchor_noise, surplus_noise, visible, strict=True):
-        masked = slow_cluster(image, anchor_row.argsort(descending=True)[:2].tolist(), threshold)
+        masked, _ = slow_cluster(image, anchor_row.argsort(descending=True)[:2].tolist(), threshold)
         for i in surplus_row.argsort(descending=True).tolist():
             masked[i] = masked[i] or sum(masked) < 7  # 24 - keep_count(24, 0.3)
         assert seen.tolist() == [not m for m in masked]
+
+
+@pytest.mark.parametrize(("floor", "most"), [(0.3, 14), (0.3, 9), (0.375, 9)])
+def test_cluster_gives_back_the_least_similar_of_what_lies_over_the_ceiling(floor, most):
+    images = torch.stack([flat_and_textured(), *photo_like(3, 32, 48)])
+    spec = {"name": "cluster", "similarity_threshold": 0.1, "anchor_ratio": 0.1, "min_mask_ratio": floor}
+    unbounded = select_patches(spec, images).visible(24)
+    selection = select_patches(spec | {"max_mask_ratio": most / 24}, images)
+    generator = torch.Generator().manual_seed(0)
+    anchor_noise, second_noise = (torch.rand(4, 24, generator=generator) for _ in range(2))
+    over = 0
+    for number, (image, anchor_row, noise) in enumerate(zip(images, anchor_noise, second_noise, strict=True)):
+        masked, closest = slow_cluster(image, anchor_row.argsort(descending=True)[:2].tolist(), 0.1)
+        over += sum(masked) > most
+        while sum(masked) > most:
+            # Flat patches of one colour are ties at 1.
+            back = min((i for i in range(24) if masked[i]), key=lambda i: (round(closest[i], 4), noise[i]))
+            masked[back] = False
+        seen = selection.visible(24)[number]
+        if sum(masked) >= 24 - keep_count(24, floor):
+            assert seen.tolist() == [not m for m in masked]
+        assert (seen >= unbounded[number]).all()
+    assert over >= 2
+    assert (selection.lengths is None) == (floor == most / 24)
+
+
+def test_a_ceiling_that_no_image_reaches_changes_nothing_and_one_scaled_by_a_ramp_gives_back_anchors():
+    images = photo_like(8, 56, 56)
+    spec = {"name": "cluster", "similarity_threshold": 0.4}
+    unbounded = select_patches(spec, images)
+    assert int(unbounded.lengths.min()) > 1
+    bounded = select_patches(spec | {"max_mask_ratio": 0.99}, images)
+    assert all(torch.equal(one, other) for one, other in zip(unbounded, bounded, strict=True))
+    half = select_patches(scale_mask_ratios({**spec, "min_mask_ratio": 0.3, "max_mask_ratio": 0.6}, 0.5), images)
+    assert int(half.lengths.min()) == keep_count(49, 0.3)  # what resembles an anchor goes up to half the ceiling
+    start = select_patches(scale_mask_ratios({"name": "cluster", "mask_ratio": 0.5, "max_mask_ratio": 0.6}, 0.0), images)
+    assert start.visible(49).all()
+
+
+def test_a_ceiling_keeps_patches_of_a_picture_that_is_nearly_all_background():
+    images = torch.ones(8, 3, 96, 96) * torch.tensor([1.93, 2.07, 2.15])[:, None, None]
+    images[:, :, 40:56, 40:56] = photo_like(8, 16, 16, seed=5)
+    kept = {most: select_patches({"name": "cluster", "max_mask_ratio": most}, images).lengths for most in (None, 0.75)}
+    assert kept[None].min() <= 5
+    assert kept[0.75].tolist() == [36] * 8
 
 
 def test_cluster_auto_threshold_removes_the_ratio_asked_for_on_average():
@@ -243,8 +290,8 @@ def slow_sinkhorn(kernel: np.ndarray, iterations: int) -> np.ndarray:
     return plan
 
 
-def slow_pgs(image, noise, *, min_ratio, max_ratio, transport, edges) -> list[bool]:
-    """Visible patches of one image, by the definition's four steps; `noise` (L,) draws the candidates."""
+def slow_pgs(image, noise, *, min_ratio, max_ratio, transport=True, edges="sobel", temperature=0.0, uniform=()) -> list[bool]:
+    """Visible patches of one image, by the definition's four steps; `noise` (L,) draws the candidates, `uniform` the edges."""
     num_patches = len(noise)
     strength = patch_edges(image[None], 8, edges)[0].tolist()
     is_edge = [e > sum(strength) / num_patches for e in strength]
@@ -254,7 +301,9 @@ def slow_pgs(image, noise, *, min_ratio, max_ratio, transport, edges) -> list[bo
     weight = slow_sinkhorn(np.exp((similarity - 1) / 0.1), 5) if transport else similarity
     w = [round(max(weight[c, i] for c in candidates), 9) for i in range(num_patches)]
     similar = [max(similarity[c, i] for c in candidates) > 0.5 for i in range(num_patches)]
-    order = sorted(range(num_patches), key=lambda i: (is_edge[i], strength[i] if is_edge[i] else -w[i], -noise[i]))
+    gumbel = [-math.log(-math.log(u)) for u in uniform] or [0.0] * num_patches
+    value = [strength[i] + temperature * gumbel[i] if is_edge[i] else -w[i] for i in range(num_patches)]
+    order = sorted(range(num_patches), key=lambda i: (is_edge[i], value[i], -noise[i]))
     n = sum(s and not e for s, e in zip(similar, is_edge, strict=True))
     low, high = (num_patches - keep_count(num_patches, r) for r in (min_ratio, max_ratio))
     masked = set(order[: min(max(n, low), high)])
@@ -272,6 +321,35 @@ def test_pgs_follows_its_definition_step_by_step(bounds, transport, edges):
     for image, row, seen in zip(images, noise, visible, strict=True):
         options = {"min_ratio": bounds[0], "max_ratio": bounds[1], "transport": transport, "edges": edges}
         assert seen.tolist() == slow_pgs(image, row.tolist(), **options)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 20])
+@pytest.mark.parametrize("bounds", [(0.75, 0.75), (0.3, 0.9)])
+def test_pgs_takes_edge_patches_in_order_of_strength_with_noise(bounds, temperature):
+    images = torch.stack([flat_and_textured(), *photo_like(3, 32, 48, seed=2)])
+    spec = {"name": "pgs", "min_mask_ratio": bounds[0], "max_mask_ratio": bounds[1]}
+    visible = select_patches(spec | {"edge_temperature": temperature}, images).visible(24)
+    generator = torch.Generator().manual_seed(0)
+    noise, uniform = (torch.rand(4, 24, generator=generator).tolist() for _ in range(2))
+    for b, seen in enumerate(visible):
+        options = {"min_ratio": bounds[0], "max_ratio": bounds[1], "temperature": temperature, "uniform": uniform[b]}
+        assert seen.tolist() == slow_pgs(images[b], noise[b], **options)
+    assert (visible == select_patches(spec, images).visible(24)).all() == (bounds[0] == 0.3)  # there is room for all edges
+
+
+def test_where_edges_overflow_a_temperature_draws_them_and_strong_ones_stay_more_often():
+    images = photo_like(1, 64, 64).expand(1000, -1, -1, -1)
+    spec = {"name": "pgs", "min_mask_ratio": 0.85, "max_mask_ratio": 0.85}
+    strength = patch_edges(images[:1], 8)[0]
+    is_edge = strength > strength.mean()
+    assert is_edge.sum() > 2 * keep_count(64, 0.85)
+    paper, drawn = (select_patches(spec | {"edge_temperature": t}, images).visible(64) for t in (0, 0.1))
+    assert len(paper.unique(dim=0)) == 1
+    assert len(drawn.unique(dim=0)) > 900
+    assert not drawn[:, ~is_edge].any()
+    shares = drawn.float().mean(dim=0)[is_edge][strength[is_edge].argsort()]
+    assert shares[0] < 0.5 * shares[-1]
+    assert shares.min() > 0
 
 
 @pytest.mark.parametrize("regularization", [0.1, 0.5])
