@@ -1,20 +1,20 @@
 """Proves that each patch mask selects what its definition says, element by element.
 
-The `slow_*` functions are literal transcriptions of the definitions, for one image, with loops; they share nothing with the
-package but the random numbers.
+The `slow_*` functions of slow_masks.py are literal transcriptions of the definitions.
 """
 
 import math
 
 import kornia
-import numpy as np
 import ot
 import pytest
 import torch
 from helpers import assert_uniform, photo_like, select_patches
+from slow_masks import slow_attentive, slow_block, slow_cluster, slow_pgs, slow_similarity
 
 from hf_maskclip import build_patch_mask
 from hf_maskclip.models.patch_edges import patch_edges, sobel_magnitude
+from hf_maskclip.models.patch_mask_registry import resolve_patch_mask, scale_mask_ratios
 from hf_maskclip.models.patch_masking import keep_count
 from hf_maskclip.models.patch_masking_pgs import sinkhorn_scaling
 from hf_maskclip.models.patch_similarity import PatchFeatures
@@ -23,22 +23,6 @@ PGS_05 = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
 
 
 # ---- Similarity and edges ---------------------------------------------------------------------------------------------
-
-
-def slow_similarity(image: torch.Tensor, i: int, j: int, patch: int = 8) -> float:
-    columns = image.shape[2] // patch
-    first, second = (
-        image[:, y : y + patch, x : x + patch]
-        for y, x in (divmod(k, columns) for k in (i, j))
-        for y, x in [(y * patch, x * patch)]
-    )
-    colours = [p.mean(dim=(1, 2)) for p in (first, second)]
-    deviations = [(p - c[:, None, None]).square().mean().sqrt() for p, c in zip((first, second), colours, strict=True)]
-    if deviations[0] < 0.02 or deviations[1] < 0.02:
-        same = max(deviations) < 0.02 and (colours[0] - colours[1]).abs().max() < 0.05
-        return float(same)
-    first, second = ((p - p.mean()) / (p.std() + 1e-6) for p in (first, second))
-    return (first * second).sum().item() / (first.norm() * second.norm()).item()
 
 
 def flat_and_textured() -> torch.Tensor:
@@ -127,22 +111,6 @@ def test_gaussian_draws_without_replacement_by_its_weights():
     assert ((counts - expected).square() / expected).sum() < 24.3
 
 
-def slow_block(draws: list[list[float]], noise: list[float], rows: int, columns: int, num_masked: int) -> list[bool]:
-    """Visible patches of one image; `draws` are area, aspect, top and left of each rectangle, in [0, 1)."""
-    masked: set[int] = set()
-    for area, aspect, top, left in draws:
-        area, aspect = 0.08 + area * (0.3 - 0.08), (0.3 ** (0.5 - aspect)) ** 2  # aspect: height over width, in [0.3, 1 / 0.3]
-        height = min(rows, max(1, round(math.sqrt(area * aspect) * rows)))
-        width = min(columns, max(1, round(math.sqrt(area / aspect) * columns)))
-        y, x = int(top * (rows - height + 1)), int(left * (columns - width + 1))
-        rectangle = {r * columns + c for r in range(y, y + height) for c in range(x, x + width)} - masked
-        surplus = len(masked) + len(rectangle) - num_masked
-        masked |= set(sorted(rectangle, key=lambda i: noise[i])[: len(rectangle) - max(0, surplus)])
-        if surplus >= 0:
-            break
-    return [i not in masked for i in range(rows * columns)]
-
-
 def test_block_masks_rectangles_until_the_ratio_is_met():
     images = torch.zeros(20, 3, 64, 96)
     visible = select_patches("block", images).visible(96)
@@ -167,17 +135,6 @@ def test_grid_keeps_every_nth_patch_of_each_row_shifted_row_by_row(ratio):
     assert len(offsets) > 1
 
 
-def slow_attentive(scores: list[float], rows: int, columns: int, merge: int, num_kept: int) -> list[bool]:
-    """Visible patches of one image, the blocks of the highest mean score first, their patches by their own."""
-    blocks: dict[tuple[int, int], list[int]] = {}
-    for i in range(rows * columns):
-        blocks.setdefault((i // columns // merge, i % columns // merge), []).append(i)
-    kept: list[int] = []
-    for block in sorted(blocks.values(), key=lambda block: -sum(scores[i] for i in block) / len(block)):
-        kept += sorted(block, key=lambda i: -scores[i])[: num_kept - len(kept)]
-    return [i in kept for i in range(rows * columns)]
-
-
 @pytest.mark.parametrize("merge", [1, 2])
 @pytest.mark.parametrize("grid", [(6, 6), (5, 7), (4, 9)])
 def test_attentive_keeps_what_the_teacher_attends_to(grid, merge):
@@ -198,12 +155,6 @@ def test_attentive_takes_equal_scores_in_random_order_and_says_what_it_needs():
             select_patches(spec, images, patch_scores=scores)
 
 
-def slow_cluster(image: torch.Tensor, anchors: list[int], threshold: float) -> list[bool]:
-    num_patches = image.shape[1] * image.shape[2] // 64
-    closest = [max(slow_similarity(image, a, i) for a in anchors) for i in range(num_patches)]
-    return [i in anchors or closest[i] > threshold for i in range(num_patches)]
-
-
 @pytest.mark.parametrize("threshold", [0.1, 0.3])
 def test_cluster_masks_what_resembles_an_anchor_and_fills_up_at_random(threshold):
     images = torch.stack([flat_and_textured(), *photo_like(3, 32, 48)])
@@ -212,10 +163,56 @@ def test_cluster_masks_what_resembles_an_anchor_and_fills_up_at_random(threshold
     generator = torch.Generator().manual_seed(0)
     anchor_noise, surplus_noise = (torch.rand(4, 24, generator=generator) for _ in range(2))
     for image, anchor_row, surplus_row, seen in zip(images, anchor_noise, surplus_noise, visible, strict=True):
-        masked = slow_cluster(image, anchor_row.argsort(descending=True)[:2].tolist(), threshold)
+        masked, _ = slow_cluster(image, anchor_row.argsort(descending=True)[:2].tolist(), threshold)
         for i in surplus_row.argsort(descending=True).tolist():
             masked[i] = masked[i] or sum(masked) < 7  # 24 - keep_count(24, 0.3)
         assert seen.tolist() == [not m for m in masked]
+
+
+@pytest.mark.parametrize(("floor", "most"), [(0.3, 14), (0.3, 9), (0.375, 9)])
+def test_cluster_gives_back_the_least_similar_of_what_lies_over_the_ceiling(floor, most):
+    images = torch.stack([flat_and_textured(), *photo_like(3, 32, 48)])
+    spec = {"name": "cluster", "similarity_threshold": 0.1, "anchor_ratio": 0.1, "min_mask_ratio": floor}
+    unbounded = select_patches(spec, images).visible(24)
+    selection = select_patches(spec | {"max_mask_ratio": most / 24}, images)
+    generator = torch.Generator().manual_seed(0)
+    anchor_noise, second_noise = (torch.rand(4, 24, generator=generator) for _ in range(2))
+    over = 0
+    for number, (image, anchor_row, noise) in enumerate(zip(images, anchor_noise, second_noise, strict=True)):
+        masked, closest = slow_cluster(image, anchor_row.argsort(descending=True)[:2].tolist(), 0.1)
+        over += sum(masked) > most
+        while sum(masked) > most:
+            # Flat patches of one colour are ties at 1.
+            back = min((i for i in range(24) if masked[i]), key=lambda i: (round(closest[i], 4), noise[i]))
+            masked[back] = False
+        for i in noise.argsort(descending=True).tolist():
+            masked[i] = masked[i] or sum(masked) < 24 - keep_count(24, floor)
+        seen = selection.visible(24)[number]
+        assert seen.tolist() == [not m for m in masked]
+        assert (seen >= unbounded[number]).all()
+    assert over >= 2
+    assert (selection.lengths is None) == (floor == most / 24)
+
+
+def test_a_ceiling_that_no_image_reaches_changes_nothing_and_one_scaled_by_a_ramp_gives_back_anchors():
+    images = photo_like(8, 56, 56)
+    spec = {"name": "cluster", "similarity_threshold": 0.4}
+    unbounded = select_patches(spec, images)
+    assert int(unbounded.lengths.min()) > 1
+    bounded = select_patches(spec | {"max_mask_ratio": 0.99}, images)
+    assert all(torch.equal(one, other) for one, other in zip(unbounded, bounded, strict=True))
+    half = select_patches(scale_mask_ratios({**spec, "min_mask_ratio": 0.3, "max_mask_ratio": 0.6}, 0.5), images)
+    assert int(half.lengths.min()) == keep_count(49, 0.3)  # what resembles an anchor goes up to half the ceiling
+    start = scale_mask_ratios(resolve_patch_mask({"name": "cluster", "max_mask_ratio": 0.6}), 0.0)
+    assert select_patches(start, images).visible(49).all()
+
+
+def test_a_ceiling_keeps_patches_of_a_picture_that_is_nearly_all_background():
+    images = torch.ones(8, 3, 96, 96) * torch.tensor([1.93, 2.07, 2.15])[:, None, None]
+    images[:, :, 40:56, 40:56] = photo_like(8, 16, 16, seed=5)
+    kept = {most: select_patches({"name": "cluster", "max_mask_ratio": most}, images).lengths for most in (None, 0.75)}
+    assert kept[None].min() <= 5
+    assert kept[0.75].tolist() == [36] * 8
 
 
 def test_cluster_auto_threshold_removes_the_ratio_asked_for_on_average():
@@ -235,32 +232,6 @@ def test_cluster_masks_a_plain_background_as_one_cluster():
     assert inside > 0.5
 
 
-def slow_sinkhorn(kernel: np.ndarray, iterations: int) -> np.ndarray:
-    plan = kernel.copy()
-    for _ in range(iterations):
-        plan = plan / plan.sum(axis=1, keepdims=True)
-        plan = plan / plan.sum(axis=0, keepdims=True)
-    return plan
-
-
-def slow_pgs(image, noise, *, min_ratio, max_ratio, transport, edges) -> list[bool]:
-    """Visible patches of one image, by the definition's four steps; `noise` (L,) draws the candidates."""
-    num_patches = len(noise)
-    strength = patch_edges(image[None], 8, edges)[0].tolist()
-    is_edge = [e > sum(strength) / num_patches for e in strength]
-    order = sorted(range(num_patches), key=lambda i: (is_edge[i], strength[i] if is_edge[i] else -noise[i]))
-    candidates = order[: max(1, round(num_patches * 0.05))]
-    similarity = np.array([[slow_similarity(image, i, j) for j in range(num_patches)] for i in range(num_patches)])
-    weight = slow_sinkhorn(np.exp((similarity - 1) / 0.1), 5) if transport else similarity
-    w = [round(max(weight[c, i] for c in candidates), 9) for i in range(num_patches)]
-    similar = [max(similarity[c, i] for c in candidates) > 0.5 for i in range(num_patches)]
-    order = sorted(range(num_patches), key=lambda i: (is_edge[i], strength[i] if is_edge[i] else -w[i], -noise[i]))
-    n = sum(s and not e for s, e in zip(similar, is_edge, strict=True))
-    low, high = (num_patches - keep_count(num_patches, r) for r in (min_ratio, max_ratio))
-    masked = set(order[: min(max(n, low), high)])
-    return [i not in masked for i in range(num_patches)]
-
-
 @pytest.mark.parametrize("edges", ["sobel", "none"])
 @pytest.mark.parametrize("transport", [True, False])
 @pytest.mark.parametrize("bounds", [(0.3, 0.5), (0.5, 0.5), (0.0, 0.9)])
@@ -272,6 +243,35 @@ def test_pgs_follows_its_definition_step_by_step(bounds, transport, edges):
     for image, row, seen in zip(images, noise, visible, strict=True):
         options = {"min_ratio": bounds[0], "max_ratio": bounds[1], "transport": transport, "edges": edges}
         assert seen.tolist() == slow_pgs(image, row.tolist(), **options)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 20])
+@pytest.mark.parametrize("bounds", [(0.75, 0.75), (0.3, 0.9)])
+def test_pgs_takes_edge_patches_in_order_of_strength_with_noise(bounds, temperature):
+    images = torch.stack([flat_and_textured(), *photo_like(3, 32, 48, seed=2)])
+    spec = {"name": "pgs", "min_mask_ratio": bounds[0], "max_mask_ratio": bounds[1]}
+    visible = select_patches(spec | {"edge_temperature": temperature}, images).visible(24)
+    generator = torch.Generator().manual_seed(0)
+    noise, uniform = (torch.rand(4, 24, generator=generator).tolist() for _ in range(2))
+    for b, seen in enumerate(visible):
+        options = {"min_ratio": bounds[0], "max_ratio": bounds[1], "temperature": temperature, "uniform": uniform[b]}
+        assert seen.tolist() == slow_pgs(images[b], noise[b], **options)
+    assert (visible == select_patches(spec, images).visible(24)).all() == (bounds[0] == 0.3)  # there is room for all edges
+
+
+def test_where_edges_overflow_a_temperature_draws_them_and_strong_ones_stay_more_often():
+    images = photo_like(1, 64, 64).expand(1000, -1, -1, -1)
+    spec = {"name": "pgs", "min_mask_ratio": 0.85, "max_mask_ratio": 0.85}
+    strength = patch_edges(images[:1], 8)[0]
+    is_edge = strength > strength.mean()
+    assert is_edge.sum() > 1.5 * keep_count(64, 0.85)
+    paper, drawn = (select_patches(spec | {"edge_temperature": t}, images).visible(64) for t in (0, 0.1))
+    assert len(paper.unique(dim=0)) == 1
+    assert len(drawn.unique(dim=0)) > 100
+    assert not drawn[:, ~is_edge].any()
+    shares = drawn.float().mean(dim=0)[is_edge][strength[is_edge].argsort()]
+    assert shares[0] < 0.5 * shares[-1]
+    assert shares.min() > 0
 
 
 @pytest.mark.parametrize("regularization", [0.1, 0.5])

@@ -15,6 +15,7 @@ from .masked_tower import MaskedVisionOutput, PatchMaskedTower, PoolingHeadTower
 from .packed_attention import Packing
 from .patch_mask_registry import PatchMaskSpec
 from .patch_masking import PatchSelection
+from .selection_by_picture import in_order
 from .selection_checks import check_no_typo, check_selection_of
 
 
@@ -73,7 +74,7 @@ class NaFlexTower(PoolingHeadTower):
             images = self._pictures(pixel_values.index_select(0, members), rows, columns)
             scores = None if patch_scores is None else patch_scores.index_select(0, members)[:, : rows * columns]
             chosen.append((members, PatchMaskedTower.select_patches(self, images, patch_scores=scores, **options)))
-        return _in_order(chosen, len(pixel_values))
+        return in_order(chosen, len(pixel_values))
 
     def _pictures(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Images (b, C, rows * P, columns * P) of patches (b, L, P * P * C)."""
@@ -130,20 +131,3 @@ class NaFlexTower(PoolingHeadTower):
 
     def _embed(self, pixel_values, patch_selection, pixel_attention_mask, spatial_shapes):
         return self.embeddings(pixel_values, spatial_shapes, patch_selection)
-
-
-def _in_order(chosen: list[tuple[torch.Tensor, PatchSelection]], batch: int) -> PatchSelection:
-    """One selection for a batch, of those that were made for some of its images each."""
-    if len(chosen) == 1:
-        return chosen[0][1]
-    most = max(selection.indices.shape[1] for _, selection in chosen)
-    first = chosen[0][1].indices
-    indices, lengths = first.new_zeros(batch, most), first.new_zeros(batch)
-    for members, selection in chosen:
-        missing = most - selection.indices.shape[1]
-        # Padding repeats the first patch, which every image has.
-        padded = torch.cat([selection.indices, selection.indices[:, :1].expand(-1, missing)], dim=1)  # (b, K)
-        counts = selection.valid().sum(dim=1) if selection.lengths is None else selection.lengths
-        indices.index_copy_(0, members, padded)
-        lengths.index_copy_(0, members, counts.to(lengths.dtype))
-    return PatchSelection(indices, lengths)

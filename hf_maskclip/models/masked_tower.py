@@ -6,6 +6,7 @@ it has a class token.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from .masked_parts import Joined, PaddedPoolingHead, PatchConv, VisibleEmbedding
 from .packed_attention import PackedAttention, Packing
 from .patch_mask_registry import PatchMaskSpec, build_patch_mask, resolve_patch_mask
 from .patch_masking import PatchMask, PatchSelection
+from .selection_by_picture import select_by_picture
 from .selection_checks import check_no_typo, check_selection, warn_of_masks_without_gradients
 
 
@@ -91,22 +93,33 @@ class PatchMaskedTower(Joined):
     ) -> PatchSelection:
         """Let the patch mask choose the visible patches of images (B, C, H, W), whatever mode the model is in.
 
+        In evaluation mode without a generator there is no chance: the same pixels get the same patches, whatever their batch
+        ([`select_by_picture`]).
+
         Args:
             pixel_values: (B, C, H, W).
             progress: the share of training that is done, in [0, 1].
-            generator: the mask's own source of randomness, on the device of `pixel_values`.
+            generator: the mask's own source of randomness, on the device of `pixel_values`. By default PyTorch's global one in
+                training mode; in evaluation mode one for each picture, seeded by a hash of its pixels.
             patch_mask: used in place of the model's, for example at another ratio: a name, a dict or a mask.
             patch_scores: (B, L), for masks that need a teacher's attention.
         """
         mask = self.patch_mask
         if patch_mask is not None:
             mask = build_patch_mask(patch_mask, patch_size=self.config.patch_size)
+        if patch_scores is not None and not mask.needs_patch_scores:
+            raise ValueError(f"patch_scores: the patch mask {type(mask).__name__} takes none")
+        choose = partial(self._choose_by, mask, progress)
+        if generator is None and not self.training:
+            return select_by_picture(choose, pixel_values, patch_scores)
+        return choose(pixel_values, patch_scores, generator)
+
+    def _choose_by(self, mask, progress, pixel_values, patch_scores, generator) -> PatchSelection:
+        """Let a mask choose from images (B, C, H, W) at once."""
         patch_embeds = None
         if mask.needs_patch_embeds:
             with torch.no_grad():
                 patch_embeds = self._patch_embeds(pixel_values)
-        if patch_scores is not None and not mask.needs_patch_scores:
-            raise ValueError(f"patch_scores: the patch mask {type(mask).__name__} takes none")
         scores = {"patch_scores": patch_scores} if mask.needs_patch_scores else {}
         # Without autocast, so that a mask is the same inside and outside of it: similarities need float32's resolution.
         with torch.autocast(pixel_values.device.type, enabled=False):

@@ -156,8 +156,12 @@ def patch_mask_options(mask: PatchMask) -> dict[str, Any]:
 
 
 def scale_mask_ratios(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The dict of a patch mask with each option that ends in `mask_ratio` times `factor` in [0, 1]: a step of a ramp."""
-    return {key: value * factor if key.endswith("mask_ratio") else value for key, value in options.items()}
+    """The dict of a patch mask with each option that ends in `mask_ratio` times `factor` in [0, 1]: a step of a ramp.
+
+    A ceiling grows with the ratios that it bounds. One that is not there (None) stays away.
+    """
+    is_ratio = {key: key.endswith("mask_ratio") and value is not None for key, value in options.items()}
+    return {key: value * factor if is_ratio[key] else value for key, value in options.items()}
 
 
 def build_patch_mask(spec: PatchMaskSpec, *, patch_size: int = 16, **overrides: Any) -> PatchMask:

@@ -47,9 +47,10 @@ class PGSPatchMask(PatchMask):
     1. Candidates: `candidate_ratio` of the patches, at random among those that are not edge patches.
     2. Edge patches: edge strength e_i above the image's mean of e.
     3. S = s_ij; optimal transport balances it: K = exp((S - 1) / regularization), scaled to a doubly stochastic W by Sinkhorn.
-    4. Order: patches that are not edges by w_i = max over the candidates c of W_ci, descending; then edge patches by e_i,
-       ascending. The first n are masked: n = the number of patches that are not edges and have
-       max over c of s_ci > `similarity_threshold`, clamped to [`min_mask_ratio`, `max_mask_ratio`] * L. Ties go at random.
+    4. Order: patches that are not edges by w_i = max over the candidates c of W_ci, descending; then edge patches by
+       e_i + `edge_temperature` * g_i, ascending, with Gumbel noise g_i. The first n are masked: n = the number of patches that
+       are not edges and have max over c of s_ci > `similarity_threshold`, clamped to [`min_mask_ratio`, `max_mask_ratio`] * L.
+       Ties go at random.
 
     CLIP-PGS 0.3 is the default; CLIP-PGS 0.5 has both bounds at 0.5, so that all images keep the same number.
 
@@ -64,6 +65,8 @@ class PGSPatchMask(PatchMask):
         sinkhorn_iterations: alternations of the row and the column scaling.
         embedding_weight: the share of the patch embeddings in the similarity, in [0, 1], or `"progress"` for the paper's linear
             schedule.
+        edge_temperature: chance among edge patches, in [0, 100], which tells where they outnumber what may stay. 0 is the
+            paper's order, by strength alone: such an image has the same mask at each epoch.
     """
 
     citation = Citation(
@@ -85,6 +88,7 @@ class PGSPatchMask(PatchMask):
         sinkhorn_regularization: float = 0.1,
         sinkhorn_iterations: int = 5,
         embedding_weight: float | str = 0.0,
+        edge_temperature: float = 0.0,
         *,
         patch_size: int = 16,
     ):
@@ -100,6 +104,7 @@ class PGSPatchMask(PatchMask):
         self.sinkhorn_regularization = check_range("sinkhorn_regularization", sinkhorn_regularization, 0.01, 100)
         self.sinkhorn_iterations = check_integer("sinkhorn_iterations", sinkhorn_iterations, 1, 1000)
         self.embedding_weight = check_embedding_weight(embedding_weight)
+        self.edge_temperature = check_range("edge_temperature", edge_temperature, 0, 100)
 
     @property
     def needs_patch_embeds(self) -> bool:
@@ -134,8 +139,8 @@ class PGSPatchMask(PatchMask):
         else:
             closeness = balanced = features.similarity(candidates).amax(dim=1)
 
-        # Edge patches go after all others: w lies above -1, and e in [0, 1] is moved below it.
-        priority = torch.where(is_edge, -2 - edge_strength, balanced)
+        # Edge patches go after all others: w lies above -1, and their values in [0, 1] are moved below it.
+        priority = torch.where(is_edge, -2 - self._protection(edge_strength, generator), balanced)
         order = sort_with_random_ties(priority, noise)  # last to go first
         return PGSStages(edge_strength, is_edge, candidates, closeness, balanced, order)
 
@@ -143,6 +148,15 @@ class PGSPatchMask(PatchMask):
         """Indices (B, A) of the candidates; where too few patches are no edges, those with the least edge follow."""
         num_candidates = max(1, round(edge_strength.shape[1] * self.candidate_ratio))
         return torch.where(is_edge, -edge_strength, noise).topk(num_candidates, dim=1).indices
+
+    def _protection(self, edge_strength, generator) -> torch.Tensor:
+        """Values (B, L) in [0, 1] in whose order edge patches go: e, or the rank of e with noise."""
+        if self.edge_temperature == 0:
+            return edge_strength
+        uniform = torch.rand(edge_strength.shape, generator=generator, device=edge_strength.device)
+        noisy = edge_strength - self.edge_temperature * torch.log(-torch.log(uniform))  # e + temperature * Gumbel noise
+        # The noise has no bounds, so ranks stand for it.
+        return noisy.argsort(dim=1).argsort(dim=1) / noisy.shape[1]
 
     def transport_plan(self, similarity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Rows (B, A) of the doubly stochastic matrix W (B, L, L) of the similarities, as (B, A, L)."""
