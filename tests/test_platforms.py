@@ -115,7 +115,7 @@ def test_help_shows_the_arguments_of_ours(kind):
     assert "patch_mask:" in inspect.getdoc(kind.from_pretrained)
     assert "patch_mask" in inspect.signature(kind).parameters
     documented = inspect.getdoc(kind.forward)
-    assert "MaskCLIPVisionModel" in documented or all(name in documented for name in CHOICE)
+    assert "PatchMaskedTower" in documented or all(name in documented for name in CHOICE)
 
 
 @pytest.mark.parametrize("function", [MaskCLIPModel.forward, MaskCLIPModel.get_image_features], ids=lambda f: f.__name__)

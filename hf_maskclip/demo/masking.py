@@ -39,7 +39,8 @@ def mask_names() -> list[str]:
 def mask_at_ratio(name: str, mask_ratio: float) -> dict:
     """The dict of a patch mask that removes this fraction: each option that ends in `mask_ratio` is set to it."""
     options = resolve_patch_mask(name)
-    return options | {key: mask_ratio for key in options if key.endswith("mask_ratio")}
+    set_ones = [key for key, value in options.items() if key.endswith("mask_ratio") and value is not None]
+    return options | dict.fromkeys(set_ones, mask_ratio)
 
 
 def attention_teacher(vision_model: PreTrainedModel) -> PreTrainedModel:

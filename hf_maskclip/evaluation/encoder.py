@@ -85,7 +85,7 @@ class Encoder:
             number of pixels is cut. Texts are padded as the family's are.
         batch_size: pictures a forward pass, by default 16 on a CPU, whose cache more would leave, and else 128. Batches are the
             same ones on any number of processes.
-        apply_patch_mask: encode visible patches only; a batch always gets the same mask.
+        apply_patch_mask: encode visible patches only; a picture always gets the same ones.
         cache_dir: folder in which image features stay, under a hash of pictures, weights, image processor, precision and mask.
         show_progress: a progress bar, in pictures, on the main process.
         limit: encode the first pictures of each set only, as a trial. Records say so.
@@ -183,7 +183,7 @@ class Encoder:
         bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
         with _evaluation_mode(self.model), bar:
             for number, inputs, targets, num_undecodable, hashes, names in _in_threads(self._load_batch, batches):
-                features = self._encode_pictures(inputs, seed=number) if targets else torch.empty(0)
+                features = self._encode_pictures(inputs) if targets else torch.empty(0)
                 shares.append((number, features, targets, num_undecodable, hashes, names))
                 bar.update((len(targets) + num_undecodable) * state.num_processes)
         shares = gather_pieces(shares)
@@ -216,17 +216,13 @@ class Encoder:
         targets, names = [target for _, target, _ in usable], [name for _, _, name in usable]
         return number, inputs, targets, len(loaded) - len(usable), hashes, names
 
-    def _encode_pictures(self, inputs: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
+    def _encode_pictures(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Images, as [`inputs_of`] gives them, to features (B, E)."""
         model: Any = self.model  # each family has its methods, their common base class has not
         device, dtype = model.device, model.dtype
         inputs = {name: values.to(device, dtype if values.is_floating_point() else None) for name, values in inputs.items()}
-        if not self.apply_patch_mask:
-            encoded = model.get_image_features(**inputs)
-        else:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(seed)
-                encoded = model.get_image_features(**inputs, apply_patch_mask=True)
+        masking = {"apply_patch_mask": True} if self.apply_patch_mask else {}
+        encoded = model.get_image_features(**inputs, **masking)
         return F.normalize(encoded.pooler_output.float(), dim=-1).cpu()
 
     def _encode_text_batch(self, texts: list[str]) -> torch.Tensor:
@@ -239,6 +235,8 @@ class Encoder:
         if self.cache_dir is None or not images.fingerprint:
             return None
         key = self.describe() | {"images": images.fingerprint, "processor": self.processor.image_processor.to_dict()}
+        if self.apply_patch_mask:
+            key["draws"] = "by picture"  # features of before this rule had the patches of their batch
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
         return Path(self.cache_dir) / f"{digest}.safetensors"
 

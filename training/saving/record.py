@@ -16,6 +16,7 @@ import numpy as np
 from hf_maskclip.data.decoding import SkippedSample
 from hf_maskclip.data.source import Source
 from hf_maskclip.errors import fail
+from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.config import TrainingConfig, option_name
 from training.data.position import step_of
 from training.data.words import save_counts
@@ -97,6 +98,8 @@ def check_options(checkpoint: Path, config: TrainingConfig) -> None:
 def _is_equal(key: str, value: Any, saved: Any) -> bool:
     if value == saved:
         return True
+    if key == "patch_mask" and isinstance(saved, dict):  # of before the mask had all of its options
+        return value == resolve_patch_mask(saved)
     are_places = key in PLACES and value and saved and Path(value).exists()
     return bool(are_places) and Path(value).resolve() == Path(saved).resolve()
 

@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from hf_maskclip.errors import ConfigError, fail
+from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.config import load_config
 from training.study.report import BASELINE, BUDGETS, Report, read_results, write_results
 from training.study.run import Study, StudyRun, as_arguments, carry_out, time_ratio
@@ -97,7 +98,8 @@ def check_finished(runs: list[StudyRun]) -> None:
     for run in runs:
         if run.result.exists():
             result = json.loads(run.result.read_text(encoding="utf-8"))
-            if (result["base"], result["patch_mask"]) != (run.study.base, run.study.masks[run.method]):
+            masks = [resolve_patch_mask(mask) for mask in (result["patch_mask"], run.study.masks[run.method])]
+            if result["base"] != run.study.base or masks[0] != masks[1]:
                 fail(f"{run.result}: was made with other options than the study has; give another --output_dir, or remove it")
             check_columns(run.study, result)
 
