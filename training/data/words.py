@@ -48,7 +48,7 @@ def read_given_counts(path: str) -> dict[str, float]:
         ConfigError: the file cannot be read or has other content.
     """
     with as_config_error("word_frequencies", path):
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
+        content = json.loads(Path(path).read_text(encoding="utf-8").removeprefix("\ufeff"), object_pairs_hook=_without_repeats)
     counts: dict[str, float] = {}
     for text, count in content.items() if isinstance(content, dict) else ():
         if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 < count < math.inf:
