@@ -1,11 +1,16 @@
 """Fixtures that the tests share: tiny models, tokenizers and data. No network, no downloads."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: where a machine is busy, threads wait for each other
+if sys.platform == "linux" and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    # A core for each worker and the runs that it starts: these take as many threads as they see cores.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 import torch
 from processes import without_pictures
