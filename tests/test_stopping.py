@@ -17,6 +17,7 @@ from hf_maskclip.errors import TrainingStopped
 from training import loop, stopping
 from training import run as run_module
 from training.data.skipping import WINDOW
+from training.model import loss as loss_module
 from training.saving.checkpoint import latest_checkpoint
 from training.stopping import StopRequest
 from training.train import program
@@ -45,7 +46,7 @@ def test_sigterm_saves_and_exits_with_0_and_the_run_goes_on_exactly(num_processe
 @pytest.mark.parametrize("chunk_size", [0, 2])
 def test_a_loss_that_is_not_a_number_ends_the_run_with_the_state_before_it(chunk_size, run, tmp_path, monkeypatch):
     _, expected, whole = run(output_dir=str(tmp_path / "whole"), checkpoint_every=2, chunk_size=chunk_size)
-    monkeypatch.setattr(run_module, "ContrastiveLoss", FailingLoss)
+    monkeypatch.setattr(loss_module, "ContrastiveLoss", FailingLoss)
     FailingLoss.fails_at = 3
     with pytest.raises(TrainingStopped) as error:
         run(resume="auto", chunk_size=chunk_size)
