@@ -78,7 +78,7 @@ def test_a_runs_own_evaluation_is_that_of_its_export(name, run, tmp_path):
 
 @pytest.mark.parametrize("name, option, loss", [("siglip", "auto", SigmoidLoss), ("clip", "auto", ContrastiveLoss)])
 def test_auto_is_the_loss_that_the_family_was_trained_with(name, option, loss):
-    assert type(prepare_loss(option, make_plain(name), is_fresh=False).loss) is loss
+    assert type(prepare_loss(option, make_plain(name), is_fresh=False).loss.loss) is loss
 
 
 def test_a_clip_with_the_sigmoid_loss_gets_a_bias_that_its_export_has_not(run, tmp_path):
