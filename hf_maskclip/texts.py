@@ -27,9 +27,7 @@ def family_of(config: PreTrainedConfig) -> Family:
 def context_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens of a text: what the text tower has positions for, or less where the tokenizer says so."""
     text: Any = config.text_config
-    positions = text.max_position_embeddings
-    if family_of(config).skips_positions:
-        positions -= text.pad_token_id + 1
+    positions = family_of(config).text_positions(text.max_position_embeddings, text.pad_token_id)
     return min(positions, tokenizer.model_max_length)
 
 

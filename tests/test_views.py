@@ -12,7 +12,7 @@ from processes import Processes
 from hf_maskclip import ContrastiveLoss, PatchSelection, add_patch_mask
 from hf_maskclip.errors import ConfigError
 from training.model.loss import MeanOverViews
-from training.patch_selection import complement, count_patches, interleave
+from training.patch_selection import complement, interleave, patches_there
 from training.train import program
 
 SEED = 3
@@ -31,15 +31,16 @@ def test_the_complement_keeps_what_the_first_view_dropped(name, mask):
     model = add_patch_mask(make_plain(name), mask)
     shapes = {key: images[key] for key in ("spatial_shapes",) if key in images}
     first = model.select_patches(images["pixel_values"], **shapes, generator=torch.Generator().manual_seed(SEED))
-    counts = count_patches(images["pixel_values"], 8, **shapes)
+    is_there = patches_there(images["pixel_values"], 8, **shapes)
+    counts = is_there.sum(dim=1)
     assert counts.tolist() == ([16, 10, 10] if name == "siglip2" else [16, 16, 16])
-    second = complement(first, counts, torch.Generator().manual_seed(SEED))
+    second = complement(first, is_there, torch.Generator().manual_seed(SEED))
     for kept, others, number in zip(visible_of(first), visible_of(second), counts.tolist(), strict=True):
         dropped = set(range(number)) - kept
         assert len(others) == len(kept)
         assert others <= dropped or dropped <= others
         assert others <= set(range(number))
-    other = complement(first, counts, torch.Generator().manual_seed(SEED + 1))
+    other = complement(first, is_there, torch.Generator().manual_seed(SEED + 1))
     if mask == {"name": "random", "mask_ratio": 0.75}:
         assert visible_of(other) != visible_of(second)  # some of many dropped ones, by chance
 

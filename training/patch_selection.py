@@ -3,6 +3,7 @@
 Shapes: B images of this process, C channels, L patches.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from hf_maskclip.errors import fail
 from hf_maskclip.mask_schedule import MaskSchedule
 from hf_maskclip.models.masked_tower import PatchMaskedTower
 from hf_maskclip.models.patch_masking import keep_first, keep_first_of_each, patch_grid
+from hf_maskclip.models.selection_by_picture import in_order
 from training.config import TrainingConfig
 from training.data.batches import Batch
 
@@ -62,7 +64,7 @@ class PatchSelector:
         self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk) ^ SECOND_VIEW)
         if self.views == "complementary":
             patch_size = self.schedule.vision_model.config.patch_size
-            second = complement(first, count_patches(pixel_values, patch_size, **images), self.generator)
+            second = complement(first, patches_there(pixel_values, patch_size, **images), self.generator)
         else:
             second = self.schedule.select(pixel_values, step, self.generator, **images)
         return [first, second]
@@ -121,24 +123,22 @@ def kept_shares(chunks: list[Chunk], num_patches: int, device: torch.device) -> 
     return torch.stack([chunk.kept_share(num_patches).float().to(device) for chunk in chunks])
 
 
-def count_patches(pixel_values: torch.Tensor, patch_size: int, spatial_shapes=None, **_: torch.Tensor) -> torch.Tensor:
-    """How many patches each image has, (B,)."""
-    if spatial_shapes is not None:
-        return spatial_shapes.prod(dim=1)
-    rows, columns = patch_grid(pixel_values, patch_size)
-    return torch.full((len(pixel_values),), rows * columns, device=pixel_values.device)
+def patches_there(pixel_values: torch.Tensor, patch_size: int, spatial_shapes=None, **_: torch.Tensor) -> torch.BoolTensor:
+    """Which patches of each image are no padding, (B, L)."""
+    batch, device = len(pixel_values), pixel_values.device
+    if spatial_shapes is None:
+        return torch.ones(batch, math.prod(patch_grid(pixel_values, patch_size)), dtype=torch.bool, device=device)
+    return torch.arange(pixel_values.shape[1], device=device) < spatial_shapes.prod(dim=1)[:, None]
 
 
-def complement(selection: PatchSelection, num_patches: torch.Tensor, generator: torch.Generator) -> PatchSelection:
+def complement(selection: PatchSelection, is_there: torch.BoolTensor, generator: torch.Generator) -> PatchSelection:
     """As many patches of each image: those that a selection has dropped, or a random part of them; then random others.
 
     Args:
-        num_patches: of each image, (B,).
+        is_there: which patches are no padding, (B, L).
     """
-    most = int(num_patches.max())
-    visible = selection.visible(most)  # (B, L)
+    visible = selection.visible(is_there.shape[1])  # (B, L)
     noise = torch.rand(visible.shape, generator=generator, device=visible.device)
-    is_there = torch.arange(most, device=visible.device) < num_patches[:, None]  # (B, L)
     order = (noise + visible.float() + 2 * (~is_there).float()).argsort(dim=1)  # dropped ones, visible ones, padding
     if selection.lengths is None:
         return keep_first(order, selection.indices.shape[1])
@@ -147,16 +147,9 @@ def complement(selection: PatchSelection, num_patches: torch.Tensor, generator: 
 
 def interleave(views: list[PatchSelection]) -> PatchSelection:
     """One selection for V views of B images, (B * V, K): a picture's views one after another."""
-    if len(views) == 1:
-        return views[0]
-    most = max(view.indices.shape[1] for view in views)
-    # Padding repeats a row's first entry, as in each view.
-    padded = [torch.cat([v.indices, v.indices[:, :1].expand(-1, most - v.indices.shape[1])], dim=1) for v in views]
-    indices = torch.stack(padded, dim=1).flatten(0, 1)  # (B, V, K) to (B * V, K)
-    if all(view.lengths is None and view.indices.shape[1] == most for view in views):
-        return PatchSelection(indices)
-    lengths = [view.valid().sum(dim=1) for view in views]
-    return PatchSelection(indices, torch.stack(lengths, dim=1).flatten())
+    batch, device = len(views[0].indices) * len(views), views[0].indices.device
+    rows = [torch.arange(view, batch, len(views), device=device) for view in range(len(views))]
+    return in_order(list(zip(rows, views, strict=True)), batch)
 
 
 def step_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:

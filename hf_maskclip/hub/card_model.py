@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import fail
-from ..models.towers import Family, find_family, known_families
+from ..models.towers import find_family, known_families
 
 PIPELINE_CONTEXT = 64  # to which it pads the texts of a SigLIP
 
@@ -17,7 +17,6 @@ class ModelWords:
     """What the card's template fills in.
 
     Attributes:
-        kind: what it is, behind "A".
         plain: the class of Transformers that loads it.
         is_clip: of CLIP itself, which open_clip reads, and `MaskCLIPModel` trains on.
         pads_texts: of captions, which its text tower reads to the last of `context` positions.
@@ -26,7 +25,6 @@ class ModelWords:
         sigmoid: how its logits become scores, in words with its own numbers; empty where scores are a softmax.
     """
 
-    kind: str
     plain: str
     parameters: str
     vision: str
@@ -51,12 +49,11 @@ def words_of_model(architecture: dict[str, Any], weights: dict[str, torch.Tensor
         fail(f"export/config.json: is of a {architecture.get('model_type')!r}; cards are of {known_families()}")
     plain = architecture["architectures"][0]
     vision, text = architecture["vision_config"], architecture["text_config"]
-    context = _context(family, text)
+    context = family.text_positions(text["max_position_embeddings"], text.get("pad_token_id"))
     is_clip = family.model_type == "clip"
     keeps_aspect_ratio = "image_size" not in vision
     pictures = "pictures in their own aspect ratio" if keeps_aspect_ratio else f"{vision['image_size']} pixels"
     return ModelWords(
-        kind="CLIP" if is_clip else f"`{plain}`",
         plain="CLIP" if is_clip else f"`{plain}`",
         parameters=f"{sum(weight.numel() for weight in weights.values()) / 1e6:,.1f} million",
         vision=f"{_size(vision)}, {pictures}, {vision['patch_size']}-pixel patches",
@@ -69,11 +66,6 @@ def words_of_model(architecture: dict[str, Any], weights: dict[str, torch.Tensor
         sigmoid=_sigmoid_in_words(weights) if family.loss == "sigmoid" else "",
         tag=family.model_type,
     )
-
-
-def _context(family: Family, text: dict[str, Any]) -> int:
-    skipped = text["pad_token_id"] + 1 if family.skips_positions else 0
-    return text["max_position_embeddings"] - skipped
 
 
 def _size(tower: dict[str, Any]) -> str:

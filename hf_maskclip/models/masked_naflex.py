@@ -16,7 +16,7 @@ from .packed_attention import Packing
 from .patch_mask_registry import PatchMaskSpec
 from .patch_masking import PatchSelection
 from .selection_by_picture import in_order
-from .selection_checks import check_no_typo, check_selection_of
+from .selection_checks import check_selection_of
 
 
 class VisibleNaFlexEmbeddings(Joined):
@@ -121,13 +121,10 @@ class NaFlexTower(PoolingHeadTower):
             pixel_attention_mask: (B, L), 1 for patches and 0 for padding.
             spatial_shapes: (B, 2), the rows and columns of each image.
         """
-        check_no_typo(kwargs)
         images: dict[str, Any] = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         choice = (patch_selection, apply_patch_mask)
         options = {"patch_mask": patch_mask, "progress": progress, "generator": generator, "patch_scores": patch_scores}
-        if packing is None:
-            patch_selection, packing = self._choose_patches(pixel_values, images, *choice, **options)
-        return self._encode(pixel_values, images, patch_selection, packing, **kwargs)
+        return self._choose_and_encode(pixel_values, images, choice, options, packing, kwargs)
 
     def _embed(self, pixel_values, patch_selection, pixel_attention_mask, spatial_shapes):
         return self.embeddings(pixel_values, spatial_shapes, patch_selection)

@@ -219,20 +219,23 @@ class PatchMaskedTower(Joined):
             ValueError: a selection that does not fit the images; `apply_patch_mask=True` without a mask.
             TypeError: another keyword that speaks of a mask or of patches.
         """
-        check_no_typo(kwargs)
         images = {"interpolate_pos_encoding": interpolate_pos_encoding}
+        choice = (patch_selection, apply_patch_mask)
+        options = {"patch_mask": patch_mask, "progress": progress, "generator": generator, "patch_scores": patch_scores}
+        return self._choose_and_encode(pixel_values, images, choice, options, packing, kwargs)
+
+    def _choose_and_encode(self, pixel_values, images, choice, options, packing, kwargs) -> MaskedVisionOutput:
+        """The pass of `forward`, whatever arguments tell of the images.
+
+        Args:
+            choice: `patch_selection` and `apply_patch_mask`.
+            options: of `select_patches`.
+        """
+        check_no_typo(kwargs)
+        selection = choice[0]
         if packing is None:
-            patch_selection, packing = self._choose_patches(
-                pixel_values,
-                images,
-                patch_selection,
-                apply_patch_mask,
-                patch_mask=patch_mask,
-                progress=progress,
-                generator=generator,
-                patch_scores=patch_scores,
-            )
-        return self._encode(pixel_values, images, patch_selection, packing, **kwargs)
+            selection, packing = self._choose_patches(pixel_values, images, *choice, **options)
+        return self._encode(pixel_values, images, selection, packing, **kwargs)
 
     def _encode(self, pixel_values, images, patch_selection, packing, **kwargs) -> MaskedVisionOutput:
         """The states of the visible patches, packed where images keep different numbers of them."""

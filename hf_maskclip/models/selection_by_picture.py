@@ -42,8 +42,6 @@ def select_by_picture(choose: Choice, pixel_values: torch.Tensor, patch_scores: 
         picture = pixel_values[row : row + 1].clone(memory_format=torch.contiguous_format)
         scores = None if patch_scores is None else patch_scores[row : row + 1]
         chosen.append(choose(picture, scores, torch.Generator(pixel_values.device).manual_seed(seed)))
-    if all(selection.lengths is None for selection in chosen) and len({s.indices.shape[1] for s in chosen}) == 1:
-        return PatchSelection(torch.cat([selection.indices for selection in chosen]))
     rows = torch.arange(len(chosen), device=pixel_values.device).split(1)
     return in_order(list(zip(rows, chosen, strict=True)), len(chosen))
 
@@ -55,9 +53,13 @@ def seed_of(picture: torch.Tensor) -> int:
 
 
 def in_order(chosen: list[tuple[torch.Tensor, PatchSelection]], batch: int) -> PatchSelection:
-    """One selection for a batch, of those that were made for some of its images (b,) each."""
+    """One selection for a batch, of those that were made for some of its images (b,) each.
+
+    Where all of them keep one number of patches, it has no lengths, and nothing is packed.
+    """
     if len(chosen) == 1:
         return chosen[0][1]
+    is_fixed = all(s.lengths is None for _, s in chosen) and len({s.indices.shape[1] for _, s in chosen}) == 1
     most = max(selection.indices.shape[1] for _, selection in chosen)
     first = chosen[0][1].indices
     indices, lengths = first.new_zeros(batch, most), first.new_zeros(batch)
@@ -68,4 +70,4 @@ def in_order(chosen: list[tuple[torch.Tensor, PatchSelection]], batch: int) -> P
         counts = selection.valid().sum(dim=1) if selection.lengths is None else selection.lengths
         indices.index_copy_(0, members, padded)
         lengths.index_copy_(0, members, counts.to(lengths.dtype))
-    return PatchSelection(indices, lengths)
+    return PatchSelection(indices, None if is_fixed else lengths)

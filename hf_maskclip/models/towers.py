@@ -52,6 +52,12 @@ class Family:
     text_encoder: str = "text_model.encoder"
     skips_positions: bool = False
 
+    def text_positions(self, max_position_embeddings: int, pad_token_id: int | None) -> int:
+        """The most tokens of a text that its text tower has positions for, by two numbers of the configuration."""
+        if not self.skips_positions or pad_token_id is None:
+            return max_position_embeddings
+        return max_position_embeddings - pad_token_id - 1
+
     @property
     def tower_type(self) -> str:
         """The model type of the vision tower's own configuration."""
@@ -134,11 +140,8 @@ def add_patch_mask(model: Model, patch_mask: PatchMaskSpec | None = None) -> Mod
     if isinstance(tower, PatchMaskedTower):
         tower.set_patch_mask(patch_mask)
         return model
-    if has_tower:
-        join_in_place(tower, _mixin_of(tower))
-        join_in_place(model, mixin)
-    else:
-        join_in_place(tower, mixin)
+    join_in_place(tower, _mixin_of(tower))
+    join_in_place(model, mixin)  # which changes nothing where the model is the tower
     tower.add_patch_mask(patch_mask)
     return model
 

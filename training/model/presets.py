@@ -5,8 +5,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoImageProcessor,
-    AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessor,
     CLIPProcessor,
@@ -23,7 +21,7 @@ from transformers.utils import logging
 
 from hf_maskclip import MaskCLIPConfig, MaskCLIPModel, add_patch_mask
 from hf_maskclip.data.specs import is_hub_id
-from hf_maskclip.dual_encoders import family_of_folder, load_dual_encoder
+from hf_maskclip.dual_encoders import family_of_folder, load_dual_encoder, load_processor
 from hf_maskclip.errors import as_config_error, fail
 from hf_maskclip.models.attention import DEFAULT_ATTENTION
 from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
@@ -130,25 +128,23 @@ def build_processor(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
     Raises:
         ConfigError: the checkpoint has none, or one of another size than the model.
     """
-    is_clip = isinstance(model, MaskCLIPModel)
     if name in PRESETS:
-        size = model.config.vision_config.image_size
-        square = {"height": size, "width": size}
-        if name in SIGLIPS:
-            image_processor = SiglipImageProcessor(size=square, resample=PILImageResampling.BICUBIC)
-        else:
-            image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square)
-    else:
+        processor = _processor_of_preset(name, model.config.vision_config.image_size, tokenizer)
+    elif isinstance(model, MaskCLIPModel):
         with as_config_error("model", name):
-            image_processor = (CLIPImageProcessor if is_clip else AutoImageProcessor).from_pretrained(name)
-    check_image_processor(image_processor, model.config.vision_config, name)
-    return _processor_class(name, model)(image_processor=image_processor, tokenizer=tokenizer)
+            image_processor = CLIPImageProcessor.from_pretrained(name)
+        processor = CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    else:
+        processor = load_processor(name)
+        processor.tokenizer = tokenizer
+    check_image_processor(processor.image_processor, model.config.vision_config, name)
+    return processor
 
 
-def _processor_class(name: str, model: PreTrainedModel) -> type[ProcessorMixin]:
-    if isinstance(model, MaskCLIPModel):
-        return CLIPProcessor
+def _processor_of_preset(name: str, size: int, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
+    square = {"height": size, "width": size}
     if name in SIGLIPS:
-        return SiglipProcessor
-    with as_config_error("model", name):
-        return type(AutoProcessor.from_pretrained(name))
+        image_processor = SiglipImageProcessor(size=square, resample=PILImageResampling.BICUBIC)
+        return SiglipProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    image_processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square)
+    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
