@@ -1,5 +1,6 @@
 """Models of every family from a folder or the Hub, each in its own class; what is of none is refused before it is read."""
 
+import math
 from typing import Any
 
 import transformers
@@ -102,6 +103,13 @@ def load_processor(source: str) -> ProcessorMixin:
     if not isinstance(processor, ProcessorMixin):
         fail(f"{source}: has a {type(processor).__name__} alone; a dual encoder has an image processor and a tokenizer")
     return processor
+
+
+def image_size_of(vision_config: Any, image_processor: Any) -> int:
+    """The side in pixels of a square picture that a model sees whole; NaFlex's is what fills its budget of patches."""
+    if "max_num_patches" in (budget := image_processor.to_dict()):
+        return math.isqrt(budget["max_num_patches"]) * vision_config.patch_size
+    return vision_config.image_size
 
 
 def check_can_be_shown(source: str) -> None:

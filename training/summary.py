@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from hf_maskclip.conversion.clip import export, exported_class
 from hf_maskclip.data.specs import hub_ids_of, is_hub_id
 from hf_maskclip.distributed import sum_counts
+from hf_maskclip.dual_encoders import image_size_of
 from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.encoder import PACKAGES
 from hf_maskclip.evaluation.pixels import with_pillow
 from hf_maskclip.evaluation.runner import run_evaluations
-from hf_maskclip.models.towers import image_size_of
 from hf_maskclip.texts import context_length
 from hf_maskclip.visualization import draw_patch_masks
 from training.data.words import save_counts
@@ -187,7 +187,7 @@ def adapter_in_words(run: Run) -> str:
 def draw_pictures(run: Run) -> None:
     """Write `masks.png` (eight training pictures) and `curves.png`."""
     vision = run.learner.model.config.vision_config
-    sizes = {"image_size": image_size_of(vision), "patch_size": vision.patch_size}
+    sizes = {"image_size": image_size_of(vision, run.learner.processor.image_processor), "patch_size": vision.patch_size}
     figure = draw_patch_masks(run.data.source.pictures(count=8), SHOWN_MASKS, **sizes)
     figure.savefig(run.output_dir / "masks.png", dpi=150)
     if (run.output_dir / "metrics.jsonl").exists():

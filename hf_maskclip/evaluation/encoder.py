@@ -5,7 +5,6 @@ Shapes: B pictures of a batch, N pictures, E projection size.
 
 import hashlib
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..distributed import gather_pieces, is_mine, usable_cpus
+from ..dual_encoders import image_size_of
 from ..errors import fail
 from ..models.masked_models import PatchMaskedDualEncoder
 from ..models.towers import find_family, known_families
@@ -122,11 +122,8 @@ class Encoder:
 
     @property
     def image_size(self) -> int:
-        """The side in pixels of a square picture that the model sees whole; NaFlex's is what fills its budget of patches."""
-        vision_config: Any = self.model.config.vision_config
-        if "max_num_patches" in (budget := self.processor.image_processor.to_dict()):
-            return math.isqrt(budget["max_num_patches"]) * vision_config.patch_size
-        return vision_config.image_size
+        """As [`image_size_of`]."""
+        return image_size_of(self.model.config.vision_config, self.processor.image_processor)
 
     def describe(self) -> dict[str, Any]:
         """What results depend on besides the data, for the record."""

@@ -3,9 +3,8 @@
 A family is one record. It names what its tower is made of, and what training and evaluation have to know of its texts.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from torch import nn
 
@@ -98,13 +97,6 @@ def find_family(model_type: str | None) -> Family | None:
     """The family of a configuration's `model_type`, of a whole model or of its vision tower; None where it is in none."""
     model_type = {"maskclip": "clip", "maskclip_vision_model": "clip_vision_model"}.get(model_type or "", model_type)
     return next((family for family in FAMILIES if model_type in (family.model_type, family.tower_type)), None)
-
-
-def image_size_of(vision_config: Any) -> int:
-    """The side in pixels of a square image that a tower takes; of NaFlex, of one with as many patches as it has positions."""
-    if vision_config.model_type == "siglip2_vision_model":
-        return math.isqrt(vision_config.num_patches) * vision_config.patch_size
-    return vision_config.image_size
 
 
 def known_families() -> str:

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from hf_maskclip.data.source import Source
+from hf_maskclip.dual_encoders import image_size_of
 from hf_maskclip.errors import fail
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
 from hf_maskclip.evaluation.datasets.pairs import PairKeys
 from hf_maskclip.evaluation.tasks import Evaluation
-from hf_maskclip.models.towers import image_size_of
 from hf_maskclip.texts import context_length, family_of, text_arguments
 from training.config import TrainingConfig
 from training.data.batches import PairBatches, TextForm, train_transform
@@ -135,7 +135,7 @@ def prepare_data(
     Raises:
         ConfigError: evaluation data that cannot be used, or a checkpoint of another number of processes or workers.
     """
-    image_size = image_size_of(model.config.vision_config)
+    image_size = image_size_of(model.config.vision_config, processor.image_processor)
     source.decoder = replace(source.decoder, image_size=image_size)
     keys = PairKeys(config.image_key, config.caption_key)
     evaluations = find_evaluations(config.eval_data or source.eval_data, Request(image_size=image_size, keys=keys))
