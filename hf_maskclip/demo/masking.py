@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ..models.patch_mask_registry import patch_masks, resolve_patch_mask
+from ..models.patch_mask_registry import patch_masks, resolve_patch_mask, set_mask_ratios
 from ..visualization import Panel, mask_panels, pgs_panels
 
 MIN_PATCHES_PER_SIDE = 14  # those of ViT-B/16 at 224 pixels: on fewer, one mask looks like another
@@ -34,13 +34,6 @@ SETTINGS = (
 
 def mask_names() -> list[str]:
     return [name for name, mask in patch_masks().items() if not mask.keeps_all]
-
-
-def mask_at_ratio(name: str, mask_ratio: float) -> dict:
-    """The dict of a patch mask that removes this fraction: each option that ends in `mask_ratio` is set to it."""
-    options = resolve_patch_mask(name)
-    set_ones = [key for key, value in options.items() if key.endswith("mask_ratio") and value is not None]
-    return options | dict.fromkeys(set_ones, mask_ratio)
 
 
 def attention_teacher(vision_model: PreTrainedModel) -> PreTrainedModel:
@@ -83,7 +76,7 @@ def show_masks(model: PreTrainedModel, image: Image.Image, *settings: float) -> 
     check_settings(settings)
     mask_ratio, min_mask_ratio, max_mask_ratio, similarity_threshold, seed = settings
     pgs = {"min_mask_ratio": min_mask_ratio, "max_mask_ratio": max_mask_ratio, "similarity_threshold": similarity_threshold}
-    masks = {name: mask_at_ratio(name, mask_ratio) for name in mask_names()} | {"pgs": {"name": "pgs"} | pgs}
+    masks = {name: set_mask_ratios(name, mask_ratio) for name in mask_names()} | {"pgs": {"name": "pgs"} | pgs}
     vision = model.config.vision_config
     image_size = max(vision.image_size, MIN_PATCHES_PER_SIDE * vision.patch_size)
     sizes = {"image_size": image_size, "patch_size": vision.patch_size, "seed": int(seed)}

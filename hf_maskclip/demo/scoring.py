@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..dual_encoders import check_can_be_shown, load_dual_encoder, load_processor
-from ..models.patch_mask_registry import build_patch_mask, find_patch_mask
+from ..models.patch_mask_registry import build_patch_mask, find_patch_mask, set_mask_ratios
 from ..models.patch_masking import PatchSelection, keep_first_of_each
 from ..models.patch_masking_attentive import class_attention
 from ..texts import context_length, encode_texts
 from ..visualization import Panel, mask_panels
-from .masking import attention_teacher, mask_at_ratio
+from .masking import attention_teacher
 
 TEMPLATE = "a photo of {}"
 SHARES = tuple(tenths / 10 for tenths in range(10))  # of hidden patches, at which labels are scored; 0 is the whole picture
@@ -93,7 +93,7 @@ def score_labels(
         pictures = pixel_values
         selection = None
         if share:
-            selection = draw_selections(model, pixel_values, mask_at_ratio(mask, share), attention, draws)
+            selection = draw_selections(model, pixel_values, set_mask_ratios(mask, share), attention, draws)
             pictures = pixel_values.expand(draws, -1, -1, -1)
         image_embeds = F.normalize(
             model.get_image_features(pictures, patch_selection=selection).pooler_output, dim=-1
@@ -125,7 +125,7 @@ def draw_selections(
 
 def show_hidden(model: PreTrainedModel, image: Image.Image, mask: str) -> list[Panel]:
     """What the model sees of a picture, whole and at some of the shares: the first of the draws that are scored."""
-    masks = {f"{share:.0%} hidden": mask_at_ratio(mask, share) for share in SHOWN_SHARES}
+    masks = {f"{share:.0%} hidden": set_mask_ratios(mask, share) for share in SHOWN_SHARES}
     vision = model.config.vision_config
     sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size}
     (panels,) = mask_panels([image], masks, **sizes, teacher=attention_teacher(model.vision_model))

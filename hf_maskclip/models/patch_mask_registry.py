@@ -158,10 +158,26 @@ def patch_mask_options(mask: PatchMask) -> dict[str, Any]:
 def scale_mask_ratios(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """The dict of a patch mask with each option that ends in `mask_ratio` times `factor` in [0, 1]: a step of a ramp.
 
-    A ceiling grows with the ratios that it bounds. One that is not there (None) stays away.
+    A ceiling grows with the ratios that it bounds.
     """
-    is_ratio = {key: key.endswith("mask_ratio") and value is not None for key, value in options.items()}
-    return {key: value * factor if is_ratio[key] else value for key, value in options.items()}
+    return dict(options) | {key: options[key] * factor for key in ratio_options(options)}
+
+
+def set_mask_ratios(spec: PatchMaskSpec, mask_ratio: float) -> dict[str, Any]:
+    """The dict of a patch mask that removes this fraction: each option that ends in `mask_ratio` is set to it.
+
+    A mask that has none stays as it is; [`ratio_options`] tells.
+
+    Raises:
+        ValueError: as [`resolve_patch_mask`].
+    """
+    options = resolve_patch_mask(spec)
+    return resolve_patch_mask(options | dict.fromkeys(ratio_options(options), mask_ratio))
+
+
+def ratio_options(options: Mapping[str, Any]) -> list[str]:
+    """The options of a patch mask that are a mask ratio. A ceiling that is not there (None) is none, and stays away."""
+    return [key for key, value in options.items() if key.endswith("mask_ratio") and value is not None]
 
 
 def build_patch_mask(spec: PatchMaskSpec, *, patch_size: int = 16, **overrides: Any) -> PatchMask:
