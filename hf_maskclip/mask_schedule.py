@@ -1,55 +1,60 @@
-"""What training changes about a mask from step to step: its ratio, its last steps, and the teacher of masks that need one.
+"""What training changes about a mask from step to step: the mask of a phase, its ratio, and the teacher of masks that need one.
 
 Shapes: B images of this process, C channels, L patches.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .errors import fail
+from .errors import as_config_error, fail
 from .models.masked_tower import PatchMaskedTower
-from .models.patch_mask_registry import build_patch_mask, scale_mask_ratios
+from .models.patch_mask_registry import (
+    build_patch_mask,
+    patch_mask_options,
+    ratio_options,
+    resolve_patch_mask,
+    scale_mask_ratios,
+    set_mask_ratios,
+)
 from .models.patch_masking import PatchMask, PatchSelection
 from .models.patch_masking_attentive import class_attention
+from .phases import Phase, Timeline
 
 
 class MaskSchedule:
     """Chooses the visible patches by the step of a training.
 
+    Anchors of the cluster mask are removed from the first step of a ramp: they have no ratio.
+
     Args:
-        vision_model: whose patch mask chooses.
-        num_steps: of the training.
-        ramp: the share of the steps over which the mask ratios grow linearly from 0. (Anchors of the cluster mask are removed
-            from step 1: they have no ratio.)
-        unmasked_tuning_steps: the last steps, which see whole images.
-        autocast: the context that a teacher of the mask computes in.
+        vision_model: whose patch mask chooses, where the phase has no other.
+        timeline: the phases of the training.
+        autocast: the context that a teacher of a mask computes in.
 
     Attributes:
-        teacher: of a mask that needs `patch_scores`, else None.
+        teacher: of masks that need `patch_scores`, else None.
 
     Raises:
-        ConfigError: a ramp for a mask that has no ratio.
+        ConfigError: a mask that cannot be built, or a ratio for a mask that has none.
     """
 
     def __init__(
         self,
         vision_model: PatchMaskedTower,
-        num_steps: int,
+        timeline: Timeline,
         *,
-        ramp: float = 0.0,
-        unmasked_tuning_steps: int = 0,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        self.vision_model, self.autocast, self.ramp = vision_model, autocast, ramp
-        self.num_steps, self.num_masked_steps = num_steps, num_steps - unmasked_tuning_steps
-        options = vision_model.config.patch_mask
-        if ramp and scale_mask_ratios(options, 0.0) == options:
-            fail(f"mask_schedule={ramp}: the patch mask {options['name']!r} has no mask_ratio that could grow")
-        self.teacher = AttentionTeacher(vision_model) if vision_model.patch_mask.needs_patch_scores else None
+        self.vision_model, self.timeline, self.autocast = vision_model, timeline, autocast
+        masks = [self._checked_mask(phase) for phase in timeline.phases]
+        self.keeps_all = all(mask.keeps_all for mask in masks)
+        asking = {number: mask for number, mask in enumerate(masks) if mask.needs_patch_scores}
+        self.teacher = AttentionTeacher(vision_model, list(asking.values())) if asking else None
+        self.last_scored_step = max((timeline.steps_of(number)[-1] for number in asking), default=0)
 
     def select(
         self, pixel_values: torch.Tensor, step: int, generator: torch.Generator, **images: torch.Tensor
@@ -59,28 +64,44 @@ class MaskSchedule:
         Args:
             pixel_values: (B, C, H, W), or of NaFlex (B, L, P * P * C), whose `spatial_shapes` are in `images`.
         """
-        if self.vision_model.patch_mask.keeps_all or step > self.num_masked_steps:
+        mask = self.mask_at(step)
+        if mask.keeps_all:
             return None
-        progress = (step - 1) / self.num_steps
         scores = None
-        if self.teacher is not None:
+        if mask.needs_patch_scores:
             with self.autocast():
                 scores = self.teacher.scores(pixel_values, **images)
-        options = {"patch_mask": self._mask_at(progress), "patch_scores": scores}
-        return self.vision_model.select_patches(pixel_values, progress=progress, generator=generator, **images, **options)
+        options = {"patch_mask": mask, "patch_scores": scores, "progress": self.timeline.progress(step - 1)}
+        return self.vision_model.select_patches(pixel_values, generator=generator, **images, **options)
 
     def after_step(self, step: int) -> None:
         """Let the teacher follow the weights that this step's update gave, as long as it is asked again."""
-        if self.teacher is not None and step < self.num_masked_steps:
-            self.teacher.update(self.vision_model, step / self.num_steps)
+        if self.teacher is not None and step < self.last_scored_step:
+            self.teacher.update(self.vision_model, self.timeline.progress(step))
 
-    def _mask_at(self, progress: float) -> PatchMask | None:
-        """The mask with its ratios scaled where they still grow; None, the model's own, after that."""
-        if progress >= self.ramp:
-            return None
+    def mask_at(self, step: int) -> PatchMask:
+        """The mask of a step, with the ratios that it has then."""
+        phase = self.timeline.phase_at(step)
+        return self._mask_of(phase, self.timeline.progress_in_phase(step) if phase.ramp else 1.0)
+
+    def _mask_of(self, phase: Phase, ramp: float) -> PatchMask:
+        """The mask of a phase, its ratios times `ramp`."""
+        if phase.patch_mask is None and phase.mask_ratio is None and not phase.ramp:
+            return self.vision_model.patch_mask
         config = self.vision_model.config
-        options = scale_mask_ratios(config.patch_mask, progress / self.ramp)
-        return build_patch_mask(options, patch_size=config.patch_size)
+        options = resolve_patch_mask(config.patch_mask if phase.patch_mask is None else phase.patch_mask)
+        if phase.mask_ratio is not None:
+            options = set_mask_ratios(options, phase.mask_ratio)
+        return build_patch_mask(scale_mask_ratios(options, ramp), patch_size=config.patch_size)
+
+    def _checked_mask(self, phase: Phase) -> PatchMask:
+        """The whole mask of a phase. Raises ConfigError where it cannot be built, or has no ratio that the phase could set."""
+        with as_config_error(f"{phase.name}: patch_mask", phase.patch_mask):
+            mask = self._mask_of(phase, 1.0)
+        needs_ratio = "could grow" if phase.ramp else "could be set" if phase.mask_ratio is not None else ""
+        if needs_ratio and not ratio_options(options := patch_mask_options(mask)):
+            fail(f"{phase.name}: the patch mask {options['name']!r} has no mask_ratio that {needs_ratio}")
+        return mask
 
 
 class AttentionTeacher:
@@ -89,11 +110,13 @@ class AttentionTeacher:
     Its momentum grows from the mask's `momentum` to 1 by a half cosine over training.
 
     Raises:
-        ConfigError: the mask's `teacher_image_size` is no multiple of the patch size.
+        ConfigError: the masks' `teacher_image_size` is no multiple of the patch size, or they need different teachers.
     """
 
-    def __init__(self, vision_model: PatchMaskedTower):
-        self.mask = vision_model.patch_mask
+    def __init__(self, vision_model: PatchMaskedTower, masks: Sequence[PatchMask]):
+        self.mask = masks[0]
+        if len({(mask.momentum, mask.teacher_image_size) for mask in masks}) > 1:
+            fail("phases: their masks share one teacher, so momentum and teacher_image_size must be the same in all of them")
         patch_size = vision_model.config.patch_size
         if self.mask.teacher_image_size % patch_size:
             fail(f"teacher_image_size={self.mask.teacher_image_size}: must be a multiple of the patch size {patch_size}")

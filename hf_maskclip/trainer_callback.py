@@ -17,6 +17,7 @@ from .losses import clamp_logit_scale
 from .mask_schedule import MaskSchedule
 from .models.masked_tower import PatchMaskedTower
 from .models.patch_masking import PatchSelection, check_integer, check_range
+from .phases import Timeline, phases_of_schedule
 
 logger = logging.get_logger(__name__)
 
@@ -56,12 +57,8 @@ class PatchMaskCallback(TrainerCallback):
         check_integer("unmasked_tuning_steps", self.unmasked_tuning_steps, 0, state.max_steps)
         check_whole_weights(self.vision_model, args)
         self.vision_model.training_selector = None  # of a training that failed; the teacher is a copy
-        self.schedule = MaskSchedule(
-            self.vision_model,
-            state.max_steps,
-            ramp=self.mask_schedule,
-            unmasked_tuning_steps=self.unmasked_tuning_steps,
-        )
+        phases = phases_of_schedule(self.mask_schedule, self.unmasked_tuning_steps / state.max_steps)
+        self.schedule = MaskSchedule(self.vision_model, Timeline(phases, state.max_steps))
         if state.global_step and self.schedule.teacher is not None:
             self._load_teacher(checkpoint_of(args, state))
 

@@ -12,7 +12,8 @@ from helpers import CONTEXT_LENGTH, pair, random_picture, write_shard
 from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.scene_source import SceneDecoder
 from hf_maskclip.data.sources import open_files, open_source
-from training.data.batches import PairBatches, Stopped, TextForm, pad_tokens, train_transform
+from training.data.batches import PairBatches, Stopped, TextForm, pad_tokens
+from training.data.forms import PairForm, train_transform
 from training.data.loader import build_loader
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
@@ -25,10 +26,8 @@ def _every_epoch(stream, epoch):
 
 
 def batches_of(stream, tokenizer, decoder=None, batch_size=13, seed=0, text_mask=NO_TEXT_MASK) -> PairBatches:
-    transform = train_transform(32, 0.9, 0.5)
-    return PairBatches(
-        partial(_every_epoch, stream), decoder or PairDecoder(), transform, tokenizer, text_mask, batch_size, seed
-    )
+    form = PairForm(decoder or PairDecoder(), train_transform(32, 0.9, 0.5), text_mask)
+    return PairBatches(partial(_every_epoch, stream), lambda step: form, tokenizer, batch_size, seed)
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -50,8 +49,8 @@ def test_workers_of_a_process_can_be_in_different_epochs(shards, tokenizer):
 
     def keys_by_worker(*epochs: int) -> list[list[str]]:
         positions = {worker: (epoch, 0) for worker, epoch in enumerate(epochs)}
-        transform = train_transform(32, 0.9, 0.5)
-        batches = PairBatches(open_epoch, PairDecoder(), transform, tokenizer, NO_TEXT_MASK, 1, 0, positions=positions)
+        form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), NO_TEXT_MASK)
+        batches = PairBatches(open_epoch, lambda step: form, tokenizer, 1, 0, positions=positions)
         first = [batch.keys[0] for batch in islice(build_loader(batches, num_workers=2), 10)]
         return [first[::2], first[1::2]]
 

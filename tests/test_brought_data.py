@@ -32,7 +32,8 @@ from hf_maskclip.data.source import Source
 from hf_maskclip.data.sources import open_files, open_source
 from hf_maskclip.data.specs import HubDataSet, patterns_of
 from hf_maskclip.errors import ConfigError
-from training.data.batches import PairBatches, train_transform
+from training.data.batches import PairBatches
+from training.data.forms import PairForm, train_transform
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
 
@@ -78,21 +79,13 @@ def test_training_sees_each_pair_of_the_forms_of_the_documentation_once_an_epoch
     source = open_source(names["data"])
     source.check()
     split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0, "buffer_size": 4}
-    batches = PairBatches(
-        partial(shard_stream, source.stream, **split),
-        source.decoder,
-        train_transform(32, 0.9, 0.5),
-        tokenizer,
-        TextMask("none", 16),
-        batch_size=2,
-        seed=0,
-    )
-    samples = list(islice(batches.samples((0, 0)), 16))  # two epochs
-    assert [position for _, position in samples] == [(epoch, number) for epoch in (0, 1) for number in range(1, 9)]
-    for epoch in (samples[:8], samples[8:]):
-        keys = [sample[2] for sample, _ in epoch]
-        assert len(set(keys)) == 8
-    assert {sample[2] for sample, _ in samples[:8]} == {sample[2] for sample, _ in samples[8:]}
+    form = PairForm(source.decoder, train_transform(32, 0.9, 0.5), TextMask("none", 16))
+    batches = PairBatches(partial(shard_stream, source.stream, **split), lambda step: form, tokenizer, batch_size=2, seed=0)
+    first = list(islice(batches, 8))  # two epochs
+    assert [batch.end for batch in first] == [(epoch, number) for epoch in (0, 1) for number in (2, 4, 6, 8)]
+    for epoch in (first[:4], first[4:]):
+        assert len({key for batch in epoch for key in batch.keys}) == 8
+    assert {key for batch in first[:4] for key in batch.keys} == {key for batch in first[4:] for key in batch.keys}
 
 
 def test_large_tables_and_saved_sets_have_shards_to_split(tmp_path):

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from hf_maskclip.data.decoding import PairDecoder, sample_key
 from hf_maskclip.data.pictures import MAX_IMAGE_PIXELS, SkippedSample, decode_image
 from hf_maskclip.data.sources import open_files
-from training.data.batches import train_transform
+from training.data.forms import train_transform
 
 RNG = np.random.default_rng(0)
 

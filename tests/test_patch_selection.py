@@ -17,7 +17,8 @@ from training.patch_selection import PatchSelector, step_seed
 
 
 def selector(model: MaskCLIPModel, num_steps: int = 10, **options) -> PatchSelector:
-    return PatchSelector(model.vision_model, TrainingConfig(**options), num_steps, Accelerator(cpu=True))
+    config = TrainingConfig(**options)
+    return PatchSelector(model.vision_model, config, config.timeline(1, num_steps), Accelerator(cpu=True))
 
 
 def test_a_mask_can_be_replayed_from_seed_step_and_process(make_model, inputs):
@@ -86,7 +87,7 @@ def test_a_teacher_at_half_resolution_gives_a_score_to_each_patch_of_any_grid(si
 
 def test_the_teacher_is_an_exponential_moving_average_with_a_momentum_that_grows_to_one(make_model):
     vision = make_model({"name": "attentive", "momentum": 0.9}).vision_model
-    teacher = AttentionTeacher(vision)
+    teacher = AttentionTeacher(vision, [vision.patch_mask])
     expected = {name: p.detach().clone() for name, p in vision.named_parameters()}
     for step in (1, 2, 3, 4):
         with torch.no_grad():

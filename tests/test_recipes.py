@@ -167,7 +167,7 @@ def test_a_dry_run_of_a_recipe_says_what_it_takes_and_writes_nothing(small_data,
     assert towers < numbers["flops_per_step"] < 1.3 * towers
     assert numbers["state_bytes"] == 16 * numbers["parameters"]
     assert 10e9 < numbers["activation_bytes"] < 60e9
-    assert "98 of 196 visible" in printed
+    assert "98 of 196 patches visible" in printed
     assert "vit-b-16" in printed
     assert not (tmp_path / "runs").exists()
 

@@ -19,7 +19,7 @@ MODELS = ROOT / "hf_maskclip" / "models"
 # The floors of the package, the lowest first. What is on one may import what is on it or below.
 FLOORS = (
     ("errors", "distributed"),
-    ("options", "model_folder"),
+    ("options", "model_folder", "phases"),
     ("models", "data", "losses", "auto_config"),
     ("texts", "dual_encoders"),
     ("conversion", "evaluation", "visualization", "mask_schedule"),

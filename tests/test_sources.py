@@ -16,7 +16,7 @@ from hf_maskclip.data.source import Source
 from hf_maskclip.data.sources import open_files, open_source
 from hf_maskclip.data.specs import expand_braces
 from hf_maskclip.errors import ConfigError
-from training.data.batches import train_transform
+from training.data.forms import train_transform
 
 RNG = np.random.default_rng(0)
 

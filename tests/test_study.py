@@ -168,9 +168,11 @@ def test_some_methods_get_no_run_of_equal_time(write, values, tmp_path):
 
 def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
     seconds = [9.0, 1.0, 1.0, 1.0, 3.0, 3.0]  # the first was held up, the last two saw whole images
-    records = [{"step": step, "loss": 1.0, "step_seconds": value} for step, value in enumerate(seconds, start=1)]
-    assert typical_seconds(records, tuning_steps=2) == [1.0] * 4 + [3.0] * 2
-    assert typical_seconds(records, tuning_steps=0) == [1.0] * 6
+    phases = [1, 1, 1, 1, 2, 2]
+    steps = enumerate(zip(seconds, phases, strict=True), start=1)
+    records = [{"step": step, "loss": 1.0, "step_seconds": value, "phase": phase} for step, (value, phase) in steps]
+    assert typical_seconds(records) == [1.0] * 4 + [3.0] * 2
+    assert typical_seconds([record | {"phase": 1} for record in records]) == [1.0] * 6
     evaluations = [{"step": step, f"eval/{PAIR}": 0.25, "eval/zero_shot_pair/n": 400} for step in (3, 5)]
     points = learning_curve([*records[:3], evaluations[0], *records[3:], evaluations[1]], [1.0] * 4 + [3.0] * 2, batch_size=8)
     assert points[0] == {"step": 3, "seconds": 3.0, "samples_seen": 24, "metrics": {PAIR: 0.25}}

@@ -14,6 +14,7 @@ from helpers import losses_of
 from processes import Processes
 
 from hf_maskclip.errors import ConfigError
+from hf_maskclip.phases import Phase, Timeline
 from training import tracking
 from training.config import TrainingConfig
 from training.loop import progress_bar
@@ -160,13 +161,13 @@ def test_the_progress_bar_counts_pairs_and_is_off_where_nobody_looks(monkeypatch
 def test_a_log_that_is_no_terminal_has_a_line_every_half_minute(capsys, monkeypatch):
     clock = SimpleNamespace(monotonic=lambda: clock.now, now=0.0)
     monkeypatch.setattr(tracking, "time", clock)
-    lines = ProgressLines(num_steps=1000, num_patches=64, is_on=True)
+    lines = ProgressLines(Timeline([Phase(1.0)], num_steps=1000), is_on=True)
     for step in range(1, 101):
-        lines.step(step, 8 * step, StepResult(2.0, 44.8), learning_rate=1e-3, data_seconds=0.5, step_seconds=2.0)
+        lines.step(step, 8 * step, StepResult(2.0, 44.8, 64, 16, 64, 1), learning_rate=1e-3, data_seconds=0.5, step_seconds=2.0)
         clock.now += 2.0
     printed = capsys.readouterr().err.splitlines()
-    assert printed[0] == "step 1 of 1000, 8 pairs, loss 2.0000, 45 of 64 patches, learning rate 0.001"
-    rest = "loss 2.0000, 45 of 64 patches, learning rate 0.001, 4.0 pairs/s, 25% of the time waiting for data"
+    assert printed[0] == "step 1 of 1000, 8 pairs, loss 2.0000, 45 of 64 patches, 16 text tokens, learning rate 0.001"
+    rest = "loss 2.0000, 45 of 64 patches, 16 text tokens, learning rate 0.001, 4.0 pairs/s, 25% of the time waiting for data"
     left = ["0:32:48", "0:32:18", "0:31:48", "0:31:18", "0:30:48", "0:30:18"]
     assert printed[1:] == [
         f"step {step} of 1000, {8 * step} pairs, {rest}, {time} left"
@@ -186,8 +187,8 @@ def test_a_run_says_its_first_step_its_checkpoints_and_its_evaluations(run, data
 
 @pytest.mark.parametrize(("losses", "is_said"), [([math.log(16)] * 20, True), ([3.0] * 20 + [1.0] * 10, False), ([], False)])
 def test_a_loss_that_ends_at_chance_is_said(losses, is_said, caplog):
-    lines = ProgressLines(num_steps=40, num_patches=64, is_on=False)
+    lines = ProgressLines(Timeline([Phase(1.0)], num_steps=40), is_on=False)
     for step, loss in enumerate(losses, start=1):
-        lines.step(step, 16 * step, StepResult(loss, 64), 0.1, 0.0, 1.0)
+        lines.step(step, 16 * step, StepResult(loss, 64, 64, 16, 64, 1), 0.1, 0.0, 1.0)
     lines.warn_of_chance(16)
     assert ("which is chance for 16 pairs (ln 16)" in caplog.text) == is_said

@@ -4,26 +4,21 @@ Nothing heavy is imported here, so that --help answers at once.
 """
 
 import dataclasses
-import difflib
 import math
 import sys
-import types
-import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from hf_maskclip.errors import fail
 from hf_maskclip.options import built_in_masks, import_module_of_user
+from hf_maskclip.phases import Phase, Timeline, phases_of_schedule, read_phases
 from training.data.text_masking import TextMaskName, check_text_mask
-from training.launch.option_names import OTHER_NAMES
+from training.launch.arguments import read_options
 from training.model.precision import fastest_precision
 
 # Two to five minutes for the tiny model on two CPU cores.
 QUICKSTART_STEPS = 600
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", dict: "a mapping such as {name: pgs}"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,16 @@ class TrainingConfig:
     views: Literal["one", "two", "complementary"] = option(
         "one", "masks of a picture at a step; complementary: the second keeps what the first drops; the caption is encoded once"
     )
+    image_size: int = option(
+        0, "side of the pictures in training, in pixels, at most the model's, which evaluation and export keep; 0: the model's"
+    )
+    phases: str | list = option(
+        "",
+        "what changes during the run, a list such as [{share: 0.9, image_size: 112}, {share: 0.1}]; share is of the samples; a "
+        "phase may have its image_size, patch_mask, mask_ratio, text_tokens, and ramp: true (ratios that grow from 0)",
+    )
     mask_schedule: float = option(
-        0.0, "share of training over which the mask ratios grow linearly from 0; 0 is constant", SHARE
+        0.0, "share of training over which the mask ratios grow linearly from 0; 0 is constant; short for phases", SHARE
     )
     text_mask: TextMaskName = option(
         "none",
@@ -150,7 +153,7 @@ class TrainingConfig:
         "momentum of a moving average of the weights, which is then evaluated and exported, such as 0.999; 0 is off",
         Range(0, 1, is_high_open=True),
     )
-    unmasked_tuning_steps: int = option(0, "last steps that see whole images; 0 is off")
+    unmasked_tuning_steps: int = option(0, "last steps that see whole images; 0 is off; short for phases")
     mixed_precision: Literal["auto", "bf16", "no"] = option(
         "auto", "bf16 autocast over float32 weights, or no; auto is bf16 where the hardware multiplies it"
     )
@@ -182,7 +185,7 @@ class TrainingConfig:
             value, allowed = getattr(self, item.name), item.metadata["range"]
             if item.type in (int, float) and value not in allowed:
                 fail(f"{option_name(item)}={value}: must be {allowed}")
-        check_text_mask(self.text_mask, self.text_tokens, self.word_frequencies, self.word_threshold)
+        self._check_phases()
         if self.max_steps and self.samples_seen:
             fail(f"max_steps={self.max_steps} and samples_seen={self.samples_seen}: give one of the two budgets")
         if not self.max_steps and not self.samples_seen:
@@ -210,6 +213,39 @@ class TrainingConfig:
                 fail(f"{name}={value}: the run has only {steps} steps")
         return steps, warmup
 
+    def timeline(
+        self,
+        num_processes: int,
+        num_steps: int,
+        steps_done: int = 0,
+        samples_before: int = 0,
+        phases: Sequence[Phase] = (),
+    ) -> Timeline:
+        """The phases of the run on that many processes.
+
+        Args:
+            num_steps: that `schedule` gives, for the same `steps_done` and `samples_before`.
+            phases: in place of those of the options.
+        """
+        per_step = self.batch_size * num_processes
+        defaults = {"image_size": self.image_size, "text_tokens": self.text_tokens}
+        if not phases and self.phases:
+            phases = read_phases(self.phases, **defaults)
+        elif not phases:
+            samples = samples_before + (num_steps - steps_done) * per_step
+            unmasked = self.unmasked_tuning_steps * per_step / samples if samples else 0.0
+            phases = phases_of_schedule(self.mask_schedule, unmasked, **defaults)
+        return Timeline(phases, num_steps, per_step, steps_done, samples_before)
+
+    def _check_phases(self) -> None:
+        """Raise a ConfigError for phases that cannot be read, or that contradict other options."""
+        phases = read_phases(self.phases, text_tokens=self.text_tokens) if self.phases else []
+        for name in ("mask_schedule", "unmasked_tuning_steps"):
+            if phases and (value := getattr(self, name)):
+                fail(f"{name}={value} and phases: it is short for phases; give one of the two")
+        text_tokens = [phase.text_tokens for phase in phases] or [self.text_tokens]
+        check_text_mask(self.text_mask, text_tokens, self.word_frequencies, self.word_threshold)
+
 
 def option_name(item: dataclasses.Field) -> str:
     """`import_` is called `import`, which Python keeps for itself."""
@@ -231,12 +267,9 @@ def load_config(arguments: list[str] | None = None) -> TrainingConfig:
     Raises:
         ConfigError: unknown key, missing value, wrong type, or options that contradict each other.
     """
-    given = _parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    values: dict[str, Any] = {}
-    if config_file := given.pop("config", None):
-        values |= _read_yaml(Path(config_file))
-    values |= {key: value if _field(key).type is str else yaml.safe_load(value) for key, value in given.items()}
-    return TrainingConfig(**{_field(key).name: _typed(key, value) for key, value in values.items()})
+    known = {option_name(item): item for item in dataclasses.fields(TrainingConfig)}
+    values = read_options(sys.argv[1:] if arguments is None else arguments, known)
+    return TrainingConfig(**{known[key].name: value for key, value in values.items()})
 
 
 def describe_options() -> str:
@@ -249,74 +282,3 @@ def describe_options() -> str:
 def _help_of(item: dataclasses.Field) -> str:
     allowed = item.metadata["range"]
     return item.metadata["help"] + (f" ({allowed})" if allowed != NOT_NEGATIVE else "")
-
-
-def _parse_arguments(arguments: list[str]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            fail(f"unexpected argument {word!r}: options are given as --key value")
-        key, equals, value = word[2:].partition("=")
-        key = key.replace("-", "_")
-        if key != "config":
-            _field(key)
-        if not equals:
-            is_switch = key != "config" and _field(key).type is bool and (not rest or rest[0].startswith("--"))
-            if not rest and not is_switch:
-                fail(f"--{key}: needs a value")
-            value = "true" if is_switch else rest.pop(0)
-        given[key] = value
-    return given
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        fail(f"config={str(path)!r}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        fail(f"config={str(path)!r}: not valid YAML ({' '.join(str(error).split())})")
-    if not isinstance(values, dict):
-        fail(f"config={str(path)!r}: must hold 'key: value' lines")
-    if "compute_environment" in values or "distributed_type" in values:
-        fail(f"config={str(path)!r}: is for accelerate launch --config_file {path}; --config takes a recipe")
-    return values
-
-
-def _field(key: str) -> dataclasses.Field:
-    known = {option_name(f): f for f in dataclasses.fields(TrainingConfig)}
-    if key not in known:
-        meant = next((name for name, others in OTHER_NAMES.items() if key.lower() in others.split()), None)
-        close = [meant] if meant else difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-        about = f" ({known[close[0]].metadata['help']})" if meant else ""
-        hint = f"did you mean {close[0]!r}{about}?" if close else f"must be one of {', '.join(known)}"
-        fail(f"unknown option {key!r}: {hint}")
-    return known[key]
-
-
-def _typed(key: str, value: Any) -> Any:
-    """The value as the option's type, or an error that names what is allowed."""
-    allowed = _field(key).type
-    if typing.get_origin(allowed) is Literal:
-        # YAML reads a bare `no` as False.
-        value = "no" if value is False else value
-        if value not in typing.get_args(allowed):
-            fail(f"{key}={value!r}: must be one of {', '.join(map(repr, typing.get_args(allowed)))}")
-        return value
-    if allowed is bool:
-        if not isinstance(value, bool):
-            fail(f"{key}={value!r}: must be true or false")
-        return value
-    if allowed is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3, which has no dot, as a string
-        except ValueError:
-            pass
-    if allowed is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    types_allowed = typing.get_args(allowed) if isinstance(allowed, types.UnionType) else (allowed,)
-    if not isinstance(value, types_allowed) or isinstance(value, bool):
-        fail(f"{key}={value!r}: must be {' or '.join(TYPE_NAMES[t] for t in types_allowed)}")
-    return value

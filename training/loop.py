@@ -19,7 +19,7 @@ from hf_maskclip.errors import TrainingStopped
 from training.data.batches import Batch, Stopped
 from training.data.loader import start_workers
 from training.model.optimization import learning_rates
-from training.patch_selection import Chunk, kept_shares, step_seed
+from training.patch_selection import Chunk, kept_shares, patches_per_image, step_seed
 from training.run import Run
 from training.stopping import NumbersOnHost, StopRequest, leave_worker_deaths_to_the_loader, next_item
 from training.summary import evaluate, report_evaluation, results_in_words
@@ -39,8 +39,7 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     config, state = run.config, run.data.state
     bar = progress_bar(run)
     slow_data = SlowDataWarning()
-    num_patches = run.learner.model.vision_model.embeddings.num_patches
-    lines = ProgressLines(run.num_steps, num_patches, is_on=bar.disable and run.accelerator.is_main_process)
+    lines = ProgressLines(run.timeline, is_on=bar.disable and run.accelerator.is_main_process)
     batches = start_workers(run.data.loader)
     leave_worker_deaths_to_the_loader()
     step_end = time.perf_counter()
@@ -96,9 +95,10 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
     learner, batch_size = run.learner, run.config.batch_size
     learner.train_mode()  # evaluations leave another
     chunk_size = run.config.chunk_size or batch_size
-    select = partial(learner.patches.select_views, step=step)
+    select, options = partial(learner.patches.select_views, step=step), run.size_options(batch)
+    num_patches = patches_per_image(batch, learner.model.config.vision_config.patch_size)
     chunks = [
-        Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(select, chunk=number))
+        Chunk(batch, slice(start, start + chunk_size), run.to_model, partial(select, chunk=number), options)
         for number, start in enumerate(range(0, batch_size, chunk_size))
     ]
     # For dropout, which some text towers have: a step is the same wherever its run began.
@@ -106,11 +106,11 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
     model = learner.parallel.wrapped_model
     if len(chunks) == 1:
         loss = learner.loss(model(**chunks[0].encode_inputs()))
-        numbers = numbers_of(run, loss.detach(), chunks)
+        numbers = numbers_of(run, loss.detach(), chunks, num_patches)
         run.accelerator.backward(loss)
     else:
         loss = learner.loss.backward_in_chunks(model, [chunk.encode_inputs for chunk in chunks])
-        numbers = numbers_of(run, loss, chunks)
+        numbers = numbers_of(run, loss, chunks, num_patches)
     mean_loss, *shares = numbers.read()
     if not math.isfinite(mean_loss):
         learner.parallel.optimizer.zero_grad(set_to_none=True)
@@ -119,14 +119,15 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
     learner.update()
     learner.patches.schedule.after_step(step)
     sizes = [len(chunk) for chunk in chunks]
-    kept = learner.model.vision_model.embeddings.num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
-    return StepResult(mean_loss, kept)
+    kept = num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
+    phase = 1 + run.timeline.number_at(step)
+    return StepResult(mean_loss, kept, num_patches, batch.input_ids.shape[1], batch.image_size, phase)
 
 
-def numbers_of(run: Run, loss: torch.Tensor, chunks: list[Chunk]) -> NumbersOnHost:
+def numbers_of(run: Run, loss: torch.Tensor, chunks: list[Chunk], num_patches: int) -> NumbersOnHost:
     """The mean loss over processes, and the share of patches that each chunk shows: (1 + N,), on their way to the host."""
     mean_loss = run.accelerator.reduce(loss, reduction="mean").float()
-    shares = kept_shares(chunks, run.learner.model.vision_model.embeddings.num_patches, loss.device)
+    shares = kept_shares(chunks, num_patches, loss.device)
     return NumbersOnHost(torch.cat([mean_loss[None], shares]))
 
 
@@ -145,7 +146,10 @@ def write_step(
         loss=result.loss,
         **rates,
         logit_scale=run.learner.model.logit_scale.exp().item(),
+        phase=result.phase,
+        image_size=result.image_size,
         kept_patches=result.kept_patches,
+        text_tokens=result.text_tokens,
         samples_seen=run.samples_seen(step),
         samples_per_second=run.samples_per_step / step_seconds,
         data_seconds=data_seconds,

@@ -16,6 +16,7 @@ from hf_maskclip.mask_schedule import MaskSchedule
 from hf_maskclip.models.masked_tower import PatchMaskedTower
 from hf_maskclip.models.patch_masking import keep_first, keep_first_of_each, patch_grid
 from hf_maskclip.models.selection_by_picture import in_order
+from hf_maskclip.phases import Timeline
 from training.config import TrainingConfig
 from training.data.batches import Batch
 
@@ -28,20 +29,14 @@ class PatchSelector:
     The randomness is a function of seed, step and process, so that any step can be replayed.
 
     Raises:
-        ConfigError: a schedule for a mask that has no ratio.
+        ConfigError: a phase whose mask cannot be built, or a ratio for a mask that has none.
     """
 
-    def __init__(self, vision_model: PatchMaskedTower, config: TrainingConfig, num_steps: int, accelerator: Accelerator):
+    def __init__(self, vision_model: PatchMaskedTower, config: TrainingConfig, timeline: Timeline, accelerator: Accelerator):
         self.seed, self.process, self.views = config.seed, accelerator.process_index, config.views
-        if config.views != "one" and vision_model.patch_mask.keeps_all:
+        self.schedule = MaskSchedule(vision_model, timeline, autocast=accelerator.autocast)
+        if config.views != "one" and self.schedule.keeps_all:
             fail(f"views={config.views!r}: two views of a picture differ by their patch mask, and there is none")
-        self.schedule = MaskSchedule(
-            vision_model,
-            num_steps,
-            ramp=config.mask_schedule,
-            unmasked_tuning_steps=config.unmasked_tuning_steps,
-            autocast=accelerator.autocast,
-        )
         self.generator = torch.Generator(accelerator.device)
         if self.schedule.teacher is not None:
             accelerator.register_for_checkpointing(self.schedule.teacher.average)
@@ -78,6 +73,7 @@ class Chunk:
         rows: of the batch.
         normalize: from rows of a batch to the arguments of the vision tower, on its device.
         select: from these arguments to the visible patches, for each view of the pictures.
+        options: further arguments of the model.
     """
 
     def __init__(
@@ -86,8 +82,9 @@ class Chunk:
         rows: slice,
         normalize: Callable[[Batch, slice], dict[str, torch.Tensor]],
         select: Callable[..., list[PatchSelection] | None],
+        options: dict[str, Any],
     ):
-        self.batch, self.rows = batch, rows
+        self.batch, self.rows, self.options = batch, rows, options
         self.normalize, self.select = normalize, select
 
         self.selection: PatchSelection | None = None
@@ -107,7 +104,8 @@ class Chunk:
         if self.num_views > 1:  # a picture's views follow one another
             images = {name: values.repeat_interleave(self.num_views, dim=0) for name, values in images.items()}
         texts = {name: tokens[self.rows].to(device) for name, tokens in self.batch.texts.items()}
-        return texts | images | {"patch_selection": self.selection, "apply_patch_mask": self.selection is not None}
+        choice = {"patch_selection": self.selection, "apply_patch_mask": self.selection is not None}
+        return texts | images | choice | self.options
 
     def kept_share(self, num_patches: int) -> torch.Tensor:
         """Of `num_patches` an image, the share that is visible, 0-d. Of NaFlex's images many have fewer from the start."""
@@ -121,6 +119,13 @@ class Chunk:
 def kept_shares(chunks: list[Chunk], num_patches: int, device: torch.device) -> torch.Tensor:
     """The share of patches that is visible, of each of N chunks, on the device (N,)."""
     return torch.stack([chunk.kept_share(num_patches).float().to(device) for chunk in chunks])
+
+
+def patches_per_image(batch: Batch, patch_size: int) -> int:
+    """L of the pictures of a batch; of NaFlex's, with their padding."""
+    if batch.spatial_shapes is not None:
+        return batch.pixel_values.shape[1]
+    return math.prod(patch_grid(batch.pixel_values, patch_size))
 
 
 def patches_there(pixel_values: torch.Tensor, patch_size: int, spatial_shapes=None, **_: torch.Tensor) -> torch.BoolTensor:

@@ -5,6 +5,7 @@ Shapes: B pairs of this process.
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from hf_maskclip.data.source import Source
 from hf_maskclip.data.sources import open_source
 from hf_maskclip.distributed import use_share_of_cpus
 from hf_maskclip.errors import as_config_error
+from hf_maskclip.phases import Phase, Timeline
 from hf_maskclip.texts import family_of
 from training.config import TrainingConfig
 from training.data.batches import Batch
@@ -41,6 +43,7 @@ from training.model.presets import (
     check_names,
     load_tokenizer,
 )
+from training.model.small_pictures import resize_positions_smoothly
 from training.model.tokenizer import train_tokenizer
 from training.model.tuning import Tuning, check_tuning, prepare_tuning
 from training.parallel.choose import check_checkpoint, requested_parallel
@@ -104,26 +107,29 @@ class Run:
     """What a run works with, on this process.
 
     Attributes:
+        timeline: the phases of the run, and its steps in pairs of all processes.
         checkpoint: that the run goes on from, or None.
-        samples_before: the pairs of all processes that the checkpoint has seen.
         data_identity: what tells the training data, wherever it lies.
         lock: of the run's folder, on the main process, from its first file on.
     """
 
     config: TrainingConfig
     accelerator: Accelerator
-    num_steps: int
+    timeline: Timeline
     checkpoint: Path | None
-    samples_before: int
     data_identity: dict[str, Any]
     data: RunData
     learner: Learner
     lock: FolderLock | None = None
 
     @property
+    def num_steps(self) -> int:
+        return self.timeline.num_steps
+
+    @property
     def steps_done(self) -> int:
         """The steps before the checkpoint."""
-        return step_of(self.checkpoint)
+        return self.timeline.steps_done
 
     @property
     def output_dir(self) -> Path:
@@ -131,11 +137,11 @@ class Run:
 
     @property
     def samples_per_step(self) -> int:
-        return self.config.batch_size * self.accelerator.num_processes
+        return self.timeline.samples_per_step
 
     def samples_seen(self, step: int) -> int:
         """The pairs of all processes that the run has seen after a step, its checkpoint's included."""
-        return self.samples_before + (step - self.steps_done) * self.samples_per_step
+        return self.timeline.samples_seen(step)
 
     @property
     def eval_data(self) -> str:
@@ -149,6 +155,11 @@ class Run:
             return normalize_grids(pixels, batch.spatial_shapes[rows].to(device), *numbers)
         return {"pixel_values": normalize(pixels.float() / 255, *numbers)}
 
+    def size_options(self, batch: Batch) -> dict[str, Any]:
+        """The model's arguments for pictures that are smaller than its own."""
+        is_own = batch.image_size in (None, self.learner.model.config.vision_config.image_size)
+        return {} if is_own else {"interpolate_pos_encoding": True}
+
     def save(self, step: int) -> Path:
         """Write a checkpoint after a step. All processes have to call this."""
         learner, keep = self.learner, self.config.keep_checkpoints
@@ -159,11 +170,12 @@ class Run:
         return save_checkpoint(self.accelerator, model, learner.processor, self.data.state, self.output_dir, step, keep, record)
 
 
-def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> Run:
+def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None, phases: Sequence[Phase] = ()) -> Run:
     """Everything that a run needs, in order: data, model, loader, optimizer. Nothing is written yet.
 
     Args:
         parallel: how the model is trained; by default as the launch file asks.
+        phases: in place of those of the options.
 
     Raises:
         ConfigError: an option or the data it names cannot be used.
@@ -180,11 +192,13 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     parallel = parallel or requested_parallel()
     accelerator = start_accelerator(config)
     samples_before = read_record(checkpoint)["samples_seen"] if checkpoint else 0
-    num_steps, warmup_steps = config.schedule(accelerator.num_processes, step_of(checkpoint), samples_before)
+    steps_done, processes = step_of(checkpoint), accelerator.num_processes
+    num_steps, warmup_steps = config.schedule(processes, steps_done, samples_before)
     if checkpoint:
         check_checkpoint(checkpoint, parallel)
         check_budget(checkpoint, config, num_steps, samples_before)
 
+    timeline = config.timeline(processes, num_steps, steps_done, samples_before, phases)
     source = open_source(config.train_data, seed=config.seed, image_key=config.image_key, caption_key=config.caption_key)
     source.check(to_the_end=config.max_skipped_share == 1)
     identity = data_identity(source)
@@ -194,10 +208,10 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None) -> R
     open_epoch = epoch_opener(source, config, accelerator)
     model, processor, captions = load_model(config, checkpoint, source, accelerator)
     word_counts = word_counts_of_run(config, checkpoint, captions)
-    data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor, word_counts)
+    data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor, word_counts, timeline)
     tuning = prepare_tuning(model, config, checkpoint)
-    learner = prepare_learner(model, processor, tuning, config, accelerator, parallel, checkpoint, num_steps, warmup_steps)
-    return Run(config, accelerator, num_steps, checkpoint, samples_before, identity, data, learner)
+    learner = prepare_learner(model, processor, tuning, config, accelerator, parallel, checkpoint, timeline, warmup_steps)
+    return Run(config, accelerator, timeline, checkpoint, identity, data, learner)
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
@@ -262,7 +276,7 @@ def prepare_learner(
     accelerator: Accelerator,
     parallel: type[Parallel],
     checkpoint: Path | None,
-    num_steps: int,
+    timeline: Timeline,
     warmup_steps: int,
 ) -> Learner:
     """The model in its wrapper, its optimizer and schedule, as the checkpoint has them if there is one."""
@@ -277,8 +291,10 @@ def prepare_learner(
     if config.compile:
         for encoder in ("vision_model.encoder", family_of(model.config).text_encoder):
             model.get_submodule(encoder).compile()  # in place: the keys of the weights stay
+    if any(phase.image_size for phase in timeline.phases):
+        resize_positions_smoothly(model)
     wrapped = parallel(model, accelerator, config)
-    patches = PatchSelector(model.vision_model, config, num_steps, accelerator)
+    patches = PatchSelector(model.vision_model, config, timeline, accelerator)
     if average:
         accelerator.register_for_checkpointing(average.to(accelerator.device))
     if tuning.adapters:
@@ -286,5 +302,5 @@ def prepare_learner(
     if checkpoint:
         accelerator.load_state(str(checkpoint))
     # Not prepared: Accelerate would step it once for every process.
-    schedule = build_schedule(wrapped.optimizer, config, num_steps, warmup_steps, step_of(checkpoint))
+    schedule = build_schedule(wrapped.optimizer, config, timeline.num_steps, warmup_steps, timeline.steps_done)
     return Learner(model, processor, wrapped, average, schedule, patches, loss, tuning)

@@ -18,6 +18,7 @@ from accelerate.utils import compare_versions
 from matplotlib.figure import Figure
 
 from hf_maskclip.errors import ConfigError
+from hf_maskclip.phases import Timeline
 from training.config import TrainingConfig
 from training.saving.folder import read_state
 
@@ -75,22 +76,29 @@ class StepResult:
     Attributes:
         loss: the mean over all processes.
         kept_patches: the visible patches of an image of this process, in the mean.
+        num_patches: of an image, visible or not.
+        text_tokens: of the longest caption of this process, rounded up as the text tower gets it.
+        image_size: the side of the pictures, in pixels; None where their sizes differ.
+        phase: its number, counted from 1.
     """
 
     loss: float
     kept_patches: float
+    num_patches: int
+    text_tokens: int
+    image_size: int | None
+    phase: int
 
 
 class ProgressLines:
     """What a person follows where there is no progress bar: a line at the first step and then every `LINE_SECONDS`.
 
     Args:
-        num_patches: of an image, visible or not.
         is_on: whether this process writes it.
     """
 
-    def __init__(self, num_steps: int, num_patches: int, is_on: bool):
-        self.num_steps, self.num_patches, self.is_on = num_steps, num_patches, is_on
+    def __init__(self, timeline: Timeline, is_on: bool):
+        self.num_steps, self.num_phases, self.is_on = timeline.num_steps, len(timeline.phases), is_on
         self.line_at = -math.inf
         self.steps, self.seconds, self.data_seconds = 0, 0.0, 0.0  # since the last line
         self.samples_before: int | None = None
@@ -117,8 +125,10 @@ class ProgressLines:
             rate = (samples_seen - self.samples_before) / self.seconds
             speed = f", {rate:.1f} pairs/s, {self.data_seconds / self.seconds:.0%} of the time waiting for data, {left} left"
         where = f"step {step} of {self.num_steps}, {samples_seen} pairs"
-        patches = f"{result.kept_patches:.0f} of {self.num_patches} patches"
-        self.say(f"{where}, loss {result.loss:.4f}, {patches}, learning rate {learning_rate:.3g}{speed}")
+        size = f", {result.image_size} pixels" if result.image_size else ""
+        phase = f", phase {result.phase} of {self.num_phases}{size}" if self.num_phases > 1 else ""
+        encoded = f"{result.kept_patches:.0f} of {result.num_patches} patches, {result.text_tokens} text tokens"
+        self.say(f"{where}{phase}, loss {result.loss:.4f}, {encoded}, learning rate {learning_rate:.3g}{speed}")
         self.samples_before, self.steps, self.seconds, self.data_seconds = samples_seen, 0, 0.0, 0.0
 
     def warn_of_chance(self, pairs: int) -> None:

@@ -30,6 +30,8 @@ OPTIONS = (
     "train_data",
     "patch_mask",
     "views",
+    "image_size",
+    "phases",
     "mask_schedule",
     "text_mask",
     "text_tokens",
@@ -230,6 +232,8 @@ def _cell(name: str, value: Any) -> str:
         return "a tenth of the steps"
     if name == "interpolate_weights":
         return f"`{value}` of the tuned weights, the rest of those that it began with"
+    if isinstance(value, list):  # of phases
+        return "; ".join(", ".join(f"{key} `{option}`" for key, option in phase.items()) for phase in value)
     if isinstance(value, dict):
         options = ", ".join(f"{key} {option}" for key, option in value.items() if key != "name")
         return f"`{value['name']}{': ' if options else ''}{options}`"

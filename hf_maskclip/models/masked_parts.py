@@ -6,7 +6,7 @@ Shapes: B batch, C channels, L patches of an image, K kept patches, P patch side
 """
 
 import math
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -16,19 +16,21 @@ from .patch_masking import PatchSelection, patch_grid, patchify
 
 
 class Joined:
-    """Base of the mixins. What is joined has no name of its own, so copies and pickles make it again from its two classes."""
+    """Base of the mixins. What is joined has no name of its own, so copies and pickles make it again from its classes."""
 
     _mixin: type
     _plain: type
 
     def __reduce_ex__(self, protocol):
-        if "_mixin" not in vars(type(self)):
-            return super().__reduce_ex__(protocol)
-        return _new, (self._mixin, self._plain), self.__getstate__()
+        plain, mixins = type(self), []
+        while "_mixin" in vars(plain):
+            mixins.append(plain._mixin)
+            plain = plain._plain
+        return (_new, (plain, *reversed(mixins)), self.__getstate__()) if mixins else super().__reduce_ex__(protocol)
 
 
-def _new(mixin: type, plain: type) -> Any:
-    joined = join(mixin, plain)
+def _new(plain: type, *mixins: type) -> Any:
+    joined = reduce(lambda joined, mixin: join(mixin, joined), mixins, plain)
     return joined.__new__(joined)
 
 

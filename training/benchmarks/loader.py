@@ -24,7 +24,8 @@ from PIL import Image
 from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.sources import open_files
 from hf_maskclip.data.specs import expand_braces
-from training.data.batches import PairBatches, train_transform
+from training.data.batches import PairBatches
+from training.data.forms import PairForm, train_transform
 from training.data.loader import build_loader
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
@@ -67,8 +68,8 @@ def our_loader(shards: str, tokenizer):
     open_epoch = partial(shard_stream, open_files(shards), **one_reader)
     decoder = PairDecoder(image_size=IMAGE_SIZE, crop_scale=CROP_SCALE)
     transform = train_transform(IMAGE_SIZE, CROP_SCALE, flip=0.0)
-    mask = TextMask("none", CONTEXT_LENGTH)
-    return build_loader(PairBatches(open_epoch, decoder, transform, tokenizer, mask, options.batch_size, 0), num_workers=0)
+    form = PairForm(decoder, transform, TextMask("none", CONTEXT_LENGTH))
+    return build_loader(PairBatches(open_epoch, lambda step: form, tokenizer, options.batch_size, 0), num_workers=0)
 
 
 def peer_loader(shards: str):

@@ -54,7 +54,7 @@ for name, spec in masks.items():
     making[name] = partial(mask, pixel_values)
     if mask.needs_patch_scores:
         model.vision_model.patch_mask = mask
-        making[name] = partial(attentive_selection, mask, AttentionTeacher(model.vision_model))
+        making[name] = partial(attentive_selection, mask, AttentionTeacher(model.vision_model, [mask]))
     training[name] = partial(step_with, making[name]())
 
 mask_times = side_by_side(making, 5 * options.rounds, options.device)

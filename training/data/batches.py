@@ -13,16 +13,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image
-from torchvision.transforms import v2
 from transformers import PreTrainedTokenizerBase
 
-from hf_maskclip.data.decoding import Decoder, SkippedSample, sample_key
+from hf_maskclip.data.decoding import SkippedSample, sample_key
 from hf_maskclip.errors import TrainingStopped
-from training.data.frequency_masking import FrequencyTextMask
+from training.data.forms import PairForm
 from training.data.naflex import GridPatches, NaFlexTransform, stack_grids
 from training.data.skipping import SkipMonitor
-from training.data.text_masking import TextMask
 
 Position = tuple[int, int]  # an epoch, and how many of its rows a worker has read
 Sample = tuple[torch.Tensor | GridPatches, list[int], str]  # pixels, token ids, key
@@ -55,18 +52,17 @@ class Batch:
     def input_ids(self) -> torch.LongTensor:
         return self.texts["input_ids"]
 
+    @property
+    def image_size(self) -> int | None:
+        """The side of its pictures, in pixels; None for NaFlex, whose sizes differ."""
+        return self.pixel_values.shape[-1] if self.spatial_shapes is None else None
+
 
 @dataclass(frozen=True)
 class Stopped:
     """What comes in place of a batch where no more can come."""
 
     reason: str
-
-
-def train_transform(image_size: int, crop_scale: float, flip: float) -> Callable[[Image.Image], torch.Tensor]:
-    """Random resized crop and flip, to a uint8 tensor (3, image_size, image_size)."""
-    crop = v2.RandomResizedCrop(image_size, scale=(crop_scale, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
 
 
 @dataclass(frozen=True)
@@ -103,40 +99,42 @@ class PairBatches(torch.utils.data.IterableDataset):
     Args:
         open_epoch: the stream of an epoch, by its number. (`IterableDataset.set_epoch` will not do: it sets the epoch of all
             workers of a process, which need not be in the same one.)
-        transform: from a picture to pixels, uint8 (3, H, W), or for NaFlex to its patches.
-        text_mask: also cuts captions that are longer than the context.
+        form_at: from the number of a training step to the form of its pairs.
         max_skipped_share: of a worker's last 1,000 samples, how many may give no pair.
         positions: where each worker begins, by its number; those left out begin at the beginning. What lies before is read
             again, which keeps the shuffle buffer's contents exact, but not decoded.
+        first_step: that the first batch of the first worker is for. The workers take turns.
     """
 
     def __init__(
         self,
         open_epoch: Callable[[int], datasets.IterableDataset],
-        decoder: Decoder,
-        transform: Callable[[Image.Image], torch.Tensor] | NaFlexTransform,
+        form_at: Callable[[int], PairForm],
         tokenizer: PreTrainedTokenizerBase,
-        text_mask: TextMask | FrequencyTextMask,
         batch_size: int,
         seed: int,
         max_skipped_share: float = 0.5,
         positions: dict[int, Position] | None = None,
         text_form: TextForm = TextForm(),
+        first_step: int = 1,
     ):
-        self.open_epoch, self.decoder, self.transform = open_epoch, decoder, transform
-        self.tokenizer, self.text_mask, self.text_form = tokenizer, text_mask, text_form
+        self.open_epoch, self.form_at, self.first_step = open_epoch, form_at, first_step
+        self.tokenizer, self.text_form = tokenizer, text_form
         self.batch_size, self.seed, self.max_skipped_share = batch_size, seed, max_skipped_share
         self.positions: dict[int, Position] = positions or {}
 
     def __iter__(self) -> Iterator[Batch | Stopped]:
         info = torch.utils.data.get_worker_info()
-        worker = 0 if info is None else info.id
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        step = self.first_step + worker
         start = self.positions.get(worker, (0, 0))
         pairs: dict[str, Sample] = {}  # by their keys: in one batch, a pair would be its own negative
         skipped: Counter[str] = Counter()
         num_repeated = 0  # since a pair was added
         try:
-            for sample, position in self.samples(start):
+            monitor = SkipMonitor(self.max_skipped_share)
+            for row, position in self.rows(start, monitor):
+                sample = self._read(row, position[0], self.form_at(step), monitor)
                 if isinstance(sample, SkippedSample):
                     skipped[str(sample)] += 1
                     continue
@@ -147,8 +145,8 @@ class PairBatches(torch.utils.data.IterableDataset):
                     continue
                 pairs[sample[2]], num_repeated = sample, 0
                 if len(pairs) == self.batch_size:
-                    yield self._collate(list(pairs.values()), skipped, worker, start, position)
-                    pairs, skipped, start = {}, Counter(), position
+                    yield self._collate(list(pairs.values()), self.form_at(step), skipped, worker, start, position)
+                    pairs, skipped, start, step = {}, Counter(), position, step + num_workers
         except TrainingStopped as stopped:  # raised here, it would reach the training process as a traceback
             yield Stopped(str(stopped))
 
@@ -160,46 +158,50 @@ class PairBatches(torch.utils.data.IterableDataset):
                 "use a smaller one, or fewer num_workers"
             )
 
-    def samples(self, start: Position) -> Iterator[tuple[Sample | SkippedSample, Position]]:
-        """Pixels, token ids and key of each sample, epoch after epoch, or the SkippedSample in place of one that gives no pair;
-        and the position after it.
+    def rows(self, start: Position, monitor: SkipMonitor) -> Iterator[tuple[dict[str, Any], Position]]:
+        """The rows of the stream, epoch after epoch, each with the position after it.
 
         Raises:
             TrainingStopped: too many samples give no pair.
         """
-        monitor = SkipMonitor(self.max_skipped_share)
         epoch, first_row = start
         while True:
             num_rows = first_row
             for num_rows, row in enumerate(islice(self.open_epoch(epoch), first_row, None), start=first_row + 1):
-                shard = str(row.get("__url__", "the stream"))
-                try:
-                    sample = self._decode(row, epoch)
-                    monitor.count_used(shard)
-                except SkippedSample as skipped:
-                    sample = skipped
-                    monitor.count_skipped(str(skipped), sample_key(row), shard)
-                yield sample, (epoch, num_rows)
+                yield row, (epoch, num_rows)
             if num_rows == 0:
                 monitor.count_skipped("epoch_empty", "", "the stream")
             monitor.end_epoch()
             epoch, first_row = epoch + 1, 0
 
-    def _decode(self, row: dict[str, Any], epoch: int) -> Sample:
+    def _read(self, row: dict[str, Any], epoch: int, form: PairForm, monitor: SkipMonitor) -> Sample | SkippedSample:
+        """Pixels, token ids and key of a row, or the SkippedSample in place of one that gives no pair."""
+        shard = str(row.get("__url__", "the stream"))
+        try:
+            sample = self._decode(row, epoch, form)
+        except SkippedSample as skipped:
+            monitor.count_skipped(str(skipped), sample_key(row), shard)
+            return skipped
+        monitor.count_used(shard)
+        return sample
+
+    def _decode(self, row: dict[str, Any], epoch: int, form: PairForm) -> Sample:
         key = sample_key(row)
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(key.encode())])
-        picture, caption = self.decoder(row, rng)
-        token_ids = self.text_mask.encode(self.tokenizer, caption, rng)
+        picture, caption = form.decoder(row, rng)
+        token_ids = form.text_mask.encode(self.tokenizer, caption, rng)
         # The transforms draw from PyTorch's global generator; seeded by the sample they do not depend on order or worker.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
-            return self.transform(picture), token_ids, key
+            return form.transform(picture), token_ids, key
 
-    def _collate(self, samples: list[Sample], skipped: Counter[str], worker: int, start: Position, end: Position) -> Batch:
+    def _collate(
+        self, samples: list[Sample], form: PairForm, skipped: Counter[str], worker: int, start: Position, end: Position
+    ) -> Batch:
         pixels, token_ids, keys = zip(*samples, strict=True)
-        texts = pad_tokens(self.tokenizer, list(token_ids), self.text_mask.num_tokens, self.text_form)
-        if isinstance(self.transform, NaFlexTransform):
-            pixel_values, spatial_shapes = stack_grids(pixels, self.transform.max_num_patches)
+        texts = pad_tokens(self.tokenizer, list(token_ids), form.text_mask.num_tokens, self.text_form)
+        if isinstance(form.transform, NaFlexTransform):
+            pixel_values, spatial_shapes = stack_grids(pixels, form.transform.max_num_patches)
         else:
             pixel_values, spatial_shapes = torch.stack(pixels), None
         return Batch(pixel_values, texts, list(keys), skipped, worker, start, end, spatial_shapes)

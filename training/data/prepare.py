@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from hf_maskclip.data.source import Source
 from hf_maskclip.dual_encoders import image_size_of
@@ -20,15 +20,14 @@ from hf_maskclip.errors import fail
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
 from hf_maskclip.evaluation.datasets.pairs import PairKeys
 from hf_maskclip.evaluation.tasks import Evaluation
+from hf_maskclip.phases import Timeline
 from hf_maskclip.texts import context_length, family_of, text_arguments
 from training.config import TrainingConfig
-from training.data.batches import PairBatches, TextForm, train_transform
-from training.data.frequency_masking import FrequencyTextMask, frequency_mask_for
+from training.data.batches import PairBatches, TextForm
+from training.data.forms import FormByStep, pair_forms
 from training.data.loader import build_loader, usable_workers
-from training.data.naflex import NaFlexTransform
 from training.data.position import LoaderState
 from training.data.shuffling import shard_stream
-from training.data.text_masking import TextMask, text_mask_for
 from training.data.words import count_words, counts_of_checkpoint, read_given_counts
 
 
@@ -105,21 +104,6 @@ def word_counts_of_run(config: TrainingConfig, checkpoint: Path | None, captions
     return broadcast_object_list([counts])[0]
 
 
-def build_text_mask(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, text_length: int, word_counts: dict[str, float]
-) -> TextMask | FrequencyTextMask:
-    """The text mask as the options say; without one, captions are cut to the context of `text_length` tokens.
-
-    Raises:
-        ConfigError: more tokens than the context has, or a tokenizer that the mask cannot use.
-    """
-    if config.text_tokens > text_length:
-        fail(f"text_tokens={config.text_tokens}: the context of model={config.model!r} has {text_length}")
-    if config.text_mask == "frequency":
-        return frequency_mask_for(tokenizer, config.text_tokens, word_counts, config.word_threshold)
-    return text_mask_for(tokenizer, config.text_mask, config.text_tokens or text_length)
-
-
 def prepare_data(
     source: Source,
     open_epoch: Callable[[int], IterableDataset],
@@ -129,6 +113,7 @@ def prepare_data(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     word_counts: dict[str, float],
+    timeline: Timeline,
 ) -> RunData:
     """The loader at its position, and the evaluations.
 
@@ -140,27 +125,20 @@ def prepare_data(
     keys = PairKeys(config.image_key, config.caption_key)
     evaluations = find_evaluations(config.eval_data or source.eval_data, Request(image_size=image_size, keys=keys))
 
-    text_length = context_length(model.config, processor.tokenizer)
-    pads = family_of(model.config).pads_texts
-    text_form = TextForm(text_arguments(model.config, processor.tokenizer), text_length if pads else 0)
-    flip = config.flip if source.may_flip else 0.0
-    if (naflex := processor.image_processor.to_dict()).get("max_num_patches"):
-        transform = NaFlexTransform(naflex["patch_size"], naflex["max_num_patches"], config.crop_scale, flip)
-    else:
-        transform = train_transform(image_size, config.crop_scale, flip)
     is_exact, may_begin_anew = config.stream == "exact", config.resume == "fresh_pass"
     state = LoaderState(accelerator, config.num_workers, is_exact, may_begin_anew)
     positions, num_batches_used = state.load(checkpoint) if checkpoint else ({}, 0)
+    text_length = context_length(model.config, processor.tokenizer)
+    pads = family_of(model.config).pads_texts
     batches = PairBatches(
         open_epoch,
-        replace(source.decoder, crop_scale=config.crop_scale),
-        transform,
+        FormByStep(timeline, pair_forms(source, config, model, processor, word_counts, timeline)),
         processor.tokenizer,
-        build_text_mask(config, processor.tokenizer, text_length, word_counts),
         config.batch_size,
         config.seed,
         config.max_skipped_share,
         positions,
-        text_form,
+        TextForm(text_arguments(model.config, processor.tokenizer), text_length if pads else 0),
+        first_step=timeline.steps_done + 1 - num_batches_used,
     )
     return RunData(source, build_loader(batches, config.num_workers), state, num_batches_used, evaluations, word_counts)

@@ -1,5 +1,6 @@
 """Shorter captions in training: text masking as FLIP and CLIPA use it (arXiv 2212.00794, arXiv 2305.07017)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -61,12 +62,13 @@ def tokens_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
     return is_word.index(True), is_word[::-1].index(True)
 
 
-def check_text_mask(name: TextMaskName, num_tokens: int, word_frequencies: str, word_threshold: float) -> None:
+def check_text_mask(name: TextMaskName, tokens_of_phases: Sequence[int], word_frequencies: str, word_threshold: float) -> None:
     """Raise a ConfigError where the options of a text mask do not go together."""
-    if (name == "none") != (num_tokens == 0):
-        fail(f"text_mask={name!r} and text_tokens={num_tokens}: a text mask and its tokens go together")
-    if num_tokens in (1, 2):
-        fail(f"text_tokens={num_tokens}: must be at least 3 (start, one token of a word, end), or 0")
+    if (name == "none") != (max(tokens_of_phases) == 0):
+        fail(f"text_mask={name!r} and text_tokens={max(tokens_of_phases)}: a text mask and its tokens go together")
+    for num_tokens in tokens_of_phases:
+        if num_tokens in (1, 2):
+            fail(f"text_tokens={num_tokens}: must be at least 3 (start, one token of a word, end), or 0")
     for option, value in (("word_frequencies", word_frequencies), ("word_threshold", word_threshold)):
         if value and name != "frequency":
             fail(f"{option}={value!r} and text_mask={name!r}: only text_mask frequency goes by words")

@@ -36,6 +36,8 @@ OTHER_NAMES = {
     "patch_mask": "mask mask_ratio force_patch_dropout patch_dropout",
     "shuffle_buffer": "shuffle_size buffer_size",
     "text_tokens": "force_context_length context_length",
+    "image_size": "force_image_size resolution img_size train_image_size",
+    "phases": "schedule curriculum stages resolution_schedule",
     "crop_scale": "aug_cfg scale",
     "resume": "resume_from_checkpoint",
     "report_to": "wandb tensorboard tracker log_with",

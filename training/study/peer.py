@@ -62,9 +62,11 @@ class PeerParallel(DataParallel):
             name = self.model.config.vision_config.patch_mask["name"]
             fail(f"patch_mask={name!r}: must be random, for open_clip's patch dropout")
         whole = {"freeze": "none", "lora_rank": 0, "learning_rate_vision": 0.0, "learning_rate_text": 0.0}
-        for option, default in whole.items():
+        constant = {"image_size": 0, "phases": "", "mask_schedule": 0.0, "views": "one"}
+        for option, default in (whole | constant).items():
             if (value := config.as_options()[option]) != default:
-                fail(f"{option}={value!r}: must be {default!r}, for open_clip's model is trained as a whole")
+                reason = "is trained as a whole" if option in whole else "drops patches of whole pictures at one ratio"
+                fail(f"{option}={value!r}: must be {default!r}, for open_clip's model {reason}")
         self.peer = OpenCLIP(self.model.config, mask.mask_ratio)
         self.model.logit_scale = self.peer.clip.logit_scale  # the one that the loop reads and bounds
         self.wrapped_model = self.accelerator.prepare(self.peer)

@@ -94,16 +94,18 @@ def as_arguments(options: dict[str, Any]) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
 
 
-def typical_seconds(records: list[dict[str, Any]], tuning_steps: int) -> list[float]:
-    """The seconds of each step of a run: the lower quartile of its masked steps, and that of its last steps, on whole images.
-    So the steps that something else on the machine held up do not count, be they most of them.
+def typical_seconds(records: list[dict[str, Any]]) -> list[float]:
+    """The seconds of each step of a run: the lower quartile of its phase. So the steps that something else on the machine held
+    up do not count, be they most of them.
 
     Args:
         records: of all steps, in order.
     """
-    seconds = [record["step_seconds"] for record in records]
-    first, last = seconds[: len(seconds) - tuning_steps], seconds[len(seconds) - tuning_steps :]
-    return [float(np.quantile(part, 0.25)) for part in (first, last) for _ in part]
+    of_phase: dict[int, list[float]] = {}
+    for record in records:
+        of_phase.setdefault(record["phase"], []).append(record["step_seconds"])
+    typical = {phase: float(np.quantile(seconds, 0.25)) for phase, seconds in of_phase.items()}
+    return [typical[record["phase"]] for record in records]
 
 
 def learning_curve(records: list[dict[str, Any]], seconds: list[float], batch_size: int) -> list[dict[str, Any]]:
@@ -149,7 +151,7 @@ def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:
     if run.study.suite:
         files = ["--model", str(run.folder / "export"), "--output", str(run.folder / f"eval_{run.study.suite}.json")]
         call(["hf_maskclip", "evaluate", "--suite", run.study.suite, *files], run.log, lock)
-    result = result_of(run, options) | {"wall_seconds": round(time.perf_counter() - start, 1)}
+    result = result_of(run) | {"wall_seconds": round(time.perf_counter() - start, 1)}
     if run.seed != run.study.seeds[0]:
         shutil.rmtree(run.folder / "export")
     run.result.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +182,7 @@ def call(command: list[str], log: Path, lock: Any) -> None:
         raise subprocess.CalledProcessError(code, command)
 
 
-def result_of(run: StudyRun, options: dict[str, Any]) -> dict[str, Any]:
+def result_of(run: StudyRun) -> dict[str, Any]:
     """All that the report needs to know of a run, and under what it was made."""
     records = read_metrics(run.folder / "metrics.jsonl")
     summary = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
@@ -189,7 +191,7 @@ def result_of(run: StudyRun, options: dict[str, Any]) -> dict[str, Any]:
         evaluations |= json.loads((run.folder / f"eval_{run.study.suite}.json").read_text(encoding="utf-8"))["results"]
     metrics = {f"{name}/{key}": value for name, record in evaluations.items() for key, value in record.items()}
     steps = [record for record in records if "loss" in record]
-    seconds = typical_seconds(steps, options.get("unmasked_tuning_steps", 0))
+    seconds = typical_seconds(steps)
     return {
         "method": run.method,
         "patch_mask": run.study.masks[run.method],
