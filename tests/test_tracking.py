@@ -190,5 +190,5 @@ def test_a_loss_that_ends_at_chance_is_said(losses, is_said, caplog):
     lines = ProgressLines(Timeline([Phase(1.0)], num_steps=40), is_on=False)
     for step, loss in enumerate(losses, start=1):
         lines.step(step, 16 * step, StepResult(loss, 64, 64, 16, 64, 1), 0.1, 0.0, 1.0)
-    lines.warn_of_chance(16)
-    assert ("which is chance for 16 pairs (ln 16)" in caplog.text) == is_said
+    lines.warn_of_chance(16, math.log(16))
+    assert ("which is chance for 16 pairs (2.7726)" in caplog.text) == is_said

@@ -81,6 +81,16 @@ def test_auto_is_the_loss_that_the_family_was_trained_with(name, option, loss):
     assert type(prepare_loss(option, make_plain(name), is_fresh=False).loss.loss) is loss
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_the_loss_of_chance_is_the_least_of_embeddings_that_are_all_the_same(name):
+    loss = prepare_loss("auto", make_plain(name), is_fresh=False)
+    embeds = torch.nn.functional.normalize(torch.ones(16, 8), dim=-1)
+    biases = torch.linspace(-8, 0, 801).unbind() if name == "siglip" else [None]
+    losses = [loss.loss(embeds, embeds, torch.tensor(1.0), *([bias] if name == "siglip" else [])).item() for bias in biases]
+    assert min(losses) == pytest.approx(loss.of_chance(16), abs=1e-4)
+    assert name == "clip" or max(losses) > 1.5 * min(losses)
+
+
 def test_a_clip_with_the_sigmoid_loss_gets_a_bias_that_its_export_has_not(run, tmp_path):
     folder = save_folder("clip", tmp_path / "model")
     options = {"model": str(folder), "loss": "sigmoid", "checkpoint_every": 2, "max_steps": 4, "patch_mask": "pgs"}

@@ -71,7 +71,7 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
         step_end = time.perf_counter()
     bar.close()
     if run.accelerator.is_main_process:
-        lines.warn_of_chance(run.samples_per_step)
+        lines.warn_of_chance(run.samples_per_step, run.learner.loss.of_chance(run.samples_per_step))
     return True
 
 

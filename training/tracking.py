@@ -131,15 +131,15 @@ class ProgressLines:
         self.say(f"{where}{phase}, loss {result.loss:.4f}, {encoded}, learning rate {learning_rate:.3g}{speed}")
         self.samples_before, self.steps, self.seconds, self.data_seconds = samples_seen, 0, 0.0, 0.0
 
-    def warn_of_chance(self, pairs: int) -> None:
-        """Say where the loss ends at that of chance, ln of the pairs of a step: the model tells no pair from another."""
-        if self.losses and abs(fmean(self.losses) / math.log(pairs) - 1) < 0.01:
+    def warn_of_chance(self, pairs: int, chance: float) -> None:
+        """Say where the loss ends at that of chance for the pairs of a step: the model tells no pair from another."""
+        if self.losses and abs(fmean(self.losses) / chance - 1) < 0.01:
             logger.warning(
-                "the loss ends at %.4f, which is chance for %d pairs (ln %d): nothing was learnt; another learning_rate, "
+                "the loss ends at %.4f, which is chance for %d pairs (%.4f): nothing was learnt; another learning_rate, "
                 "more steps or captions that fit their pictures may help",
                 fmean(self.losses),
                 pairs,
-                pairs,
+                chance,
             )
 
 

@@ -47,6 +47,13 @@ class PairLoss:
         bias = [self.model.logit_bias] if self.name == "sigmoid" else []
         return self.loss(outputs.image_embeds, outputs.text_embeds, self.model.logit_scale.exp(), *bias)
 
+    def of_chance(self, pairs: int) -> float:
+        """The least loss, over that many pairs, of a model that tells none from another."""
+        if self.name == "contrastive" or pairs == 1:
+            return math.log(pairs)
+        # Each of an image's logits says that one in `pairs` matches, whose entropy the loss takes so many times.
+        return math.log(pairs) + (pairs - 1) * math.log(pairs / (pairs - 1))
+
     def backward_in_chunks(self, wrapped_model: nn.Module, chunks: Sequence[Callable[[], dict[str, Any]]]) -> torch.Tensor:
         """The gradient of a batch that is encoded in chunks; returns the loss."""
         bias = self.model.logit_bias if self.name == "sigmoid" else None
