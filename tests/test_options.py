@@ -15,7 +15,7 @@ from helpers import reset_accelerate
 from option_effects import Effects, first_step
 from text_effects import text_mask, text_tokens, word_frequencies, word_threshold
 from tuning_effects import freeze, interpolate_weights, learning_rate_text, learning_rate_vision, lora_rank
-from view_effects import views
+from view_effects import image_size, phases, views
 
 from hf_maskclip.errors import ConfigError
 from training import run as run_module
@@ -312,7 +312,7 @@ def debug(on: Effects):
 
 
 CHECKS = (
-    *(output_dir, model, tokenizer, vocab_size, patch_mask, views, mask_schedule),
+    *(output_dir, model, tokenizer, vocab_size, patch_mask, views, image_size, phases, mask_schedule),
     *(text_mask, text_tokens, word_frequencies, word_threshold),
     *(freeze, lora_rank, interpolate_weights, learning_rate_vision, learning_rate_text),
     *(train_data, eval_data, image_key, caption_key, crop_scale, flip, shuffle_buffer, stream, max_skipped_share, num_workers),

@@ -56,7 +56,8 @@ def trainings(monkeypatch) -> list[str]:
         (folder / "export").mkdir(parents=True)
         record = {"step": config.max_steps, "eval/retrieval_data/image_to_text_recall@1": 0.5}
         seconds = 1.0 if config.patch_mask == {"name": "none"} else 0.5
-        steps = [{"step": step, "loss": 1.0, "step_seconds": seconds} for step in range(1, config.max_steps + 1)]
+        same = {"loss": 1.0, "step_seconds": seconds, "phase": 1}
+        steps = [{"step": step} | same for step in range(1, config.max_steps + 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*steps, record]))
         summary = {"steps": len(steps), "samples_seen": 4 * len(steps), "train_seconds": seconds * len(steps)}
         summary |= {"results": {"retrieval_data": {"image_to_text_recall@1": 0.5, "n": 6}}}
@@ -64,6 +65,31 @@ def trainings(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(study_run, "call", call)
     return folders
+
+
+def test_a_method_can_be_more_than_a_mask(write, values, trainings, tmp_path, capsys):
+    phases = [{"share": 0.5, "image_size": 32}, {"share": 0.5}]
+    values["base"] |= {"unmasked_tuning_steps": 1}
+    values["methods"] |= {"resize": {"patch_mask": "none", "phases": phases, "unmasked_tuning_steps": 0}}
+    path, folder = write(values), tmp_path / "study"
+    runs = {run.method: run for run in runs_of(read_study(path), folder)}
+    assert runs["resize"].options()["phases"] == phases
+    assert runs["random 0.5"].options()["patch_mask"] == {"name": "random", "mask_ratio": 0.5}
+    assert runs["random 0.5"].options()["unmasked_tuning_steps"] == 1
+    assert program([str(path), "--output_dir", str(folder)]) == 0
+    results = {result["method"]: result for result in read_results(folder / "results")}
+    assert results["resize"]["options"] == {"phases": phases, "unmasked_tuning_steps": 0}
+    assert results["none"]["options"] == {}
+    assert program([str(path), "--output_dir", str(folder)]) == 0
+    values["methods"]["resize"]["phases"] = [{"share": 1, "image_size": 32}]
+    assert program([str(write(values)), "--output_dir", str(folder)]) == 2
+    assert "was made with other options than the study has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["scenes", "pairs"])
+def test_the_studies_of_this_project_have_the_fields_own_controls(name):
+    study = read_study(Path(__file__).resolve().parents[1] / "training" / "study" / f"{name}.yaml")
+    assert {"resize 48", "frequency 8", "pgs 0.5, frequency 8", "random 0.75, two views"} <= study.methods.keys()
 
 
 @pytest.mark.slow
@@ -228,6 +254,6 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
 
 def test_the_studies_that_are_kept_can_be_read():
     folder = study_run.ROOT / "training" / "study"
-    for name, num_runs in (("scenes.yaml", 3 * (10 + 5)), ("pairs.yaml", 2 * (8 + 6 + 6))):
+    for name, num_runs in (("scenes.yaml", 3 * (17 + 12)), ("pairs.yaml", 2 * (15 + 13 + 13))):
         study = read_study(folder / name)
         assert len(runs_of(study, folder)) == num_runs

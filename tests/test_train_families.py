@@ -59,6 +59,20 @@ def test_a_family_is_trained_resumed_to_the_bit_and_exported(name, run, tmp_path
 
 
 @pytest.mark.parametrize("name", DUAL_ENCODERS)
+def test_a_family_trains_on_small_pictures_or_says_that_it_cannot(name, run, tmp_path):
+    options = {"model": str(save_folder(name, tmp_path / "model")), "patch_mask": "random"}
+    options |= {"phases": [{"share": 0.5, "image_size": 16}, {"share": 0.5}]}
+    if name == "siglip2":
+        with pytest.raises(ConfigError, match="image_size=16: must be 0 for SigLIP 2 NaFlex"):
+            run(**options)
+        return
+    _, steps, folder = run(**options)
+    assert [record["kept_patches"] for record in steps] == [2, 2, 8, 8]
+    assert all(math.isfinite(step["loss"]) for step in steps)
+    assert type(AutoModel.from_pretrained(folder / "export")).__name__ == NAMES[name]
+
+
+@pytest.mark.parametrize("name", DUAL_ENCODERS)
 def test_a_runs_own_evaluation_is_that_of_its_export(name, run, tmp_path):
     photos = str(tmp_path / "photos")
     (tmp_path / "photos" / "test").mkdir(parents=True)

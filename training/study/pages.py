@@ -45,7 +45,8 @@ def read_report(name: str) -> Report:
     """The finished runs of a study, by its YAML beside this file."""
     study = read_study(Path(__file__).with_name(f"{name}.yaml"))
     results = [result for result in read_results(RESULTS / f"{name}.jsonl") if "initial_weights" not in result]
-    return Report(results, list(study.masks), study.columns, study.headline)
+    finished = {result["method"] for result in results}
+    return Report(results, [name for name in study.own_options if name in finished], study.columns, study.headline)
 
 
 def summary_table(scenes: Report, pairs: Report) -> str:

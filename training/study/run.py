@@ -31,7 +31,8 @@ class Study:
 
     Args:
         base: options of `training/train.py` that all runs share.
-        methods: name -> patch mask; `none` is what the others are compared with.
+        methods: name -> patch mask, or a mapping of options with the `patch_mask` among them, which win over those of `base`;
+            `none` is what the others are compared with.
         peers: name -> a random patch mask, whose ratio is the patch dropout of open_clip's model (`peer.py`).
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
@@ -51,8 +52,11 @@ class Study:
     budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
 
     @property
-    def masks(self) -> dict[str, Any]:
-        return self.methods | self.peers
+    def own_options(self) -> dict[str, dict[str, Any]]:
+        """The options of `training/train.py` in which each method and peer differs from the others."""
+        given = self.methods | self.peers
+        has_more = {name: isinstance(own, dict) and "patch_mask" in own for name, own in given.items()}
+        return {name: own if has_more[name] else {"patch_mask": own} for name, own in given.items()}
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ class StudyRun:
         """Those of `training/train.py`, the steps scaled by a ratio."""
         scaled = {name: self.study.base[name] for name in SCALED_OPTIONS if self.study.base.get(name, 0) > 0}
         scaled = {name: max(1, round(time_ratio * count)) for name, count in scaled.items()}
-        own = {"output_dir": str(self.folder), "patch_mask": self.study.masks[self.method], "seed": self.seed}
-        return self.study.base | scaled | own
+        own = {"output_dir": str(self.folder), "seed": self.seed}
+        return self.study.base | scaled | self.study.own_options[self.method] | own
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:
@@ -194,7 +198,8 @@ def result_of(run: StudyRun) -> dict[str, Any]:
     seconds = typical_seconds(steps)
     return {
         "method": run.method,
-        "patch_mask": run.study.masks[run.method],
+        "patch_mask": run.study.own_options[run.method]["patch_mask"],
+        "options": {key: value for key, value in run.study.own_options[run.method].items() if key != "patch_mask"},
         "seed": run.seed,
         "budget": run.budget,
         "base": run.study.base,

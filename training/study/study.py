@@ -54,11 +54,13 @@ def read_study(path: Path) -> Study:
         fail(f"{path}: base has {', '.join(sorted(taken))}, which the study sets by itself")
     if not study.base.get("max_steps"):
         fail(f"{path}: base has no max_steps, the budget of a run")
+    if taken := {key for own in study.own_options.values() for key in own} & {*OWN_OPTIONS, "max_steps"} - {"patch_mask"}:
+        fail(f"{path}: a method has {', '.join(sorted(taken))}, which the study sets by itself, or is the same for all")
     if BASELINE not in study.methods:
         fail(f"{path}: methods has no {BASELINE!r}, with which the others are compared")
-    if wrong := [name for name in study.masks if "/" in name]:
+    if wrong := [name for name in study.own_options if "/" in name]:
         fail(f"{path}: method {wrong[0]!r}: a name must have no slash")
-    if wrong := [name for name in study.samples_only if name not in study.masks]:
+    if wrong := [name for name in study.samples_only if name not in study.own_options]:
         fail(f"{path}: samples_only {wrong[0]!r}: must be among the methods and peers")
     if wrong := [budget for budget in study.budgets if budget not in BUDGETS]:
         fail(f"{path}: budget {wrong[0]!r}: must be one of {', '.join(BUDGETS)}")
@@ -76,7 +78,7 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
         for seed in study.seeds
         for budget in BUDGETS
         if budget in study.budgets
-        for method in study.masks
+        for method in study.own_options
         if budget == "samples" or method not in (BASELINE, *study.samples_only)  # the baseline's equal time is its own
     ]
 
@@ -98,8 +100,9 @@ def check_finished(runs: list[StudyRun]) -> None:
     for run in runs:
         if run.result.exists():
             result = json.loads(run.result.read_text(encoding="utf-8"))
-            masks = [resolve_patch_mask(mask) for mask in (result["patch_mask"], run.study.masks[run.method])]
-            if result["base"] != run.study.base or masks[0] != masks[1]:
+            own = run.study.own_options[run.method]
+            there = result.get("options", {}) | {"patch_mask": resolve_patch_mask(result["patch_mask"])}
+            if result["base"] != run.study.base or there != own | {"patch_mask": resolve_patch_mask(own["patch_mask"])}:
                 fail(f"{run.result}: was made with other options than the study has; give another --output_dir, or remove it")
             check_columns(run.study, result)
 
@@ -117,7 +120,7 @@ def write_report(study: Study, output_dir: Path) -> list[dict[str, Any]]:
     results = read_results(output_dir / "results")
     if results:
         write_results(results, output_dir / "results.jsonl")
-        report = Report(results, list(study.masks), study.columns, study.headline)
+        report = Report(results, list(study.own_options), study.columns, study.headline)
         (output_dir / "report.md").write_text(report.markdown(), encoding="utf-8")
         report.figure().savefig(output_dir / "accuracy_over_time.png", dpi=150)
     return results
