@@ -122,8 +122,9 @@ def test_phases_that_a_run_cannot_have_are_refused_before_it(changed, words, run
 # ---- What a run does with them ---------------------------------------------------------------------------------------------
 
 
-def test_each_step_has_the_pictures_the_mask_and_the_captions_of_its_phase_and_says_so(run):
+def test_each_step_has_the_pictures_the_mask_and_the_captions_of_its_phase_and_says_so(run, capsys):
     _, steps, folder = run(**OPTIONS)
+    assert "patch mask random over 64 patches, in 4 phases, pictures of 32 and 48 pixels; " in capsys.readouterr().err
     assert [record["phase"] for record in steps] == [1] * 4 + [2] * 3 + [3] * 2 + [4]
     assert [record["image_size"] for record in steps] == [32] * 4 + [64] * 3 + [48] * 2 + [64]
     ramp = [64 - round(64 * 0.5 * done / 3) for done in range(3)]

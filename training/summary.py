@@ -18,6 +18,7 @@ from hf_maskclip.evaluation import Encoder
 from hf_maskclip.evaluation.encoder import PACKAGES
 from hf_maskclip.evaluation.pixels import with_pillow
 from hf_maskclip.evaluation.runner import run_evaluations
+from hf_maskclip.phases import Timeline
 from hf_maskclip.texts import context_length
 from hf_maskclip.visualization import draw_patch_masks
 from training.data.words import save_counts
@@ -62,12 +63,20 @@ def run_in_words(run: Run) -> str:
     shards = run.data.source.stream.num_shards
     processes = f"{accelerator.num_processes} process" + ("es" if accelerator.num_processes > 1 else "")
     tuned = tuning_in_words(config, model, model.vision_model.patch_mask.keeps_all)
+    patches = f"{model.vision_model.embeddings.num_patches} patches{phases_in_words(run.timeline)}"
     return (
         f"{start}{config.model}, {model.num_parameters() / 1e6:.1f} million parameters{tuned}, patch mask {mask} over "
-        f"{model.vision_model.embeddings.num_patches} patches; {config.train_data}, {shards} shards; "
+        f"{patches}; {config.train_data}, {shards} shards; "
         f"steps {run.steps_done + 1} to {run.num_steps} of {run.samples_per_step} pairs; "
         f"{processes} with {config.num_workers} data workers each, on {accelerator.device.type}"
     )
+
+
+def phases_in_words(timeline: Timeline) -> str:
+    """Where a run has several phases, or smaller pictures, how many and how large."""
+    number, sizes = len(timeline.phases), sorted({phase.image_size for phase in timeline.phases if phase.image_size})
+    several = f", in {number} phases" if number > 1 else ""
+    return several + (f", pictures of {' and '.join(map(str, sizes))} pixels" if sizes else "")
 
 
 def evaluate_before(run: Run, log: MetricsLog) -> None:
