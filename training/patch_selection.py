@@ -3,6 +3,7 @@
 Shapes: B images of this process, C channels, L patches.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,6 @@ from hf_maskclip.models.patch_masking import keep_first, keep_first_of_each, pat
 from hf_maskclip.models.selection_by_picture import in_order
 from training.config import TrainingConfig
 from training.data.batches import Batch
-
-SECOND_VIEW = 1 << 62  # what tells the seed of a picture's second view from that of its first
 
 
 class PatchSelector:
@@ -61,7 +60,7 @@ class PatchSelector:
         first = self.select(pixel_values, step, chunk, **images)
         if first is None or self.views == "one":
             return None if first is None else [first]
-        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk) ^ SECOND_VIEW)
+        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk, view=1))
         if self.views == "complementary":
             patch_size = self.schedule.vision_model.config.patch_size
             second = complement(first, patches_there(pixel_values, patch_size, **images), self.generator)
@@ -152,6 +151,7 @@ def interleave(views: list[PatchSelection]) -> PatchSelection:
     return in_order(list(zip(rows, views, strict=True)), batch)
 
 
-def step_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:
-    """A seed for each (seed, step, process, chunk), below 2^63."""
-    return (((seed * 1_000_003 + step) * 65_536 + process) * 4_096 + chunk) % 2**63
+def step_seed(seed: int, step: int, process: int, chunk: int = 0, view: int = 0) -> int:
+    """A seed below 2^63 for each (seed, step, process, chunk, view): their hash, as PyTorch's CPU generator reads 32 bits of it."""
+    numbers = repr((seed, step, process, chunk, view)).encode()
+    return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "big") >> 1
