@@ -152,6 +152,9 @@ def interleave(views: list[PatchSelection]) -> PatchSelection:
 
 
 def step_seed(seed: int, step: int, process: int, chunk: int = 0, view: int = 0) -> int:
-    """A seed below 2^63 for each (seed, step, process, chunk, view): their hash, as PyTorch's CPU generator reads 32 bits of it."""
+    """A seed below 2^63 for each (seed, step, process, chunk, view).
+
+    It is their hash: of a seed, PyTorch's generator for the CPU reads the lower 32 bits alone.
+    """
     numbers = repr((seed, step, process, chunk, view)).encode()
     return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "big") >> 1
