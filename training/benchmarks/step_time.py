@@ -10,7 +10,8 @@ after round; times are medians, ratios are taken within each round and given wit
 same, captions padded as the family's processor pads them: what `MaskCLIPModel` saves there, it saves by itself. SigLIP always
 encodes its 64 tokens.
 `resize` has pictures of half the side, where that is a multiple of the patch size, and interpolates the position embeddings.
-`text 8 tokens` has captions of 8 tokens in place of 24. open_clip is compared where it is installed. All that is ours shares one set of weights.
+`text 8 tokens` has captions of 8 tokens in place of 24.
+open_clip is compared where it is installed. All that is ours shares one set of weights.
 """
 
 import gc
