@@ -184,7 +184,7 @@ times = side_by_side({name: case.step for name, case in (cases | peers).items()}
 unmasked, rows = cases["none"], []
 for name, case in (peers | cases).items():
     median = statistics.median(times[name])
-    saved, promised = 1 - median / statistics.median(times["none"]), 1 - case.flops / unmasked.flops
+    of_unmasked, promised = ratio(times[name], times["none"]), 1 - case.flops / unmasked.flops
     row = {
         "model": name,
         "patches encoded": f"{case.patches:.0f}",
@@ -199,13 +199,13 @@ for name, case in (peers | cases).items():
         "making the mask": "",
     }
     if name in cases:
-        row["time, of our unmasked"] = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[name], times["none"]))
+        row["time, of our unmasked"] = "{:.2f} ({:.2f} to {:.2f})".format(*of_unmasked)
         row["TFLOP, of our unmasked"] = f"{1 - promised:.2f}"
     if case.spec is not None:
         attention = attention_seconds(vision, 1 + round(case.patches), False)
         attention += attention_seconds(text, case.caption_tokens, plain_name == "CLIPModel")
         row["attention"] = f"{attention / median:.0%}"
-        row["of the saving by FLOPs"] = f"{saved / promised:.0%}" if promised > 0 else ""
+        row["of the saving by FLOPs"] = f"{(1 - of_unmasked[0]) / promised:.0%}" if promised > 0 else ""
     if case.spec not in (None, MASKS["none"]):
         model.set_patch_mask(case.spec)
         choose = partial(model.vision_model.select_patches, case.images)
