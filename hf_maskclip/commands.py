@@ -150,7 +150,7 @@ def report(options: argparse.Namespace) -> None:
     tables = make_tables(files)
     if not tables:
         fail(f"{', '.join(map(str, options.results))}: no results in it")
-    text = "\n".join(table.markdown() for table in tables)
+    text = "\n".join(table.markdown() + table.other_settings() for table in tables)
     if options.output:
         _write(text, options.output)
     else:

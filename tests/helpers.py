@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from torch import nn
 from transformers import AutoModel, CLIPModel
 
 from hf_maskclip import ContrastiveLoss, PatchSelection, build_patch_mask
@@ -168,3 +169,15 @@ def unchanged(folder: str | Path, base: str | Path) -> set[str]:
     """The weights that are the same in two folders, to the last bit."""
     after, before = weights_of(folder), weights_of(base)
     return {key for key, value in before.items() if torch.equal(value, after[key])}
+
+
+def gradients_of(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def assert_equal_gradients(given: list[torch.Tensor], expected: list[torch.Tensor], rtol: float) -> None:
+    assert len(given) == len(expected)
+    assert sum(gradient.abs().max() > 1e-4 for gradient in expected) > 20
+    for gradient, want in zip(given, expected, strict=True):
+        # The gradient of a key's bias is zero but for rounding.
+        torch.testing.assert_close(gradient, want, rtol=rtol, atol=max(1e-6, rtol * want.abs().max().item()))

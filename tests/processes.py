@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.multiprocessing as mp
 from matplotlib.figure import Figure
 
 context = multiprocessing.get_context("forkserver")
@@ -58,6 +60,15 @@ class Processes:
         return "".join(output.read_text() for output in self.outputs if output.exists())
 
 
+def in_two_processes(function: Callable[[int], object], tmp_path) -> list:
+    """Run a function of the rank in two processes with a gloo group; their results, or the errors they raised."""
+    with context.Manager() as manager:
+        results = manager.dict()
+        arguments = (function, str(tmp_path / "init"), results)
+        mp.start_processes(_run_in_group, arguments, nprocs=2, start_method="forkserver")
+        return [results[rank] for rank in range(2)]
+
+
 def wait_for_steps(processes: Processes, output_dir: str | Path, count: int) -> None:
     """Wait until a run has logged so many steps, or has ended."""
     metrics, deadline = Path(output_dir) / "metrics.jsonl", time.monotonic() + 100
@@ -93,3 +104,13 @@ def _run(rank: int, num_processes: int, port: int, output: Path, function: Calla
     os.environ["ACCELERATE_USE_CPU"] = "true"
     without_pictures(pytest.MonkeyPatch())
     sys.exit(function(*arguments))
+
+
+def _run_in_group(rank: int, function: Callable[[int], object], init_file: str, results) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
+    try:
+        results[rank] = function(rank)
+    except ValueError as error:
+        results[rank] = str(error)
+    torch.distributed.destroy_process_group()

@@ -71,6 +71,43 @@ def test_averages_follow_one_rule_in_all_rows_and_what_the_paper_prints_otherwis
     assert "the paper prints: CLIP OOD avg 29.0; A-CLIP OOD avg 30.3." in lines[-1]
 
 
+def test_rows_of_other_settings_stand_apart_and_say_whether_they_compare(tmp_path, capsys):
+    top1 = {"family": "robustness", "column": "ImageNet-1K", "data": "d", "top1": 0.3}
+    recalls = {f"{way}_recall@{k}": 0.5 for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    coco = {"family": "retrieval", "column": "COCO", "data": "d"} | recalls
+    cars = {"family": "zero_shot", "column": "Cars", "data": "d", "top1": 0.2}
+    (tmp_path / "eval.json").write_text(json.dumps({"results": {"a": top1, "b": coco, "c": cars}}))
+    assert cli(["report", str(tmp_path / "eval.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("Published in other settings. The published rows above are of CC12M, ViT-B/16, 32 epochs.") == 2
+    expected = [
+        "| CLIPF 0.5, 8 tokens | CC12M | ViT-B/16 | 30 epochs | in data and model | 39.8 | arXiv 2412.16148",
+        "| CLIPF 0.5, 8 tokens | CC12M | ViT-B/16 | 30 epochs, 1 more without masks | in data and model | 41.0 | arXiv 2412",
+        "| FLIP 0.75 | LAION-400M | ViT-L/16 | 6.4 epochs | no | 68.2 | arXiv 2212.00794, table 1 (d) |",
+        "| A-CLIP | YFCC15M | ViT-B/16 | 25 epochs | no | 43.9 | arXiv 2212.08653",
+        "| A-CLIP | YFCC15M | ViT-B/16 | 25 epochs | no | 38.0/–/– | 23.2/–/– | arXiv 2212.08653",
+    ]
+    assert [sum(line.startswith(start) for line in lines) for start in expected] == [1] * len(expected)
+    # The paper's own rows, and what follows from them, have no part in it.
+    tables = {table.family: table for table in make_tables([read_result_file(tmp_path / "eval.json")])}
+    assert not tables["zero_shot"].other_settings()
+    assert "CLIPF" not in tables["robustness"].markdown()
+    assert set(tables["robustness"].means()[0]) == {f"{m} (published)" for m in PUBLISHED["robustness"]} | {tmp_path.name}
+
+
+def test_published_rows_of_all_settings_are_in_the_tables_columns():
+    for group in PUBLISHED["other_settings"]:
+        assert all(group[key] for key in ("source", *PUBLISHED["setting"]))
+        families = set(group) - {"source", *PUBLISHED["setting"]}
+        assert families
+        for family in families:
+            known = PUBLISHED[family]["CLIP"]
+            for row in group[family].values():
+                assert row
+                assert row.keys() <= known.keys()
+                assert all(isinstance(value, list) == isinstance(known[column], list) for column, value in row.items())
+
+
 def of_clip_benchmark(dataset, task, metrics, **about):
     about = {"model": "ViT-B-32", "pretrained": "laion2b"} | about
     return {"dataset": dataset, "task": task, "metrics": metrics, "language": "en"} | about

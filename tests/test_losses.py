@@ -3,15 +3,13 @@ batch, masks on, and that a batch in chunks has the gradient of the batch in one
 
 import math
 import warnings
-from collections.abc import Callable
 from functools import partial
 
-import processes
 import pytest
 import torch
-import torch.multiprocessing as mp
 from families import make_plain
-from helpers import photo_like
+from helpers import assert_equal_gradients, gradients_of, photo_like
+from processes import in_two_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -128,37 +126,6 @@ def whole_batch(name: str) -> tuple[float, list[torch.Tensor]]:
                 value = value + nn.functional.softplus(-logit if i == j else logit) / PAIRS
     value.backward()
     return value.item(), gradients_of(model)
-
-
-def gradients_of(model: nn.Module) -> list[torch.Tensor]:
-    return [parameter.grad for parameter in model.parameters()]
-
-
-def assert_equal_gradients(given: list[torch.Tensor], expected: list[torch.Tensor], rtol: float) -> None:
-    assert len(given) == len(expected)
-    assert sum(gradient.abs().max() > 1e-4 for gradient in expected) > 20
-    for gradient, want in zip(given, expected, strict=True):
-        # The gradient of a key's bias is zero but for rounding.
-        torch.testing.assert_close(gradient, want, rtol=rtol, atol=max(1e-6, rtol * want.abs().max().item()))
-
-
-def in_two_processes(function: Callable[[int], object], tmp_path) -> list:
-    """Run a function of the rank in two processes with a gloo group; their results, or the errors they raised."""
-    with processes.context.Manager() as manager:
-        results = manager.dict()
-        arguments = (function, str(tmp_path / "init"), results)
-        mp.start_processes(_run_in_group, arguments, nprocs=2, start_method="forkserver")
-        return [results[rank] for rank in range(2)]
-
-
-def _run_in_group(rank: int, function: Callable[[int], object], init_file: str, results) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
-    try:
-        results[rank] = function(rank)
-    except ValueError as error:
-        results[rank] = str(error)
-    torch.distributed.destroy_process_group()
 
 
 def half_of_the_batch(name: str, chunks: int, rank: int) -> tuple[float, list[torch.Tensor]]:

@@ -3,6 +3,7 @@
 Shapes: B images of this process, C channels, L patches.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,6 @@ from hf_maskclip.models.selection_by_picture import in_order
 from hf_maskclip.phases import Timeline
 from training.config import TrainingConfig
 from training.data.batches import Batch
-
-SECOND_VIEW = 1 << 62  # what tells the seed of a picture's second view from that of its first
 
 
 class PatchSelector:
@@ -56,7 +55,7 @@ class PatchSelector:
         first = self.select(pixel_values, step, chunk, **images)
         if first is None or self.views == "one":
             return None if first is None else [first]
-        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk) ^ SECOND_VIEW)
+        self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk, view=1))
         if self.views == "complementary":
             patch_size = self.schedule.vision_model.config.patch_size
             second = complement(first, patches_there(pixel_values, patch_size, **images), self.generator)
@@ -157,6 +156,10 @@ def interleave(views: list[PatchSelection]) -> PatchSelection:
     return in_order(list(zip(rows, views, strict=True)), batch)
 
 
-def step_seed(seed: int, step: int, process: int, chunk: int = 0) -> int:
-    """A seed for each (seed, step, process, chunk), below 2^63."""
-    return (((seed * 1_000_003 + step) * 65_536 + process) * 4_096 + chunk) % 2**63
+def step_seed(seed: int, step: int, process: int, chunk: int = 0, view: int = 0) -> int:
+    """A seed below 2^63 for each (seed, step, process, chunk, view).
+
+    It is their hash: of a seed, PyTorch's generator for the CPU reads the lower 32 bits alone.
+    """
+    numbers = repr((seed, step, process, chunk, view)).encode()
+    return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "big") >> 1

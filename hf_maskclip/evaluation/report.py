@@ -90,7 +90,7 @@ class Table:
         """Those of the paper, where any of its columns was measured."""
         rows = {} if self.source else PUBLISHED[self.family]
         measured = {column for row in self.rows.values() for column in row}
-        as_tuples = {method: {c: _as_tuple(value) for c, value in row.items()} for method, row in rows.items()}
+        as_tuples = {method: _as_tuples(row) for method, row in rows.items()}
         return {method: row for method, row in as_tuples.items() if not measured.isdisjoint(row)}
 
     def markdown(self) -> str:
@@ -100,14 +100,33 @@ class Table:
         rows = {f"{method} (published)": without_averages(row) for method, row in published.items()} | self.rows
         rows = {method: row | averages(self.family, row, wanted) for method, row in rows.items()}
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines = [f"| {' | '.join(['method', *columns])} |", "|---" * (len(columns) + 1) + "|"]
-        for name, row in rows.items():
-            cells = ["/".join(f"{value:.1f}" for value in row[column]) if column in row else "–" for column in columns]
-            lines.append(f"| {' | '.join([name, *cells])} |")
+        lines = [["method", *columns], *([name, *_cells(row, columns)] for name, row in rows.items())]
         title = FAMILIES[self.family].title + (f", {self.source}" if self.source else "")
         others = "; ".join(other_averages(self.family, published))
         note = f"\nAverages are of the columns here, in published rows too; the paper prints: {others}.\n" if others else ""
-        return f"## {title}\n\n" + "\n".join(lines) + "\n" + note
+        return f"## {title}\n\n{_pipe_table(lines)}{note}"
+
+    def other_settings(self) -> str:
+        """What papers print of runs on other data, with another model or of another length, in columns that were measured.
+
+        It stands in a table of its own, which says which of its rows compare with the published ones; empty where there is
+        none.
+        """
+        groups = [group for group in PUBLISHED["other_settings"] if self.family in group and not self.source]
+        measured = {column for row in self.rows.values() for column in row}
+        printed = dict.fromkeys(column for group in groups for row in group[self.family].values() for column in row)
+        columns = [column for column in printed if column in measured]
+        if not columns:
+            return ""
+        usual = PUBLISHED["setting"]
+        lines = [["method", *usual, "compares with them", *columns, "source"]]
+        for group in groups:
+            is_same = all(group[key] == usual[key] for key in ("data", "model"))
+            about = [*(group[key] for key in usual), "in data and model" if is_same else "no"]
+            rows = group[self.family].items()
+            lines += [[method, *about, *_cells(_as_tuples(row), columns), group["source"]] for method, row in rows]
+        note = f"Published in other settings. The published rows above are of {', '.join(usual.values())}."
+        return f"\n{note}\n\n{_pipe_table(lines)}"
 
     def means(self) -> tuple[dict[str, float], str]:
         """For each method the mean over the columns that all have, of retrieval of recall at 1, and what it is over.
@@ -239,5 +258,19 @@ def draw_report(tables: list[Table]) -> Figure:
     return figure
 
 
-def _as_tuple(value: float | list[float]) -> tuple[float, ...]:
-    return tuple(value) if isinstance(value, list) else (value,)
+def _as_tuples(row: dict[str, float | list[float | None]]) -> Row:
+    """A published row; what a paper does not print is not a number."""
+    lists = {column: value if isinstance(value, list) else [value] for column, value in row.items()}
+    return {column: tuple(math.nan if value is None else value for value in values) for column, values in lists.items()}
+
+
+def _cells(row: Row, columns: list[str]) -> list[str]:
+    """One for each column. What is not known is a dash."""
+    cells = [row.get(column, (math.nan,)) for column in columns]
+    return ["/".join("–" if math.isnan(value) else f"{value:.1f}" for value in cell) for cell in cells]
+
+
+def _pipe_table(lines: list[list[str]]) -> str:
+    """A table in Markdown of a header and rows."""
+    header, *rows = [f"| {' | '.join(line)} |\n" for line in lines]
+    return header + "|---" * len(lines[0]) + "|\n" + "".join(rows)

@@ -1,19 +1,25 @@
-"""The time and the memory of a training step: every mask beside its peers, in one run.
+"""The time and the memory of a training step: every mask and other reduction beside its peers, in one run.
 
     python training/benchmarks/step_time.py            # ViT-B/16 at 224 pixels, 64 pairs
     python training/benchmarks/step_time.py --quick    # the small preset, in two minutes
-    python training/benchmarks/step_time.py --model siglip-b-16 --masks "pgs 0.5"
+    python training/benchmarks/step_time.py --only "pgs 0.5" "resize 112" "text 8 tokens"
+    python training/benchmarks/step_time.py --model siglip-b-16 --only "pgs 0.5"
 
 A step is a plain call of the model, the contrastive loss, backward and AdamW, in bf16 autocast. All things take turns, round
 after round; times are medians, ratios are taken within each round and given with their spread. Images and captions are the
 same, captions padded as the family's processor pads them: what `MaskCLIPModel` saves there, it saves by itself. SigLIP always
 encodes its 64 tokens.
-open_clip is compared where it is installed. Masks share one set of weights.
+`resize` has pictures of half the side, where that is a multiple of the patch size, and interpolates the position embeddings.
+`text 8 tokens` has captions of 8 tokens in place of 24.
+open_clip is compared where it is installed. All that is ours shares one set of weights.
 """
 
 import gc
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from measure import (
@@ -45,35 +51,86 @@ MASKS = {name: {"name": name} for name, mask in patch_masks().items() if not mas
 MASKS |= {"pgs 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}}
 OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-b-32": "ViT-B-32"}
 
-parser = arguments("The time and the memory of a training step: every mask beside its peers, in one run.")
+
+@dataclass(frozen=True)
+class Case:
+    """A step to measure.
+
+    Attributes:
+        visible: the patches of each image that are encoded.
+        caption_tokens: of each caption that are encoded.
+        spec: of the mask, where the step is one of ours and has no peer's or variant's own weights.
+        images: that this mask chooses from.
+    """
+
+    step: Callable[[], None]
+    visible: list[int]
+    caption_tokens: int
+    spec: dict[str, Any] | None = None
+    images: torch.Tensor | None = None
+
+    @property
+    def patches(self) -> float:
+        return sum(self.visible) / len(self.visible)
+
+    @property
+    def flops(self) -> float:
+        return step_flops(model, self.visible, self.caption_tokens)
+
+
+parser = arguments("The time and the memory of a training step: every mask and other reduction beside its peers, in one run.")
 parser.add_argument("--variants", action="store_true", help="also pgs 0.5 compiled, and with gradient checkpointing")
-parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS), help="those to measure; none is always")
+parser.add_argument("--only", nargs="+", help="those of our rows to measure, by name; none and the peers are always")
 options = parser.parse_args()
 if options.quick:
     options.model, options.rounds = "small", 3
-masks = ["none"] + [name for name in options.masks if name != "none"]
 
 model = build_model(options.model, options.device)
-caption_tokens, padded_tokens = token_counts(model, caption_tokens=24)
-images, input_ids = random_batch(model, options.batch_size, options.device, caption_tokens, padded_tokens)
 vision, text = model.config.vision_config, model.config.text_config
+caption_tokens, padded_tokens = token_counts(model, caption_tokens=24)
+short_tokens, _ = token_counts(model, caption_tokens=8)
+images, input_ids = random_batch(model, options.batch_size, options.device, caption_tokens, padded_tokens)
 num_patches = (vision.image_size // vision.patch_size) ** 2
-steps, flops, kept = {}, {}, {}
 
 # ---- Ours ------------------------------------------------------------------------------------------------------------------
-our_step = training_step(model, lambda: model(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device)
+# By row: a mask, pictures and captions.
+reductions = {name: (spec, images, input_ids) for name, spec in MASKS.items()}
+half = vision.image_size // 2
+if half % vision.patch_size == 0:
+    smaller = torch.nn.functional.interpolate(images, (half, half), mode="bicubic", antialias=True)
+    reductions[f"resize {half}"] = (MASKS["none"], smaller, input_ids)
+if short_tokens < caption_tokens:
+    _, short = random_batch(model, options.batch_size, options.device, short_tokens, padded_tokens)
+    reductions[f"text {short_tokens} tokens"] = (MASKS["none"], images, short)
+    reductions[f"pgs 0.5 + text {short_tokens} tokens"] = (MASKS["pgs 0.5"], images, short)
+if unknown := [name for name in options.only or () if name not in reductions]:
+    parser.error(f"--only {unknown[0]!r}: must be of {', '.join(map(repr, reductions))}")
+inputs: dict[str, Any] = {}
+our_step = training_step(model, lambda: model(**inputs, return_loss=True).loss, options.device)
 
 
-def masked_step(spec: dict) -> None:
+def reduced_step(spec: dict[str, Any], pixel_values: torch.Tensor, captions: torch.Tensor) -> None:
     model.set_patch_mask(spec)
+    inputs.update(input_ids=captions, pixel_values=pixel_values, interpolate_pos_encoding=pixel_values is not images)
     our_step()
 
 
-for name in masks:
-    steps[name] = partial(masked_step, MASKS[name])
-    model.set_patch_mask(MASKS[name])
-    visible = model.vision_model.select_patches(images).visible(num_patches).sum(dim=1).tolist()
-    kept[name], flops[name] = sum(visible) / len(visible), step_flops(model, visible, caption_tokens)
+def encoded_tokens(captions: torch.Tensor) -> int:
+    """The columns of captions (B, S) that the text tower sees: `MaskCLIPModel` cuts padding on a CPU."""
+    seen: list[int] = []
+    hook = model.text_model.embeddings.register_forward_hook(lambda module, given, output: seen.append(output.shape[1]))
+    model(input_ids=captions[:1], pixel_values=images[:1])
+    hook.remove()
+    return seen[0]
+
+
+cases: dict[str, Case] = {}
+for name in ["none", *(name for name in reductions if name != "none" and name in (options.only or reductions))]:
+    spec, pixel_values, captions = reductions[name]
+    model.set_patch_mask(spec)
+    visible = model.vision_model.select_patches(pixel_values).valid().sum(dim=1).tolist()
+    step = partial(reduced_step, spec, pixel_values, captions)
+    cases[name] = Case(step, visible, encoded_tokens(captions), spec, pixel_values)
 
 if options.variants:
     for variant in ("compiled", "checkpointed"):
@@ -84,31 +141,26 @@ if options.variants:
             other.text_model.encoder.compile()
         else:
             other.gradient_checkpointing_enable()
-        name = f"pgs 0.5, {variant}"
-        steps[name] = training_step(
+        step = training_step(
             other,
             lambda other=other: other(input_ids=input_ids, pixel_values=images, return_loss=True).loss,
             options.device,
         )
-        kept[name], flops[name] = num_patches / 2, step_flops(model, [num_patches // 2] * options.batch_size, caption_tokens)
+        cases[f"pgs 0.5, {variant}"] = Case(step, [num_patches // 2] * options.batch_size, cases["none"].caption_tokens)
 
 # ---- Peers -----------------------------------------------------------------------------------------------------------------
 model.set_patch_mask("none")
 plain = build_plain_model(model, options.device)
 plain_name = type(plain).__name__
-steps[plain_name] = training_step(
-    plain, lambda: plain(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device
-)
-peers = {plain_name: num_patches}
+step = training_step(plain, lambda: plain(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device)
+peers = {plain_name: Case(step, [num_patches] * options.batch_size, padded_tokens)}
 if open_clip is not None and options.model in OPEN_CLIP_NAMES:
     loss = ContrastiveLoss()
     for dropout in (0.0, 0.5):
         name = f"open_clip, patch dropout {dropout}" if dropout else "open_clip"
         peer = open_clip.create_model(OPEN_CLIP_NAMES[options.model], force_patch_dropout=dropout).to(options.device).train()
-        steps[name] = training_step(peer, lambda peer=peer: loss(*peer(images, input_ids)), options.device)
-        peers[name] = int(num_patches * (1 - dropout))
-for name, count in peers.items():
-    kept[name], flops[name] = count, step_flops(model, [count] * options.batch_size, input_ids.shape[1])
+        step = training_step(peer, lambda peer=peer: loss(*peer(images, input_ids)), options.device)
+        peers[name] = Case(step, [int(num_patches * (1 - dropout))] * options.batch_size, padded_tokens)
 
 
 def attention_seconds(config, num_tokens: int, causal: bool) -> float:
@@ -128,40 +180,39 @@ def attention_seconds(config, num_tokens: int, causal: bool) -> float:
 
 
 # ---- Measure ---------------------------------------------------------------------------------------------------------------
-times = side_by_side(steps, options.rounds, options.device)
-memory, making, attention = {}, {}, {}
-for name, step in steps.items():
-    gc.collect()
-    memory[name] = peak_memory(step, options.device)
-    if name in masks:
-        model.set_patch_mask(MASKS[name])
-        making[name] = statistics.median(
-            seconds(lambda: model.vision_model.select_patches(images), options.device) for _ in range(5)
-        )
-        attention[name] = attention_seconds(vision, 1 + round(kept[name]), False) + attention_seconds(
-            text, caption_tokens, plain_name == "CLIPModel"
-        )
-
-rows = []
-for name in [*peers, *(name for name in steps if name not in peers)]:
+times = side_by_side({name: case.step for name, case in (cases | peers).items()}, options.rounds, options.device)
+unmasked, rows = cases["none"], []
+for name, case in (peers | cases).items():
     median = statistics.median(times[name])
-    faster = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[plain_name], times[name]))
-    relative = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[name], times["none"])) if name not in peers else ""
-    saved, promised = 1 - median / statistics.median(times["none"]), 1 - flops[name] / flops["none"]
-    rows.append(
-        {
-            "model": name,
-            "patches encoded": f"{kept[name]:.0f}",
-            "images/s": f"{options.batch_size / median:.1f}",
-            f"times {plain_name}'s speed": faster,
-            "time, of our unmasked": relative,
-            "TFLOP": f"{flops[name] / 1e12:.2f}",
-            "of the saving by FLOPs": f"{saved / promised:.0%}" if name in masks and promised > 0 else "",
-            "attention": f"{attention[name] / median:.0%}" if name in masks else "",
-            "making the mask": f"{making[name] / median:.2%}" if name in masks and name != "none" else "",
-            "memory beyond weights, GB": f"{memory[name] / 1e9:.2f}",
-        }
-    )
+    of_unmasked, promised = ratio(times[name], times["none"]), 1 - case.flops / unmasked.flops
+    row = {
+        "model": name,
+        "patches encoded": f"{case.patches:.0f}",
+        "caption tokens encoded": case.caption_tokens,
+        "images/s": f"{options.batch_size / median:.1f}",
+        f"times {plain_name}'s speed": "{:.2f} ({:.2f} to {:.2f})".format(*ratio(times[plain_name], times[name])),
+        "time, of our unmasked": "",
+        "TFLOP": f"{case.flops / 1e12:.2f}",
+        "TFLOP, of our unmasked": "",
+        "of the saving by FLOPs": "",
+        "attention": "",
+        "making the mask": "",
+    }
+    if name in cases:
+        row["time, of our unmasked"] = "{:.2f} ({:.2f} to {:.2f})".format(*of_unmasked)
+        row["TFLOP, of our unmasked"] = f"{1 - promised:.2f}"
+    if case.spec is not None:
+        attention = attention_seconds(vision, 1 + round(case.patches), False)
+        attention += attention_seconds(text, case.caption_tokens, plain_name == "CLIPModel")
+        row["attention"] = f"{attention / median:.0%}"
+        row["of the saving by FLOPs"] = f"{(1 - of_unmasked[0]) / promised:.0%}" if promised > 0 else ""
+    if case.spec not in (None, MASKS["none"]):
+        model.set_patch_mask(case.spec)
+        choose = partial(model.vision_model.select_patches, case.images)
+        row["making the mask"] = f"{statistics.median(seconds(choose, options.device) for _ in range(5)) / median:.2%}"
+    gc.collect()
+    row["memory beyond weights, GB"] = f"{peak_memory(case.step, options.device) / 1e9:.2f}"
+    rows.append(row)
 title = (
     f"{options.model}, {vision.image_size} pixels, {options.batch_size} pairs, "
     f"captions of {caption_tokens} tokens padded to {padded_tokens}"
