@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .errors import fail
 from .losses import clamp_logit_scale
-from .mask_schedule import MaskSchedule
+from .mask_schedule import MaskSchedule, seed_of
 from .models.masked_tower import PatchMaskedTower
 from .models.patch_masking import PatchSelection, check_integer, check_range
 from .phases import Timeline, phases_of_schedule
@@ -74,7 +74,7 @@ class PatchMaskCallback(TrainerCallback):
         The draw starts from PyTorch's own generator: what replays that, such as a gradient cache, gets the same patches again.
         """
         drawn = int(torch.randint(2**32, ()))  # on the CPU, the same on all processes, which the Trainer seeds alike
-        generator = torch.Generator(pixel_values.device).manual_seed(drawn * 65_536 + self.process)
+        generator = torch.Generator(pixel_values.device).manual_seed(seed_of(drawn, self.process))
         return self.schedule.select(pixel_values, self.step, generator, **images)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs):

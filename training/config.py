@@ -159,7 +159,7 @@ class TrainingConfig:
     )
     compile: bool = option(False, "torch.compile of both encoders: faster steps after a start of a minute or two")
     gradient_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory, slower steps")
-    seed: int = option(0, "of weights, data order and patch masks")
+    seed: int = option(0, "of weights, data order and patch masks", Range(0, 2**32 - 1))
 
     # Reports; 0 is off for each *_every
     log_every: int = option(1, "steps between lines of metrics.jsonl")

@@ -3,7 +3,6 @@
 Shapes: B images of this process, C channels, L patches.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from accelerate import Accelerator
 
 from hf_maskclip import PatchSelection
 from hf_maskclip.errors import fail
-from hf_maskclip.mask_schedule import MaskSchedule
+from hf_maskclip.mask_schedule import MaskSchedule, seed_of
 from hf_maskclip.models.masked_tower import PatchMaskedTower
 from hf_maskclip.models.patch_masking import keep_first, keep_first_of_each, patch_grid
 from hf_maskclip.models.selection_by_picture import in_order
@@ -157,9 +156,5 @@ def interleave(views: list[PatchSelection]) -> PatchSelection:
 
 
 def step_seed(seed: int, step: int, process: int, chunk: int = 0, view: int = 0) -> int:
-    """A seed below 2^63 for each (seed, step, process, chunk, view).
-
-    It is their hash: of a seed, PyTorch's generator for the CPU reads the lower 32 bits alone.
-    """
-    numbers = repr((seed, step, process, chunk, view)).encode()
-    return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "big") >> 1
+    """A seed below 2^63 for each (seed, step, process, chunk, view)."""
+    return seed_of(seed, step, process, chunk, view)
