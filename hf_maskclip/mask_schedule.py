@@ -42,6 +42,8 @@ class MaskSchedule:
         autocast: the context that a teacher of a mask computes in.
 
     Attributes:
+        keeps_all: whether no phase leaves out a patch.
+        has_chance: whether another generator gives other patches in each phase that leaves out some.
         teacher: of masks that need `patch_scores`, else None.
 
     Raises:
@@ -58,6 +60,7 @@ class MaskSchedule:
         self.vision_model, self.timeline, self.autocast = vision_model, timeline, autocast
         masks = [self._checked_mask(phase) for phase in timeline.phases]
         self.keeps_all = all(mask.keeps_all for mask in masks)
+        self.has_chance = all(mask.has_chance for mask in masks if not mask.keeps_all)
         asking = {number: mask for number, mask in enumerate(masks) if mask.needs_patch_scores}
         self.teacher = AttentionTeacher(vision_model, list(asking.values())) if asking else None
         self.last_scored_step = max((timeline.steps_of(number)[-1] for number in asking), default=0)

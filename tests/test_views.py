@@ -8,13 +8,13 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
-from families import CONTEXT, make_images, make_inputs, make_plain
+from families import CONTEXT, make_images, make_inputs, make_plain, save_folder
 from helpers import as_killed_at, assert_equal_gradients, gradients_of, losses_of, photo_like, same, words
 from processes import Processes, in_two_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_maskclip import ContrastiveLoss, PatchSelection, SigmoidLoss, add_patch_mask
+from hf_maskclip import ContrastiveLoss, PatchMask, PatchSelection, SigmoidLoss, add_patch_mask, register_patch_mask
 from hf_maskclip.errors import ConfigError
 from training.config import TrainingConfig
 from training.data.batches import Batch
@@ -74,7 +74,50 @@ def test_the_loss_is_the_mean_over_views_with_one_encoding_of_the_captions():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("views", ["two", "complementary"])
+class LeftPart(PatchMask):
+    """A mask of a user's own, which does not say that it has no chance."""
+
+    def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None):
+        return PatchSelection(torch.arange(9).expand(len(pixel_values), -1))
+
+
+def test_two_masks_without_chance_are_refused_or_said_and_two_crops_are_not(run, caplog):
+    options = {"patch_mask": {"name": "attentive", "mask_ratio": 0.5}, "max_steps": 2}
+    with pytest.raises(ConfigError, match="views='two': the patch mask has no chance, so both views of a picture are the same"):
+        run(**options, views="two")
+    for views in ("complementary", "crops"):
+        _, steps, _ = run(**options, views=views)
+        assert [step["kept_patches"] for step in steps] == [32, 32]
+    assert "the second view adds nothing" not in caplog.text
+    register_patch_mask("left_part", LeftPart)
+    run(patch_mask="left_part", views="two", max_steps=1)
+    assert "both masks of each of the first 4 pictures are the same" in caplog.text
+    _, steps, _ = run(patch_mask="random", views="two", mask_schedule=1.0)  # whose first step has the same whole pictures twice
+    assert steps[-1]["kept_patches"] < 64
+
+
+@pytest.mark.parametrize("naflex", [False, True])
+def test_two_crops_of_a_picture_follow_one_another_and_each_has_its_mask(naflex, run, tmp_path):
+    model = {"model": str(save_folder("siglip2", tmp_path / "model"))} if naflex else {}
+    seen = []
+    look = PatchSelector.select
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PatchSelector, "select", lambda *args, **images: seen.append((args, images)) or look(*args, **images))
+        _, whole, _ = run(views="crops", crop_scale=0.2, patch_mask="random", **model, output_dir=str(tmp_path / "a"))
+    pictures = seen[0][0][1]
+    assert len(pictures) == 8
+    pairs = [(pictures[number], pictures[number + 1]) for number in range(0, 8, 2)]
+    assert not any(torch.equal(*pair) for pair in pairs)
+    means = torch.stack([torch.stack([crop.mean() for crop in pair]) for pair in pairs])  # of a picture they are alike
+    assert (means[:, 0] - means[:, 1]).abs().mean() < (means[:, 0] - means.roll(1, 0)[:, 1]).abs().mean()
+    assert len(look(*seen[0][0], **seen[0][1]).indices) == 8
+    options = {"views": "crops", "crop_scale": 0.2, "patch_mask": "none", **model}
+    _, whole, _ = run(**options, output_dir=str(tmp_path / "b"))
+    _, chunked, _ = run(**options, chunk_size=2, output_dir=str(tmp_path / "c"))
+    assert [step["loss"] for step in chunked] == pytest.approx([step["loss"] for step in whole], rel=1e-4)
+
+
+@pytest.mark.parametrize("views", ["two", "complementary", "crops"])
 def test_chunks_and_resumed_runs_agree(views, run, tmp_path):
     options = {"views": views, "patch_mask": {"name": "random", "mask_ratio": 0.75}, "checkpoint_every": 2}
     _, steps, written = run(**options, output_dir=str(tmp_path / "a"))
@@ -110,7 +153,8 @@ def whole_batch() -> Batch:
 
 
 def views_of_the_batch(model: nn.Module, views: str) -> list[PatchSelection]:
-    patches = PatchSelector(model.vision_model, TrainingConfig(views=views, seed=SEED), 10, Accelerator(cpu=True))
+    config = TrainingConfig(views=views, seed=SEED)
+    patches = PatchSelector(model.vision_model, config, config.timeline(1, 10), Accelerator(cpu=True))
     chosen = patches.select_views(whole_batch().pixel_values, step=1)
     assert len(chosen) == 2
     assert all(selection.lengths.unique().numel() > 1 for selection in chosen)
@@ -142,7 +186,7 @@ def half_of_the_batch(loss: str, num_chunks: int, chosen: list[PatchSelection], 
     size = PAIRS // 2 // num_chunks
     starts = range(rank * PAIRS // 2, (rank + 1) * PAIRS // 2, size)
     parts = [slice(start, start + size) for start in starts]
-    chunks = [Chunk(whole_batch(), rows, pixels_of, partial(rows_of_views, chosen, rows)) for rows in parts]
+    chunks = [Chunk(whole_batch(), rows, pixels_of, partial(rows_of_views, chosen, rows), {}) for rows in parts]
     if num_chunks == 1:
         value = pair_loss(trained(**chunks[0].encode_inputs()))
         value.backward()

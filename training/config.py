@@ -66,8 +66,10 @@ class TrainingConfig:
     patch_mask: str | dict = option(
         "", f"{', '.join(built_in_masks())}, or {{name: pgs, ...}}; empty: the model's own, pgs for a preset"
     )
-    views: Literal["one", "two", "complementary"] = option(
-        "one", "masks of a picture at a step; complementary: the second keeps what the first drops; the caption is encoded once"
+    views: Literal["one", "two", "complementary", "crops"] = option(
+        "one",
+        "of a picture at a step: two masks, complementary ones (the second keeps what the first drops), or two crops with their "
+        "own masks; the caption is encoded once",
     )
     image_size: int = option(
         0, "side of the pictures in training, in pixels, at most the model's, which evaluation and export keep; 0: the model's"

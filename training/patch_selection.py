@@ -3,6 +3,7 @@
 Shapes: B images of this process, C channels, L patches.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,8 @@ from hf_maskclip.phases import Timeline
 from training.config import TrainingConfig
 from training.data.batches import Batch
 
+logger = logging.getLogger(__name__)
+
 
 class PatchSelector:
     """Chooses the visible patches of each step of a run, by its [`MaskSchedule`].
@@ -33,8 +36,13 @@ class PatchSelector:
     def __init__(self, vision_model: PatchMaskedTower, config: TrainingConfig, timeline: Timeline, accelerator: Accelerator):
         self.seed, self.process, self.views = config.seed, accelerator.process_index, config.views
         self.schedule = MaskSchedule(vision_model, timeline, autocast=accelerator.autocast)
-        if config.views != "one" and self.schedule.keeps_all:
+        self.compares_views = config.views == "two"  # until they were seen to differ
+        if config.views in ("two", "complementary") and self.schedule.keeps_all:
             fail(f"views={config.views!r}: two views of a picture differ by their patch mask, and there is none")
+        if config.views == "two" and not self.schedule.has_chance:
+            fail(
+                "views='two': the patch mask has no chance, so both views of a picture are the same; use complementary or crops"
+            )
         self.generator = torch.Generator(accelerator.device)
         if self.schedule.teacher is not None:
             accelerator.register_for_checkpointing(self.schedule.teacher.average)
@@ -52,15 +60,28 @@ class PatchSelector:
     ) -> list[PatchSelection] | None:
         """As `select`, for each view of the images; None where all patches are visible, and views would be the same."""
         first = self.select(pixel_values, step, chunk, **images)
-        if first is None or self.views == "one":
+        if first is None or self.views in ("one", "crops"):  # crops come as pictures of their own
             return None if first is None else [first]
         self.generator.manual_seed(step_seed(self.seed, step, self.process, chunk, view=1))
+        is_there = patches_there(pixel_values, self.schedule.vision_model.config.patch_size, **images)
         if self.views == "complementary":
-            patch_size = self.schedule.vision_model.config.patch_size
-            second = complement(first, patches_there(pixel_values, patch_size, **images), self.generator)
-        else:
-            second = self.schedule.select(pixel_values, step, self.generator, **images)
+            return [first, complement(first, is_there, self.generator)]
+        second = self.schedule.select(pixel_values, step, self.generator, **images)
+        if self.compares_views:
+            self._compare(*(selection.visible(is_there.shape[1]) for selection in (first, second)))
         return [first, second]
+
+    def _compare(self, first: torch.BoolTensor, second: torch.BoolTensor) -> None:
+        """Say where the first two views (B, L) that leave out something are the same."""
+        if first.all():
+            return
+        self.compares_views = False
+        if torch.equal(first, second):
+            logger.warning(
+                "views='two': both masks of each of the first %d pictures are the same, so the second view adds nothing there; "
+                "another mask, complementary or crops would differ",
+                len(first),
+            )
 
 
 class Chunk:
@@ -69,7 +90,7 @@ class Chunk:
     Args:
         batch: of [`training.data.batches.PairBatches`].
         rows: of the batch.
-        normalize: from rows of a batch to the arguments of the vision tower, on its device.
+        normalize: from rows of a batch's pictures to the arguments of the vision tower, on its device.
         select: from these arguments to the visible patches, for each view of the pictures.
         options: further arguments of the model.
     """
@@ -83,6 +104,7 @@ class Chunk:
         options: dict[str, Any],
     ):
         self.batch, self.rows, self.options = batch, rows, options
+        self.picture_rows = slice(rows.start * batch.num_crops, rows.stop * batch.num_crops)
         self.normalize, self.select = normalize, select
 
         self.selection: PatchSelection | None = None
@@ -93,7 +115,7 @@ class Chunk:
 
     def encode_inputs(self) -> dict[str, Any]:
         """The model's arguments, made anew at each call, so that no more than one chunk need be on the device."""
-        images = self.normalize(self.batch, self.rows)
+        images = self.normalize(self.batch, self.picture_rows)
         device = images["pixel_values"].device
         if not self.is_chosen:
             chosen, self.is_chosen = self.select(**images), True
@@ -111,7 +133,7 @@ class Chunk:
             return self.selection.kept_share(num_patches)
         if self.batch.spatial_shapes is None:
             return torch.tensor(1.0)
-        return self.batch.spatial_shapes[self.rows].prod(dim=1).float().mean() / num_patches
+        return self.batch.spatial_shapes[self.picture_rows].prod(dim=1).float().mean() / num_patches
 
 
 def kept_shares(chunks: list[Chunk], num_patches: int, device: torch.device) -> torch.Tensor:

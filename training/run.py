@@ -157,8 +157,9 @@ class Run:
 
     def size_options(self, batch: Batch) -> dict[str, Any]:
         """The model's arguments for pictures that are smaller than its own."""
-        is_own = batch.image_size in (None, self.learner.model.config.vision_config.image_size)
-        return {} if is_own else {"interpolate_pos_encoding": True}
+        if batch.image_size is None or batch.image_size == self.learner.model.config.vision_config.image_size:
+            return {}
+        return {"interpolate_pos_encoding": True}
 
     def save(self, step: int) -> Path:
         """Write a checkpoint after a step. All processes have to call this."""

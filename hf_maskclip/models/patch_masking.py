@@ -121,6 +121,8 @@ class PatchMask(nn.Module, ABC):
     citation: ClassVar[Citation | None] = None
     # Whether every patch stays, so that there is nothing to select.
     keeps_all: ClassVar[bool] = False
+    # Whether another generator gives other patches. Without chance two views of a picture would be the same.
+    has_chance: ClassVar[bool] = True
     # Whether `forward` takes and needs `patch_scores` (B, L), how much a teacher attends to each patch.
     needs_patch_scores: ClassVar[bool] = False
     # Of that teacher: the side of its images in pixels (0: the student's), and the first momentum of its moving average.

@@ -43,6 +43,7 @@ class AttentivePatchMask(PatchMask):
         arxiv="2212.08653",
     )
     needs_patch_scores = True
+    has_chance = False  # but for ties
 
     def __init__(
         self,

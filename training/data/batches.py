@@ -22,21 +22,21 @@ from training.data.naflex import GridPatches, NaFlexTransform, stack_grids
 from training.data.skipping import SkipMonitor
 
 Position = tuple[int, int]  # an epoch, and how many of its rows a worker has read
-Sample = tuple[torch.Tensor | GridPatches, list[int], str]  # pixels, token ids, key
+Sample = tuple[list[torch.Tensor | GridPatches], list[int], str]  # the pixels of each crop, token ids, key
 
 
 @dataclass
 class Batch:
-    """A batch of pairs for one process.
+    """A batch of pairs for one process. Of V crops of a picture, which follow one another, each is a row of its own.
 
     Attributes:
-        pixel_values: uint8 (B, 3, H, W); for NaFlex (B, L, P * P * 3), L patches of side P.
+        pixel_values: uint8 (B * V, 3, H, W); for NaFlex (B * V, L, P * P * 3), L patches of side P.
         texts: the arguments of the text tower, (B, S) each.
         keys: of the B samples.
         skipped: by cause, the samples passed over since this worker's last batch.
         worker: the number of the data worker that made it.
         start, end: where that worker was before and after it.
-        spatial_shapes: for NaFlex, the rows and columns of patches (B, 2).
+        spatial_shapes: for NaFlex, the rows and columns of patches (B * V, 2).
     """
 
     pixel_values: torch.Tensor
@@ -51,6 +51,11 @@ class Batch:
     @property
     def input_ids(self) -> torch.LongTensor:
         return self.texts["input_ids"]
+
+    @property
+    def num_crops(self) -> int:
+        """V, of each picture."""
+        return len(self.pixel_values) // len(self.keys)
 
     @property
     def image_size(self) -> int | None:
@@ -193,12 +198,13 @@ class PairBatches(torch.utils.data.IterableDataset):
         # The transforms draw from PyTorch's global generator; seeded by the sample they do not depend on order or worker.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
-            return form.transform(picture), token_ids, key
+            return [form.transform(picture) for _ in range(form.num_crops)], token_ids, key
 
     def _collate(
         self, samples: list[Sample], form: PairForm, skipped: Counter[str], worker: int, start: Position, end: Position
     ) -> Batch:
-        pixels, token_ids, keys = zip(*samples, strict=True)
+        crops, token_ids, keys = zip(*samples, strict=True)
+        pixels = [crop for of_picture in crops for crop in of_picture]
         texts = pad_tokens(self.tokenizer, list(token_ids), form.text_mask.num_tokens, self.text_form)
         if isinstance(form.transform, NaFlexTransform):
             pixel_values, spatial_shapes = stack_grids(pixels, form.transform.max_num_patches)

@@ -30,11 +30,13 @@ class PairForm:
         decoder: from a row to a picture and a caption.
         transform: from a picture to pixels, uint8 (3, H, W), or for NaFlex to its patches.
         text_mask: also cuts captions that are longer than the context.
+        num_crops: of each picture, random ones.
     """
 
     decoder: Decoder
     transform: Callable[[Image.Image], torch.Tensor] | NaFlexTransform
     text_mask: TextMask | FrequencyTextMask
+    num_crops: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def pair_forms(
         transform = build_transform(phase, source.decoder.image_size, vision.patch_size, naflex, config.crop_scale, flip)
         size = phase.image_size or source.decoder.image_size
         decoder = replace(source.decoder, image_size=size, crop_scale=config.crop_scale)
-        forms.append(PairForm(decoder, transform, build_text_mask(config, phase, tokenizer, text_length, word_counts)))
+        text_mask = build_text_mask(config, phase, tokenizer, text_length, word_counts)
+        forms.append(PairForm(decoder, transform, text_mask, num_crops=2 if config.views == "crops" else 1))
     return forms
 
 
