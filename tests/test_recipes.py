@@ -27,7 +27,8 @@ LAUNCH_FILES = sorted((ROOT / "training" / "launch").glob("*.yaml"))
 CC12M_PAIRS, EPOCHS = 10_968_539, 32
 PGS = {"batch_size": 512, "learning_rate": 1e-3, "warmup_steps": 10_000}
 CLUSTER = {"batch_size": 256, "learning_rate": 5e-4, "warmup_steps": 2000}
-# Masks and hyper-parameters of arXiv 2503.17080 and 2405.08815.
+FREQUENCY = {"text_mask": "frequency", "text_tokens": 8}
+# Masks and hyper-parameters of arXiv 2503.17080 and 2405.08815; other reductions with those of the former.
 PAPERS = {
     "clip-b16": ({"name": "none"}, PGS),
     "flip-0.5-b16": ({"name": "random", "mask_ratio": 0.5}, PGS),
@@ -35,6 +36,10 @@ PAPERS = {
     "e-clip-b16": ({"name": "cluster", "mask_ratio": 0.5}, CLUSTER),
     "a-clip-b16": ({"name": "attentive", "mask_ratio": 0.5}, PGS),
     "clip-pgs-0.5-b16": ({"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5, "candidate_ratio": 0.05}, PGS),
+    "clipf-b16": ({"name": "random", "mask_ratio": 0.5}, PGS | FREQUENCY),
+    "clip-pgs-0.5-frequency-b16": ({"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}, PGS | FREQUENCY),
+    "resize-112-b16": ({"name": "none"}, PGS | {"phases": [{"share": 0.9, "image_size": 112}, {"share": 0.1}]}),
+    "a-clip-two-views-b16": ({"name": "attentive", "mask_ratio": 0.5}, PGS | {"views": "crops", "crop_scale": 0.5}),
     "clip-pgs-0.3-b16": ({"name": "pgs", "min_mask_ratio": 0.3, "max_mask_ratio": 0.5, "candidate_ratio": 0.05}, PGS),
 }
 

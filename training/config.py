@@ -68,8 +68,8 @@ class TrainingConfig:
     )
     views: Literal["one", "two", "complementary", "crops"] = option(
         "one",
-        "of a picture at a step: two masks, complementary ones (the second keeps what the first drops), or two crops with their "
-        "own masks; the caption is encoded once",
+        "of a picture at a step: two masks, complementary ones (the second keeps what the first drops), or two crops, "
+        "each with its mask; the caption is encoded once",
     )
     image_size: int = option(
         0, "side of the pictures in training, in pixels, at most the model's, which evaluation and export keep; 0: the model's"
