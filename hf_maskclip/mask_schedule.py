@@ -63,7 +63,7 @@ class MaskSchedule:
         self.has_chance = all(mask.has_chance for mask in masks if not mask.keeps_all)
         asking = {number: mask for number, mask in enumerate(masks) if mask.needs_patch_scores}
         self.teacher = AttentionTeacher(vision_model, list(asking.values())) if asking else None
-        self.last_scored_step = max((timeline.steps_of(number)[-1] for number in asking), default=0)
+        self.last_scored_step = max((timeline.steps_of(number).stop - 1 for number in asking), default=0)
 
     def select(
         self, pixel_values: torch.Tensor, step: int, generator: torch.Generator, **images: torch.Tensor

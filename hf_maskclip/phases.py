@@ -88,10 +88,10 @@ def phases_of_schedule(ramp: float, unmasked: float, **settings: Any) -> list[Ph
         unmasked: the share of whole pictures.
         settings: of every phase.
     """
-    ramp = min(ramp, 1 - unmasked)
+    share = min(ramp, 1 - unmasked)
     phases = [
-        Phase(ramp, ramp=True, **settings | {"name": f"mask_schedule={ramp:g}"}),
-        Phase(1 - ramp - unmasked, **settings),
+        Phase(share, ramp=True, **settings | {"name": f"mask_schedule={ramp:g}"}),
+        Phase(1 - share - unmasked, **settings),
         Phase(unmasked, patch_mask="none", **settings | {"name": "unmasked_tuning_steps"}),
     ]
     return [phase for phase in phases if phase.share > 1e-9]

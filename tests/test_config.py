@@ -74,7 +74,7 @@ BAD = [
     (["--accum-freq", "2"], "unknown option 'accum_freq': did you mean 'chunk_size' (pairs encoded at a time"),
     (["--siglip", "true"], "unknown option 'siglip': did you mean 'loss'"),
     (["--lr_scheduler", "constant"], "unknown option 'lr_scheduler': must be one of output_dir"),
-    (["--image_size", "96"], "unknown option 'image_size': must be one of output_dir"),
+    (["--image_depth", "96"], "unknown option 'image_depth': must be one of output_dir"),
     (
         ["--config", str(ROOT / "training/launch/ddp.yaml")],
         f"config='{ROOT}/training/launch/ddp.yaml': is for accele",

@@ -11,7 +11,7 @@ from families import DUAL_ENCODERS, make_plain, make_tokenizer, save_folder
 from helpers import CAPTIONS, as_killed_at, encode_image, random_picture, same, without_speed, write_shard
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
-from hf_maskclip import ContrastiveLoss, SigmoidLoss
+from hf_maskclip import ContrastiveLoss, PatchSelection, SigmoidLoss, add_patch_mask
 from hf_maskclip.cli import main as cli
 from hf_maskclip.errors import ConfigError
 from training.data.batches import TextForm, pad_tokens
@@ -70,6 +70,37 @@ def test_a_family_trains_on_small_pictures_or_says_that_it_cannot(name, run, tmp
     assert [record["kept_patches"] for record in steps] == [2, 2, 8, 8]
     assert all(math.isfinite(step["loss"]) for step in steps)
     assert type(AutoModel.from_pretrained(folder / "export")).__name__ == NAMES[name]
+
+
+@pytest.fixture
+def odd_folder(tmp_path):
+    """A SigLIP whose pictures of 36 pixels leave a rest beside 4 patches of 8, as 384 pixels in patches of 14 do."""
+    folder = save_folder("siglip", tmp_path / "model")
+    for file, part, size in (
+        ("config.json", "vision_config", {"image_size": 36}),
+        ("processor_config.json", "image_processor", {"size": {"height": 36, "width": 36}}),
+    ):
+        values = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(values | {part: values[part] | size}))
+    return folder
+
+
+@pytest.mark.parametrize("patch_mask", ["none", "random", "pgs", "cluster", "attentive"])
+def test_pictures_that_leave_a_rest_beside_their_patches_are_trained_on_with_every_mask(patch_mask, odd_folder, run):
+    options = {"model": str(odd_folder), "patch_mask": patch_mask, "max_steps": 2}
+    _, steps, folder = run(**options, pictures=True)
+    assert all(math.isfinite(step["loss"]) for step in steps)
+    assert all((step["kept_patches"] == 16) == (patch_mask == "none") for step in steps)
+    assert (folder / "masks.png").is_file()
+
+    model = add_patch_mask(AutoModel.from_pretrained(folder / "export"), patch_mask).eval()
+    images = torch.randn(3, 3, 36, 36, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = AutoModel.from_pretrained(folder / "export").eval().get_image_features(images).pooler_output
+        assert torch.equal(model.get_image_features(images).pooler_output, plain)
+        every = PatchSelection(torch.arange(16).expand(3, -1), torch.full((3,), 16))
+        packed = model.get_image_features(images, patch_selection=every).pooler_output
+    torch.testing.assert_close(packed, plain)
 
 
 @pytest.mark.parametrize("name", DUAL_ENCODERS)

@@ -121,7 +121,7 @@ run         {numbers["steps"]:,} steps of {config.batch_size} pairs x {processes
 FLOPs       {numbers["flops_per_step"] / 1e12:.3g} TFLOP a step, {numbers["flops"] / 1e18:.3g} EFLOP in all
 memory      {numbers["state_bytes"] / 1e9:.2f} GB for weights, gradients and optimizer on each process,
             {numbers["activation_bytes"] / 1e9:.2f} GB for activations
-a step      of {run.config.batch_size} pairs: loss {numbers["loss"]:.3f}, {trial.seconds:.1f} s
+one step    of {run.config.batch_size} pairs: loss {numbers["loss"]:.3f}, {trial.seconds:.1f} s
 """
 
 

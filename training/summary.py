@@ -196,7 +196,8 @@ def adapter_in_words(run: Run) -> str:
 def draw_pictures(run: Run) -> None:
     """Write `masks.png` (eight training pictures) and `curves.png`."""
     vision = run.learner.model.config.vision_config
-    sizes = {"image_size": image_size_of(vision, run.learner.processor.image_processor), "patch_size": vision.patch_size}
+    patches = image_size_of(vision, run.learner.processor.image_processor) // vision.patch_size  # a side, where there is a rest
+    sizes = {"image_size": patches * vision.patch_size, "patch_size": vision.patch_size}
     figure = draw_patch_masks(run.data.source.pictures(count=8), SHOWN_MASKS, **sizes)
     figure.savefig(run.output_dir / "masks.png", dpi=150)
     if (run.output_dir / "metrics.jsonl").exists():

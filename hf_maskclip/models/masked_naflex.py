@@ -90,6 +90,9 @@ class NaFlexTower(PoolingHeadTower):
         patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (b, rows * columns, P * P * C)
         return self.embeddings.patch_embedding(patches.to(self.embeddings.patch_embedding.weight.dtype))
 
+    def _whole_patches(self, pixel_values, interpolate_pos_encoding):
+        return pixel_values  # which are patches, or pictures made of them
+
     def _to_choose_from(self, pixel_values, pixel_attention_mask=None, spatial_shapes=None):
         if spatial_shapes is None:
             raise ValueError("spatial_shapes is None: a NaFlex tower takes the rows and columns (B, 2) of each image")

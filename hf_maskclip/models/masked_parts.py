@@ -77,11 +77,11 @@ class VisibleEmbeddings(Joined):
         """
         if patch_selection is None:
             return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        num_patches = math.prod(patch_grid(pixel_values, self.patch_size))
-        if patch_selection.lengths is None and patch_selection.indices.shape[1] == num_patches:
+        grid = patch_grid(pixel_values, self.patch_size)
+        if patch_selection.lengths is None and patch_selection.indices.shape[1] == math.prod(grid):
             # Every patch, in order: the plain computation, to the last bit.
             return super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != (self.image_size, self.image_size):
+        if not interpolate_pos_encoding and grid != (self.image_size // self.patch_size,) * 2:
             (height, width), size = pixel_values.shape[-2:], self.image_size
             raise ValueError(f"Input image size ({height}*{width}) doesn't match model ({size}*{size}).")
         patch_embeds = self._patch_embeds(pixel_values, patch_selection.indices)

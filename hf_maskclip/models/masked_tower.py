@@ -109,6 +109,7 @@ class PatchMaskedTower(Joined):
             mask = build_patch_mask(patch_mask, patch_size=self.config.patch_size)
         if patch_scores is not None and not mask.needs_patch_scores:
             raise ValueError(f"patch_scores: the patch mask {type(mask).__name__} takes none")
+        pixel_values = self._whole_patches(pixel_values, None)
         choose = partial(self._choose_by, mask, progress)
         if generator is None and not self.training:
             return select_by_picture(choose, pixel_values, patch_scores)
@@ -184,8 +185,12 @@ class PatchMaskedTower(Joined):
         check_selection(patch_selection, pixel_values, self.config.patch_size)
 
     def _whole_patches(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> torch.Tensor:
-        """Images of any size without what the convolution leaves out: less than a patch, at the right and at the bottom."""
-        if not self._interpolates(interpolate_pos_encoding):
+        """Images without what the convolution leaves out: less than a patch, at the right and at the bottom.
+
+        Those of the tower's own size, such as SigLIP's 384 pixels in patches of 14, and of any size where positions stretch.
+        """
+        is_own = tuple(pixel_values.shape[-2:]) == (self.config.image_size, self.config.image_size)
+        if not (is_own or self._interpolates(interpolate_pos_encoding)):
             return pixel_values
         rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         return pixel_values[..., : rows * self.config.patch_size, : columns * self.config.patch_size]

@@ -91,7 +91,8 @@ def build_transform(
     if naflex:
         return NaFlexTransform(naflex["patch_size"], naflex["max_num_patches"], crop_scale, flip)
     size, least = phase.image_size or image_size, max(LEAST_IMAGE_SIZE, 2 * patch_size)
-    if size % patch_size or not least <= size <= image_size:
+    # The model's own size is what it is; in some, patches leave a rest.
+    if size != image_size and (size % patch_size or not least <= size <= image_size):
         sides = f"at least {least}, and at most the model's {image_size}"
         fail(f"image_size={size}: must be a multiple of the patch size {patch_size}, {sides}")
     return train_transform(size, crop_scale, flip)
