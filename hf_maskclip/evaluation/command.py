@@ -48,18 +48,19 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         show_progress=sys.stderr.isatty(),
         limit=options.limit,
     )
-    found = {}
+    found, are_new = {}, set()
     try:
         evaluations = evaluations_of(options, encoder)
         for name, record, is_new in _run(encoder, evaluations, masks, file, options.details):
             found[name] = record
+            are_new.add(is_new)
             if state.is_main_process:
                 print(f"{name}: {numbers_of(record)}{'' if is_new else ', as it stands in the output file'}", flush=True)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from the results in {file.path}", file=sys.stderr)
         raise SystemExit(130) from None
     if masks and state.is_main_process:
-        show_curve(points_of(found, evaluations, masks), masks, file)
+        show_curve(points_of(found, evaluations, masks), masks, file, is_continued=len(are_new) > 1)
     return file.summary
 
 

@@ -81,16 +81,17 @@ def masks_of(patch_mask: str, ratios: Sequence[float]) -> Masks:
 
 def check_file(file: ResultsFile, masks: Masks) -> None:
     """Raise a ConfigError where the file has the same mask with other options, or somebody else's picture is beside it."""
-    suffixes = {f"@{mask['name']}_" for mask in masks.values() if mask}
     curves = [record for name, record in file.results.items() if "@" in name and record.get("patch_mask")]
     for record, mask in ((record, mask) for record in curves for mask in masks.values() if mask):
         held = record["patch_mask"]
         if held["name"] == mask["name"] and _fixed(held) != _fixed(mask):
             fail(f"output={str(file.path)!r}: holds results under {_fixed(held)}, not {_fixed(mask)}; give another file")
+    if len(masks) == 1:
+        return  # whole pictures alone, of which no plot is drawn
     plot = plot_of(file)
     if plot == file.path:
         fail(f"output={str(file.path)!r}: its plot goes there; give a file such as {file.path.with_suffix('.json')}")
-    if plot.exists() and suffixes and not curves:
+    if plot.exists() and not curves:
         fail(f"output={str(file.path)!r}: {plot}, where its plot goes, is there already; give another file")
 
 
@@ -106,13 +107,20 @@ def plot_of(file: ResultsFile) -> Path:
 def run_curve(
     encoder: Encoder, evaluations: Sequence[Evaluation], masks: Masks, file: ResultsFile, details: str = ""
 ) -> Iterator[tuple[str, Record, bool]]:
-    """What [`run_into_file`] gives, of one point after the other. Names end in `@<mask>_<ratio>`, but those of whole pictures."""
-    for label, mask in masks.items():
-        encoder.apply_patch_mask = mask is not None
-        if mask:
-            encoder.model.set_patch_mask(mask)
-        of_point = [replace(evaluation, suffix=_suffix(label, mask)) for evaluation in evaluations]
-        yield from run_into_file(encoder, of_point, file, details)
+    """What [`run_into_file`] gives, of each evaluation at all points. Names end in `@<mask>_<ratio>`, but of whole pictures.
+
+    Points take turns, and each evaluation begins with another one. So whatever else the machine does slows all of them, and
+    none reads all data first.
+    """
+    model: Any = encoder.model  # each with a patch mask has the method, their common base class has not
+    points = list(masks.items())
+    for number, evaluation in enumerate(evaluations):
+        first = number % len(points)
+        for label, mask in points[first:] + points[:first]:
+            encoder.apply_patch_mask = mask is not None
+            if mask:
+                model.set_patch_mask(mask)
+            yield from run_into_file(encoder, [replace(evaluation, suffix=_suffix(label, mask))], file, details)
 
 
 def points_of(results: dict[str, Record], evaluations: Sequence[Evaluation], masks: Masks) -> list[Point]:
@@ -144,8 +152,12 @@ def _speed(found: list[dict[str, float]]) -> Speed:
     return Speed(images / sum(one["seconds"] for one in found), kept / images)
 
 
-def table_of(points: Sequence[Point]) -> str:
-    """The curve in Markdown: a row for each point; then each task, where a family has several; then what to know of it."""
+def table_of(points: Sequence[Point], is_continued: bool = False) -> str:
+    """The curve in Markdown: a row for each point; then each task, where a family has several; then what to know of it.
+
+    Args:
+        is_continued: some of the results, but not all, stood in the file.
+    """
     whole, *_ = points
     speeds = speeds_of(points)
     rows = [["", "patches encoded", "images/s", "times whole", *whole.families()]]
@@ -154,29 +166,31 @@ def table_of(points: Sequence[Point]) -> str:
         if speeds:
             speed, times = speeds[number], speeds[number].images_per_second / speeds[0].images_per_second
             cells = [f"{speed.kept_share:.1%}", f"{speed.images_per_second:.1f}", f"{times:.2f}"]
-        rows.append([point.label, *cells, *_beside(point.families(), whole.families())])
+        rows.append([point.label, *cells, *_cells(point.families(), whole.families() if number else None)])
     parts = [_markdown(rows)]
     if len(whole.columns()) > len(whole.families()):
         labels = ["family", "task", *(point.label for point in points)]
-        columns = [_beside(point.columns(), whole.columns()) for point in points]
+        of_ratios = [_cells(point.columns(), whole.columns()) for point in points[1:]]
+        columns = [_cells(whole.columns(), None), *of_ratios]
         parts.append(_markdown([labels, *([*key, *cells] for key, *cells in zip(whole.columns(), *columns, strict=True))]))
-    return "\n\n".join([*parts, "\n".join([NOTE, *_warnings(points)])])
+    return "\n\n".join([*parts, "\n".join([NOTE, *_warnings(points, is_continued)])])
 
 
-def _beside(values: dict[Any, float], reference: dict[Any, float]) -> list[str]:
-    """Values in percent, with their difference to those of whole pictures."""
-    if values is reference or values == reference:
-        return [f"{value:.1f}" for value in values.values()]
-    return [f"{values[key]:.1f} ({values[key] - reference[key]:+.1f})" for key in reference]
+def _cells(values: dict[Any, float], reference: dict[Any, float] | None) -> list[str]:
+    """Values in percent, with their differences to those of whole pictures where these are given."""
+    differences = {key: f" ({values[key] - value:+.1f})" for key, value in (reference or {}).items()}
+    return [f"{value:.1f}{differences.get(key, '')}" for key, value in values.items()]
 
 
-def _warnings(points: Sequence[Point]) -> list[str]:
+def _warnings(points: Sequence[Point], is_continued: bool) -> list[str]:
     """What makes the speeds of a table no comparison."""
     if not speeds_of(points):
         return ["No picture was encoded: the features were kept, and the speed is not known."]
-    conditions = {(record["hardware"], record["batch_size"]) for point in points for record in point.records if record["speed"]}
-    names = sorted(f"{hardware} with batches of {size}" for hardware, size in conditions)
-    return [f"The speeds are no comparison, for they were measured on {'; '.join(names)}."] if len(names) > 1 else []
+    timed = [record for point in points for record in point.records if record.get("speed")]
+    names = sorted({f"{record['hardware']} with batches of {record['batch_size']}" for record in timed})
+    found = [f"The speeds are no comparison, for they were measured on {'; '.join(names)}."] if len(names) > 1 else []
+    continued = "Some results stood in the file: their speed is of then, when the machine may have been more or less busy."
+    return [*found, continued] if is_continued else found
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -186,33 +200,41 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]])
 
 
-def draw_curve(points: Sequence[Point], title: str) -> Figure:
-    """Quality over images a second: a line for each family, its points labelled with their ratios."""
+def draw_curve(points: Sequence[Point], mask: str) -> Figure:
+    """Quality over images a second: a line for each family, its points labelled with the ratios of the mask."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     speeds = [speed.images_per_second for speed in speeds_of(points)]
     for family in points[0].families():
         values = [point.families()[family] for point in points]
         axes.plot(speeds, values, marker="o", markersize=3, linewidth=1, label=family.replace("_", " "))
-        for point, speed, value in zip(points, speeds, values, strict=True):
-            axes.annotate(point.label, (speed, value), (0, 4), textcoords="offset points", fontsize=6, ha="center")
-    axes.set(title=title, xlabel="images/s", ylabel="mean over the tasks, %", xlim=(0, None), ylim=(0, None))
-    axes.grid(alpha=0.3)
+    for point, speed in zip(points, speeds, strict=True):
+        axes.axvline(speed, color="black", alpha=0.3, linewidth=0.7, linestyle=":")
+        axes.text(
+            speed, 1.01, point.label, transform=axes.get_xaxis_transform(), rotation=45, rotation_mode="anchor", fontsize=8
+        )
+    axes.set_xlabel(f"images/s, where {mask} removes the share of patches above")
+    axes.set_ylabel("mean over the tasks, %")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
 
-def show_curve(points: Sequence[Point], masks: Masks, file: ResultsFile) -> None:
+def show_curve(points: Sequence[Point], masks: Masks, file: ResultsFile, is_continued: bool) -> None:
     """Print the table of a curve, and write its plot beside the results.
+
+    Args:
+        is_continued: as in [`table_of`].
 
     Raises:
         ConfigError: the plot cannot be written.
     """
-    print(table_of(points), flush=True)
+    print(table_of(points, is_continued), flush=True)
     names = [mask["name"] for mask in masks.values() if mask]
-    if speeds_of(points):
+    if names and speeds_of(points):
         plot = plot_of(file)
         with as_config_error("plot", plot):
-            draw_curve(points, f"share of patches removed by {names[0]}" if names else "whole pictures").savefig(plot, dpi=150)
+            draw_curve(points, names[0]).savefig(plot, dpi=150)
         print(f"written to {plot}")

@@ -191,7 +191,7 @@ class Encoder:
         state, start = PartialState(), time.perf_counter()
         assert self.batch_size is not None  # since __post_init__
         batches = (batch for batch in enumerate(_batches(samples, self.batch_size)) if is_mine(batch[0]))
-        shares = []
+        shares: list[tuple[Any, ...]] = []
         bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
         with _evaluation_mode(self.model), bar:
             for number, inputs, targets, num_undecodable, hashes, names in _in_threads(self._load_batch, batches):
@@ -230,7 +230,7 @@ class Encoder:
         return number, inputs, targets, len(loaded) - len(usable), hashes, names
 
     def _encode_pictures(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-        """Images, as [`inputs_of`] gives them, to features (B, E), and the share of patches that was encoded, summed over them."""
+        """Images, as [`inputs_of`] gives them, to features (B, E), and the sum over them of the share of patches encoded."""
         model: Any = self.model  # each family has its methods, their common base class has not
         device, dtype = model.device, model.dtype
         inputs = {name: values.to(device, dtype if values.is_floating_point() else None) for name, values in inputs.items()}
