@@ -208,13 +208,13 @@ def draw_curve(points: Sequence[Point], mask: str) -> Figure:
     for family in points[0].families():
         values = [point.families()[family] for point in points]
         axes.plot(speeds, values, marker="o", markersize=3, linewidth=1, label=family.replace("_", " "))
-    for point, speed in zip(points, speeds, strict=True):
+    for number, (speed, label) in enumerate(sorted(zip(speeds, (point.label for point in points), strict=True))):
+        height = 1.01 + 0.045 * (number % 3)  # speeds may be nearly the same
         axes.axvline(speed, color="black", alpha=0.3, linewidth=0.7, linestyle=":")
-        axes.text(
-            speed, 1.01, point.label, transform=axes.get_xaxis_transform(), rotation=45, rotation_mode="anchor", fontsize=8
-        )
+        axes.text(speed, height, label, transform=axes.get_xaxis_transform(), fontsize=8, ha="center")
     axes.set_xlabel(f"images/s, where {mask} removes the share of patches above")
     axes.set_ylabel("mean over the tasks, %")
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
