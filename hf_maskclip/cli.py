@@ -48,6 +48,8 @@ The same, and the demo of it as a Space:
     hf-maskclip push runs/quickstart org/clip-pgs-tiny --space
 The card alone, of a run, or of a recipe that was not run yet:
     hf-maskclip card runs/quickstart -o card.md
+What leaving out patches costs and saves: whole pictures and each ratio, as a table and as speed.png:
+    hf-maskclip evaluate --model org/clip --suite scenes --patch_mask pgs --mask_ratio 0.25 0.5 0.75 --output speed.json
 Results of evaluations beside the papers' numbers, as tables and as bars:
     hf-maskclip report runs/*/eval*.json -o report.md --figure report.png
 """
@@ -176,6 +178,20 @@ def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
         choices=SOLVERS,
         help="what fits the linear probe: the papers' protocol, or scikit-learn with the best of nine C",
     )
+    _add_options_of_encoding(parser)
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N pictures of each set only, as a trial")
+    parser.add_argument("--details", default="", metavar="FOLDER", help="for each picture's prediction, each class's result")
+    parser.add_argument("--feature_cache", help="folder to keep image features in; default: they are not kept")
+    parser.add_argument(
+        "--skip_existing",
+        action="store_true",
+        help="keep results in the output file also where nobody can see whether their data has changed, as on the Hub",
+    )
+    parser.set_defaults(command="evaluate")
+
+
+def _add_options_of_encoding(parser: argparse.ArgumentParser) -> None:
+    """How an evaluation encodes pictures."""
     parser.add_argument("--batch_size", type=int, help="pictures a forward pass (default: 16 on a CPU, else 128)")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="default: %(default)s")
     parser.add_argument(
@@ -188,15 +204,15 @@ def _add_evaluate_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--patch_mask", default="", help="evaluate under this mask, a name or {name: ...}; default: whole images"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N pictures of each set only, as a trial")
-    parser.add_argument("--details", default="", metavar="FOLDER", help="for each picture's prediction, each class's result")
-    parser.add_argument("--feature_cache", help="folder to keep image features in; default: they are not kept")
     parser.add_argument(
-        "--skip_existing",
-        action="store_true",
-        help="keep results in the output file also where nobody can see whether their data has changed, as on the Hub",
+        "--mask_ratio",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="RATIO",
+        help="a curve: whole images, and then with --patch_mask at each of these ratios, the share of patches that it removes; "
+        "a table and a plot beside --output have quality and images/s",
     )
-    parser.set_defaults(command="evaluate")
 
 
 def _add_download_command(commands: argparse._SubParsersAction) -> None:

@@ -83,6 +83,7 @@ def test_masked_features_are_those_of_the_model_under_that_mask(name, folder_of)
     assert encoder.describe()["patch_mask"] == {"name": "random", "mask_ratio": 0.5}
     masked = encoder.encode_images(images()).features
     assert (masked - whole).norm(dim=1).min() > 1e-3
+    assert encoder.work.kept_shares / len(PICTURES) == pytest.approx(0.5, abs=0.02)  # of each picture's own grid
     torch.testing.assert_close(encoder.encode_images(images()).features, masked, rtol=0, atol=0)
 
     model = add_patch_mask(AutoModel.from_pretrained(folder), {"name": "random", "mask_ratio": 0.5}).eval()

@@ -175,12 +175,21 @@ def test_what_clip_benchmark_has_and_no_table_has_is_said_in_one_line(words, tmp
 
 def test_what_was_measured_under_a_mask_or_on_some_pictures_has_a_row_of_its_own(tmp_path):
     whole = {"family": "zero_shot", "column": "Cars", "data": "d", "top1": 0.5, "patch_mask": None, "limit": None}
-    changes = {"eval": {}, "eval_pgs": {"top1": 0.25, "patch_mask": {"name": "pgs"}}, "eval_try": {"top1": 0.75, "limit": 10}}
+    changes = {"eval": {}, "eval_own": {"top1": 0.25, "patch_mask": {"name": "own"}}, "eval_try": {"top1": 0.75, "limit": 10}}
+    changes["at one ratio"] = {"top1": 0.125, "patch_mask": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}}
+    ceiling = {"name": "cluster", "mask_ratio": 0.5, "min_mask_ratio": 0.3, "max_mask_ratio": None}
+    changes["at two"] = {"top1": 0.375, "patch_mask": ceiling}
     for name, changed in changes.items():
         record = whole | changed
         (tmp_path / f"{name}.json").write_text(json.dumps({"results": {"r": record}}))
     (table,) = make_tables(map(read_result_file, sorted(tmp_path.iterdir())))
-    found = {"": 50.0, ", under pgs": 25.0, ", first 10": 75.0}
+    found = {
+        "": 50.0,
+        ", under own": 25.0,
+        ", first 10": 75.0,
+        ", under pgs at 0.5": 12.5,
+        ", under cluster (0.3 to 0.5)": 37.5,
+    }
     assert table.rows == {f"{tmp_path.name}{condition}": {"Cars": (value,)} for condition, value in found.items()}
 
 

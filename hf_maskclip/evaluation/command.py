@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from accelerate import PartialState
 from ..distributed import use_share_of_cpus
 from ..errors import fail
 from ..options import SUITES, TASKS
+from .curve import Masks, check_file, masks_of, points_of, run_curve, show_curve
 from .datasets.find import Request, find_evaluations
 from .datasets.pairs import PairKeys
 from .encoder import Encoder
 from .results_file import ResultsFile
-from .runner import chosen_evaluations, load_encoder, run_into_file
+from .runner import Record, chosen_evaluations, load_encoder, run_into_file
 from .suites import tasks_of_suite
 from .tasks import Evaluation
 
@@ -30,8 +32,11 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         ConfigError: an option, or the data that it names, cannot be used.
     """
     check_options(options)
+    masks = masks_of(options.patch_mask, options.mask_ratio) if options.mask_ratio else {}
     about = {"model": options.model, "suite": options.suite or None}
     file = ResultsFile(options.output, about, skip_existing=options.skip_existing)
+    if masks:
+        check_file(file, masks)
     state = start_processes()
     encoder = load_encoder(
         options.model,
@@ -43,14 +48,28 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         show_progress=sys.stderr.isatty(),
         limit=options.limit,
     )
+    found, are_new = {}, set()
     try:
-        for name, record, is_new in run_into_file(encoder, evaluations_of(options, encoder), file, options.details):
+        evaluations = evaluations_of(options, encoder)
+        for name, record, is_new in _run(encoder, evaluations, masks, file, options.details):
+            found[name] = record
+            are_new.add(is_new)
             if state.is_main_process:
                 print(f"{name}: {numbers_of(record)}{'' if is_new else ', as it stands in the output file'}", flush=True)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from the results in {file.path}", file=sys.stderr)
         raise SystemExit(130) from None
+    if masks and state.is_main_process:
+        show_curve(points_of(found, evaluations, masks), masks, file, is_continued=len(are_new) > 1)
     return file.summary
+
+
+def _run(
+    encoder: Encoder, evaluations: list[Evaluation], masks: Masks, file: ResultsFile, details: str
+) -> Iterator[tuple[str, Record, bool]]:
+    if masks:
+        return run_curve(encoder, evaluations, masks, file, details)
+    return run_into_file(encoder, evaluations, file, details)
 
 
 def list_tasks() -> str:

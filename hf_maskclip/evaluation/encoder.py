@@ -68,15 +68,19 @@ class ImageFeatures:
 
 @dataclass
 class Work:
-    """The pictures that were read and encoded by all processes, and the seconds that it took."""
+    """The pictures that were read and encoded by all processes, the seconds that it took, and of each picture the share of its
+    patches that was encoded, summed over the pictures."""
 
     pictures: int = 0
     seconds: float = 0.0
+    kept_shares: float = 0.0
 
 
 @dataclass
 class Encoder:
     """Encodes pictures and texts by a model in evaluation mode, in the model's own precision.
+
+    What is encoded is kept: pictures with a fingerprint under the mask of the moment, which may change, and texts.
 
     Args:
         model: a dual encoder of any family in `FAMILIES`; where `apply_patch_mask` is set a [`MaskCLIPModel`], or one that
@@ -105,7 +109,9 @@ class Encoder:
     show_progress: bool = False
     limit: int | None = None
     work: Work = field(default_factory=Work, init=False, repr=False)
-    _known: dict[str, ImageFeatures] = field(default_factory=dict, init=False, repr=False)
+    # Of each fingerprint the mask and the features under it: one mask's, so that a curve of masks takes no more memory.
+    _known: dict[str, tuple[dict[str, Any] | None, ImageFeatures]] = field(default_factory=dict, init=False, repr=False)
+    _known_texts: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         self.batch_size = self.batch_size or (16 if self.model.device.type == "cpu" else 128)
@@ -125,11 +131,16 @@ class Encoder:
         """As [`image_size_of`]."""
         return image_size_of(self.model.config.vision_config, self.processor.image_processor)
 
+    @property
+    def patch_mask(self) -> dict[str, Any] | None:
+        """The mask that pictures are encoded under, with all its options; None: they are encoded whole."""
+        vision_config: Any = self.model.config.vision_config
+        return dict(vision_config.patch_mask) if self.apply_patch_mask else None
+
     def describe(self) -> dict[str, Any]:
         """What results depend on besides the data, for the record."""
         image_processor = self.processor.image_processor
         settings = image_processor.to_dict()
-        vision_config: Any = self.model.config.vision_config
         return {
             "model_hash": self.model_hash,
             "model_family": family_of(self.model.config).title,
@@ -140,7 +151,7 @@ class Encoder:
             "max_num_patches": settings.get("max_num_patches"),  # of NaFlex, which keeps aspect ratios
             "crop": settings["crop_size"] if image_processor.do_center_crop else None,
             "crop_rounding": "half to even" if image_processor.do_center_crop else None,
-            "patch_mask": vision_config.patch_mask if self.apply_patch_mask else None,
+            "patch_mask": self.patch_mask,
             "texts": text_settings(self.model.config, self.processor.tokenizer),
             "limit": self.limit,
             "versions": {name: version(name) for name in PACKAGES},
@@ -152,41 +163,46 @@ class Encoder:
         Raises:
             ConfigError: there is no picture.
         """
-        if images.fingerprint in self._known:
-            return self._known[images.fingerprint]
+        mask, known = self._known.get(images.fingerprint, (None, None))
+        if known and mask == self.patch_mask:
+            return known
         file = self._cache_file(images)
         if file and file.is_file():
             found = _load_features(file)
         else:
-            found = self._compute_image_features(islice(images.samples, self.limit))
+            samples = islice(images.samples, self.limit)  # scenes are drawn here, which is no part of the time
+            found = self._compute_image_features(samples)
             if file and PartialState().is_main_process:
                 _save_features(found, file)
         if images.fingerprint:
-            self._known[images.fingerprint] = found
+            self._known[images.fingerprint] = (self.patch_mask, found)
         return found
 
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
         """Unit-length features of texts, float32 (N, E) on the CPU; texts over the context length are cut."""
-        batches = enumerate(_batches(texts, TEXTS_PER_BATCH))
-        with _evaluation_mode(self.model):
-            shares = [(number, self._encode_text_batch(batch)) for number, batch in batches if is_mine(number)]
-        return torch.cat([features for _, features in gather_pieces(shares)])
+        if (key := tuple(texts)) not in self._known_texts:
+            batches = enumerate(_batches(texts, TEXTS_PER_BATCH))
+            with _evaluation_mode(self.model):
+                shares = [(number, self._encode_text_batch(batch)) for number, batch in batches if is_mine(number)]
+            self._known_texts[key] = torch.cat([features for _, features in gather_pieces(shares)])
+        return self._known_texts[key]
 
     def _compute_image_features(self, samples: Iterable[tuple[Picture, Any]]) -> ImageFeatures:
         state, start = PartialState(), time.perf_counter()
         assert self.batch_size is not None  # since __post_init__
         batches = (batch for batch in enumerate(_batches(samples, self.batch_size)) if is_mine(batch[0]))
-        shares = []
+        shares: list[tuple[Any, ...]] = []
         bar = tqdm(unit="picture", disable=not (self.show_progress and state.is_main_process))
         with _evaluation_mode(self.model), bar:
             for number, inputs, targets, num_undecodable, hashes, names in _in_threads(self._load_batch, batches):
-                features = self._encode_pictures(inputs) if targets else torch.empty(0)
-                shares.append((number, features, targets, num_undecodable, hashes, names))
+                features, kept = self._encode_pictures(inputs) if targets else (torch.empty(0), 0.0)
+                shares.append((number, features, targets, num_undecodable, hashes, names, kept))
                 bar.update((len(targets) + num_undecodable) * state.num_processes)
         shares = gather_pieces(shares)
         targets, hashes, names = ([item for share in shares for item in share[part]] for part in (2, 4, 5))
         num_undecodable = sum(share[3] for share in shares)
-        self.work = Work(self.work.pictures + len(targets), self.work.seconds + time.perf_counter() - start)
+        before, seconds, kept = self.work, time.perf_counter() - start, sum(share[6] for share in shares)
+        self.work = Work(before.pictures + len(targets), before.seconds + seconds, before.kept_shares + kept)
         if num_undecodable > len(targets):
             fail(
                 f"{num_undecodable} of {num_undecodable + len(targets)} pictures of the evaluation data cannot be read: "
@@ -213,14 +229,25 @@ class Encoder:
         targets, names = [target for _, target, _ in usable], [name for _, _, name in usable]
         return number, inputs, targets, len(loaded) - len(usable), hashes, names
 
-    def _encode_pictures(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Images, as [`inputs_of`] gives them, to features (B, E)."""
+    def _encode_pictures(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        """Images, as [`inputs_of`] gives them, to features (B, E), and the sum over them of the share of patches encoded."""
         model: Any = self.model  # each family has its methods, their common base class has not
         device, dtype = model.device, model.dtype
         inputs = {name: values.to(device, dtype if values.is_floating_point() else None) for name, values in inputs.items()}
         masking = {"apply_patch_mask": True} if self.apply_patch_mask else {}
         encoded = model.get_image_features(**inputs, **masking)
-        return F.normalize(encoded.pooler_output.float(), dim=-1).cpu()
+        features = F.normalize(encoded.pooler_output.float(), dim=-1).cpu()
+        if not self.apply_patch_mask:
+            return features, float(len(features))
+        return features, (encoded.patch_selection.valid().sum(dim=1) / self._num_patches(inputs)).sum().item()
+
+    def _num_patches(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | int:
+        """The patches of images: of each (B,) where they have grids of their own, else of all alike."""
+        if "spatial_shapes" in inputs:
+            return inputs["spatial_shapes"].prod(dim=1)
+        vision_config: Any = self.model.config.vision_config
+        height, width = inputs["pixel_values"].shape[-2:]
+        return (height // vision_config.patch_size) * (width // vision_config.patch_size)
 
     def _encode_text_batch(self, texts: list[str]) -> torch.Tensor:
         model: Any = self.model

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ..data.scene_sets import COMPOSITIONALITY_KINDS
 from ..data.sources import GENERATED
 from ..errors import fail
+from ..models.patch_mask_registry import ratio_options
 from .compositionality import average_by_kind
 from .report_files import ResultFile, names_of_models
 
@@ -229,9 +230,14 @@ def condition_of(record: dict[str, Any]) -> str:
 
 
 def mask_of(record: dict[str, Any]) -> str:
-    """The name of the patch mask that a result was measured under; empty of one on whole pictures."""
+    """The patch mask that a result was measured under, with its ratios, as `pgs (0.3 to 0.5)`; empty of whole pictures."""
     mask = record.get("patch_mask") or {"name": "none"}
-    return "" if mask["name"] == "none" else mask["name"]
+    if mask["name"] == "none":
+        return ""
+    ratios = sorted({mask[option] for option in ratio_options(mask)})
+    if len(ratios) > 1:
+        return f"{mask['name']} ({ratios[0]} to {ratios[-1]})"
+    return f"{mask['name']} at {ratios[0]}" if ratios else mask["name"]
 
 
 def draw_report(tables: list[Table]) -> Figure:

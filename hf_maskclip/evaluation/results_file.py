@@ -56,8 +56,8 @@ class ResultsFile:
             return None
         for key, value in json.loads(json.dumps(expected)).items():
             if record.get(key) != value:
-                what = f"holds {name} with {key} {_short(record.get(key))}, and {_short(value)} is asked"
-                fail(f"output={str(self.path)!r}: {what}; give another file")
+                held, asked = _shorts(record.get(key), value)
+                fail(f"output={str(self.path)!r}: holds {name} with {key} {held}, and {asked} is asked; give another file")
         return record if self.skip_existing or expected.get("data_fingerprint") else None
 
     def add(self, name: str, record: dict[str, Any]) -> None:
@@ -94,6 +94,14 @@ class ResultsFile:
         if any(key in content for key in OF_A_RUN):
             fail(f"{place}: holds the results of a training run itself; give another file, such as eval_more.json beside it")
         return content
+
+
+def _shorts(held: Any, asked: Any) -> tuple[str, str]:
+    """Two values that differ, in few letters; of two dicts only what differs."""
+    if isinstance(held, dict) and isinstance(asked, dict):
+        both = [(key, value) for key, value in held.items() if key in asked and asked[key] == value]
+        held, asked = ({key: value for key, value in one.items() if (key, value) not in both} for one in (held, asked))
+    return _short(held), _short(asked)
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from ..dual_encoders import load_dual_encoder, load_processor
 from ..errors import as_config_error, fail
 from ..model_folder import find_model
 from ..models.patch_mask_registry import find_patch_mask, resolve_patch_mask
-from .encoder import Encoder
+from .encoder import Encoder, Work
 from .results_file import ResultsFile
 from .suites import choose_tasks, open_tasks, suite_of, tasks_of_suite
 from .tasks import Evaluation
@@ -124,12 +124,19 @@ def _run(evaluation: Evaluation, encoder: Encoder, details: Path | None) -> Reco
         evaluation.check()
     before = encoder.work
     record = evaluation.run(encoder, details=True) if details else evaluation.run(encoder)
-    pictures, seconds = encoder.work.pictures - before.pictures, encoder.work.seconds - before.seconds
-    speed = {"images": pictures, "seconds": seconds, "images_per_second": pictures / seconds} if pictures else None
     found = record.pop("details", None)
     if details and PartialState().is_main_process:
         _write_details(found, details, evaluation.name)
-    return record | {"speed": speed, "hardware": _hardware(encoder)}
+    return record | {"speed": _speed(before, encoder.work), "hardware": _hardware(encoder)}
+
+
+def _speed(before: Work, after: Work) -> dict[str, float] | None:
+    """Of the pictures that were encoded in between, with the mean over them of the share of patches that was encoded."""
+    pictures, seconds = after.pictures - before.pictures, after.seconds - before.seconds
+    if not pictures:
+        return None
+    kept_share = (after.kept_shares - before.kept_shares) / pictures
+    return {"images": pictures, "seconds": seconds, "images_per_second": pictures / seconds, "kept_share": kept_share}
 
 
 def _write_details(found: dict[str, list[dict[str, Any]]], folder: Path, name: str) -> None:
@@ -166,6 +173,12 @@ def _encoder_of(
     return load_encoder(str(model), limit=limit)
 
 
+def read_patch_mask(text: str) -> dict[str, Any]:
+    """All options of the mask that a name or `{name: ...}` is of; `""` is none. Raises ConfigError where it is of no mask."""
+    with as_config_error("patch_mask", text):
+        return resolve_patch_mask(yaml.safe_load(text or "none"))
+
+
 def load_encoder(
     model: str, *, patch_mask: str = "", precision: str = "float32", image_backend: str = "pil", **options: Any
 ) -> Encoder:
@@ -181,8 +194,7 @@ def load_encoder(
         ConfigError: it cannot be loaded.
     """
     folder = find_model(model)
-    with as_config_error("patch_mask", patch_mask):
-        mask = resolve_patch_mask(yaml.safe_load(patch_mask or "none"))
+    mask = read_patch_mask(patch_mask)
     loaded = load_dual_encoder(folder, mask, dtype=getattr(torch, precision))
     processor = load_processor(folder)
     with as_config_error("model", folder):

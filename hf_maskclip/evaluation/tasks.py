@@ -38,6 +38,7 @@ class Evaluation:
         column: of the table.
         about: what else belongs into the record of its result.
         images: what it reads.
+        suffix: of its name, where one file has its result under several masks.
     """
 
     family: str
@@ -45,10 +46,11 @@ class Evaluation:
     run: Callable[..., dict[str, Any]]
     about: dict[str, Any]
     images: tuple[ImageSet, ...]
+    suffix: str = ""
 
     @property
     def name(self) -> str:
-        return name_of_result(self.family, self.column)
+        return name_of_result(self.family, self.column) + self.suffix
 
     def check(self) -> None:
         """Look at all targets before a picture is encoded. Raises ConfigError for a wrong one."""
