@@ -214,7 +214,6 @@ def draw_curve(points: Sequence[Point], mask: str) -> Figure:
         axes.text(speed, height, label, transform=axes.get_xaxis_transform(), fontsize=8, ha="center")
     axes.set_xlabel(f"images/s, where {mask} removes the share of patches above")
     axes.set_ylabel("mean over the tasks, %")
-    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
