@@ -2,6 +2,7 @@
 captions; a run goes on exactly across their borders; and smaller pictures see what a smaller model would."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -186,6 +187,7 @@ def test_two_processes_go_on_across_a_border_as_if_nothing_had_been(num_workers,
 def test_phases_go_on_by_samples_on_another_number_of_processes(options, tmp_path):
     """Half of the samples are seen by two processes in fewer steps."""
     options |= {"samples_seen": 64, "max_steps": 0, "checkpoint_every": 1, "stream": "resampled", "resume": "auto"}
+    options |= {"warmup_steps": 0}
     options |= {"phases": [{"share": 0.75, "image_size": 32}, {"share": 0.25}]}
     first = Processes(2, tmp_path / "two", program, words(options | {"samples_seen": 64}))
     assert set(first.wait()) == {0}, first.printed()[-3000:]
@@ -195,6 +197,10 @@ def test_phases_go_on_by_samples_on_another_number_of_processes(options, tmp_pat
     steps = losses_of(options["output_dir"])
     assert [record["samples_seen"] for record in steps] == [8, 16, 24, 32, *range(36, 65, 4)]
     assert [record["image_size"] for record in steps] == [32] * 8 + [64] * 4  # up to 48 of 64 samples
+    # The rate of a step is by the samples before it.
+    before = [0, *(record["samples_seen"] for record in steps[:-1])]
+    rates = [1e-3 * (1 + math.cos(math.pi * seen / 64)) / 2 for seen in before]
+    assert [record["learning_rate"] for record in steps] == pytest.approx(rates)
 
 
 def test_a_dry_run_prints_each_phase_with_its_tokens_and_flops(options, capsys):

@@ -303,5 +303,5 @@ def prepare_learner(
     if checkpoint:
         accelerator.load_state(str(checkpoint))
     # Not prepared: Accelerate would step it once for every process.
-    schedule = build_schedule(wrapped.optimizer, config, timeline.num_steps, warmup_steps, timeline.steps_done)
+    schedule = build_schedule(wrapped.optimizer, config, timeline, warmup_steps)
     return Learner(model, processor, wrapped, average, schedule, patches, loss, tuning)

@@ -1,12 +1,14 @@
 """The optimizer of a run: which weights decay, the learning rate of each tower, and averaged weights."""
 
+import math
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel
 
+from hf_maskclip.phases import Timeline
 from training.config import TrainingConfig
 from training.model.freezing import tower_of
 
@@ -18,16 +20,22 @@ def build_optimizer(model: PreTrainedModel, config: TrainingConfig) -> torch.opt
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int, warmup_steps: int, steps_done: int
-) -> LambdaLR:
-    """Linear warm-up to the peak of each group, then a half cosine to 0.
+def build_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, timeline: Timeline, warmup_steps: int) -> LambdaLR:
+    """Linear warm-up to the peak of each group, then a half cosine to 0, over the samples of the run.
 
     It depends on the options and the step alone. So it is no part of a checkpoint, and a run that goes on with other options
-    has the learning rates of these.
+    has the learning rates of these. By samples it has no jump where other processes go on with a run.
     """
+    warmup = warmup_steps * timeline.samples_per_step
+
+    def share_of_peak(steps_done: int) -> float:
+        seen = timeline.samples_seen(steps_done)
+        if seen < warmup:
+            return seen / warmup
+        return (1 + math.cos(math.pi * (seen - warmup) / max(1, timeline.samples - warmup))) / 2
+
     set_peaks(optimizer.param_groups, config)
-    return get_cosine_schedule_with_warmup(optimizer, warmup_steps, num_steps, last_epoch=steps_done - 1)
+    return LambdaLR(optimizer, share_of_peak, last_epoch=timeline.steps_done - 1)
 
 
 def set_peaks(groups: list[dict[str, Any]], config: TrainingConfig) -> None:
