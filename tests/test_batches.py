@@ -17,6 +17,7 @@ from training.data.forms import PairForm, train_transform
 from training.data.loader import build_loader
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
+from training.data.windows import Place
 
 NO_TEXT_MASK = TextMask("none", CONTEXT_LENGTH)
 
@@ -27,14 +28,12 @@ def _every_epoch(stream, epoch):
 
 def batches_of(stream, tokenizer, decoder=None, batch_size=13, seed=0, text_mask=NO_TEXT_MASK) -> PairBatches:
     form = PairForm(decoder or PairDecoder(), train_transform(32, 0.9, 0.5), text_mask)
-    return PairBatches(partial(_every_epoch, stream), lambda step: form, tokenizer, batch_size, seed)
+    return PairBatches(partial(_every_epoch, stream), lambda step: form, tokenizer, batch_size, seed, window_size=8)
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_pass_over_every_sample_once_before_any_comes_twice(shards, tokenizer, num_workers):
-    stream = shard_stream(
-        open_files(f"{shards}/*.tar"), process=0, num_processes=1, num_workers=num_workers, seed=0, buffer_size=8
-    )
+    stream = shard_stream(open_files(f"{shards}/*.tar"), process=0, num_processes=1, num_workers=num_workers, seed=0)
     loader = iter(build_loader(batches_of(stream, tokenizer, batch_size=1), num_workers))
     keys = [next(loader).keys[0] for _ in range(39 if num_workers == 0 else 14)]
     # Two workers take turns, so the shorter one starts again first: only the common part is free of repeats.
@@ -44,11 +43,11 @@ def test_batches_pass_over_every_sample_once_before_any_comes_twice(shards, toke
 @pytest.mark.slow
 def test_workers_of_a_process_can_be_in_different_epochs(shards, tokenizer):
     """A stream of 🤗 Datasets shares its epoch between the workers of a process; ours must not."""
-    split = {"process": 0, "num_processes": 1, "num_workers": 2, "seed": 0, "buffer_size": 8}
+    split = {"process": 0, "num_processes": 1, "num_workers": 2, "seed": 0}
     open_epoch = partial(shard_stream, open_files(f"{shards}/train-*.tar"), **split)
 
     def keys_by_worker(*epochs: int) -> list[list[str]]:
-        positions = {worker: (epoch, 0) for worker, epoch in enumerate(epochs)}
+        positions = {worker: Place(epoch) for worker, epoch in enumerate(epochs)}
         form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), NO_TEXT_MASK)
         batches = PairBatches(open_epoch, lambda step: form, tokenizer, 1, 0, positions=positions)
         first = [batch.keys[0] for batch in islice(build_loader(batches, num_workers=2), 10)]
@@ -62,7 +61,7 @@ def test_workers_of_a_process_can_be_in_different_epochs(shards, tokenizer):
 
 def test_a_batch_has_its_shapes_types_and_repeats_under_one_seed(shards, tokenizer):
     def first_two(seed):
-        stream = shard_stream(open_files(str(shards)), process=0, num_processes=1, num_workers=0, seed=seed, buffer_size=8)
+        stream = shard_stream(open_files(str(shards)), process=0, num_processes=1, num_workers=0, seed=seed)
         batches = iter(batches_of(stream, tokenizer, seed=seed))
         return next(batches), next(batches)
 
@@ -108,7 +107,7 @@ def test_scenes_give_endless_pairs_that_depend_on_their_number_alone(tokenizer):
     stream = open_source("scenes").stream
     first = [row["__key__"] for row in stream.take(3)]
     assert first == ["train-00000000", "train-00000001", "train-00000002"]
-    stream = shard_stream(stream, process=0, num_processes=2, num_workers=2, seed=0, buffer_size=0)
+    stream = shard_stream(stream, process=0, num_processes=2, num_workers=2, seed=0)
     batch = next(iter(batches_of(stream, tokenizer, SceneDecoder(image_size=32), batch_size=4)))
     assert batch.pixel_values.shape == (4, 3, 32, 32)
     assert batch.pixel_values.float().std() > 10
@@ -128,15 +127,16 @@ def test_an_empty_shard_does_not_loop(tmp_path, tokenizer):
 
 def test_no_key_comes_twice_in_a_batch_and_none_is_lost_in_silence(tmp_path, tokenizer):
     write_shard(tmp_path / "a.tar", {str(number): pair(number) for number in range(10)})
-    split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0, "buffer_size": 10}
-    made = batches_of(None, tokenizer, batch_size=4)
+    split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
+    made = batches_of(None, tokenizer, batch_size=7)
     made.open_epoch = partial(shard_stream, open_files(str(tmp_path)), **split)
     batches = list(islice(made, 20))
-    assert all(len(set(batch.keys)) == 4 for batch in batches)
+    assert all(len(set(batch.keys)) == 7 for batch in batches)
     skipped = sum((batch.skipped for batch in batches), Counter())
     assert 0 < skipped["key_repeated"]
-    num_rows = batches[-1].end[0] * 10 + batches[-1].end[1]
-    assert num_rows == 20 * 4 + skipped["key_repeated"]
+    end = batches[-1].end
+    num_rows = end.epoch * 10 + end.window * 8 + end.used
+    assert num_rows == 20 * 7 + skipped["key_repeated"]
 
 
 def test_fewer_pairs_than_a_batch_takes_end_in_one_line(tmp_path, tokenizer):

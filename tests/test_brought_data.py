@@ -78,11 +78,13 @@ def test_training_sees_each_pair_of_the_forms_of_the_documentation_once_an_epoch
     exec(compile(code, "data.md", "exec"), names)
     source = open_source(names["data"])
     source.check()
-    split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0, "buffer_size": 4}
+    split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
     form = PairForm(source.decoder, train_transform(32, 0.9, 0.5), TextMask("none", 16))
     batches = PairBatches(partial(shard_stream, source.stream, **split), lambda step: form, tokenizer, batch_size=2, seed=0)
     first = list(islice(batches, 8))  # two epochs
-    assert [batch.end for batch in first] == [(epoch, number) for epoch in (0, 1) for number in (2, 4, 6, 8)]
+    assert [(batch.end.epoch, batch.end.used) for batch in first] == [
+        (epoch, number) for epoch in (0, 1) for number in (2, 4, 6, 8)
+    ]
     for epoch in (first[:4], first[4:]):
         assert len({key for batch in epoch for key in batch.keys}) == 8
     assert {key for batch in first[:4] for key in batch.keys} == {key for batch in first[4:] for key in batch.keys}

@@ -209,13 +209,13 @@ def every_epoch(stream, epoch):
 def tokens_by_key(folder: Path, tokenizer, num_workers: int, seed: int = 0) -> dict[str, list[int]]:
     """Of one pass over the pairs."""
     mask = frequency_mask_for(tokenizer, 6, {"number": 40, "a": 40, "red": 10}, 0.0)
-    split = {"process": 0, "num_processes": 1, "num_workers": num_workers, "seed": seed, "buffer_size": 8}
+    split = {"process": 0, "num_processes": 1, "num_workers": num_workers, "seed": seed}
     stream = shard_stream(open_files(f"{folder}/*.tar"), **split)
     form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), mask)
     batches = PairBatches(partial(every_epoch, stream), lambda step: form, tokenizer, batch_size=1, seed=seed)
     found: dict[str, list[int]] = {}
     for batch in build_loader(batches, num_workers):
-        if batch.start[0] > 0 or len(found) == 39:
+        if batch.start.epoch > 0 or len(found) == 39:
             return found
         found.setdefault(batch.keys[0], batch.input_ids[0].tolist())
     return found

@@ -64,12 +64,14 @@ def write_shards(folder: Path, count: int, samples: int) -> str:
 
 
 def our_loader(shards: str, tokenizer):
-    one_reader = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0, "buffer_size": 500}
+    one_reader = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
     open_epoch = partial(shard_stream, open_files(shards), **one_reader)
     decoder = PairDecoder(image_size=IMAGE_SIZE, crop_scale=CROP_SCALE)
     transform = train_transform(IMAGE_SIZE, CROP_SCALE, flip=0.0)
     form = PairForm(decoder, transform, TextMask("none", CONTEXT_LENGTH))
-    return build_loader(PairBatches(open_epoch, lambda step: form, tokenizer, options.batch_size, 0), num_workers=0)
+    return build_loader(
+        PairBatches(open_epoch, lambda step: form, tokenizer, options.batch_size, 0, window_size=500), num_workers=0
+    )
 
 
 def peer_loader(shards: str):

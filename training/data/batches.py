@@ -7,7 +7,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import datasets
@@ -20,8 +19,8 @@ from hf_maskclip.errors import TrainingStopped
 from training.data.forms import PairForm
 from training.data.naflex import GridPatches, NaFlexTransform, stack_grids
 from training.data.skipping import SkipMonitor
+from training.data.windows import Place, Windows
 
-Position = tuple[int, int]  # an epoch, and how many of its rows a worker has read
 Sample = tuple[list[torch.Tensor | GridPatches], list[int], str]  # the pixels of each crop, token ids, key
 
 
@@ -44,8 +43,8 @@ class Batch:
     keys: list[str]
     skipped: Counter[str]
     worker: int
-    start: Position
-    end: Position
+    start: Place
+    end: Place
     spatial_shapes: torch.LongTensor | None = None
 
     @property
@@ -106,9 +105,10 @@ class PairBatches(torch.utils.data.IterableDataset):
             workers of a process, which need not be in the same one.)
         form_at: from the number of a training step to the form of its pairs.
         max_skipped_share: of a worker's last 1,000 samples, how many may give no pair.
-        positions: where each worker begins, by its number; those left out begin at the beginning. What lies before is read
-            again, which keeps the shuffle buffer's contents exact, but not decoded.
+        positions: where each worker begins, by its number; those left out begin at the beginning. The window that it is in is
+            read again, but not decoded.
         first_step: that the first batch of the first worker is for. The workers take turns.
+        window_size: rows that are shuffled together, as in [`Windows`].
     """
 
     def __init__(
@@ -119,27 +119,29 @@ class PairBatches(torch.utils.data.IterableDataset):
         batch_size: int,
         seed: int,
         max_skipped_share: float = 0.5,
-        positions: dict[int, Position] | None = None,
+        positions: dict[int, Place] | None = None,
         text_form: TextForm = TextForm(),
         first_step: int = 1,
+        window_size: int = 0,
     ):
         self.open_epoch, self.form_at, self.first_step = open_epoch, form_at, first_step
-        self.tokenizer, self.text_form = tokenizer, text_form
+        self.tokenizer, self.text_form, self.window_size = tokenizer, text_form, window_size
         self.batch_size, self.seed, self.max_skipped_share = batch_size, seed, max_skipped_share
-        self.positions: dict[int, Position] = positions or {}
+        self.positions: dict[int, Place] = positions or {}
 
     def __iter__(self) -> Iterator[Batch | Stopped]:
         info = torch.utils.data.get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         step = self.first_step + worker
-        start = self.positions.get(worker, (0, 0))
+        start = self.positions.get(worker, Place())
         pairs: dict[str, Sample] = {}  # by their keys: in one batch, a pair would be its own negative
         skipped: Counter[str] = Counter()
         num_repeated = 0  # since a pair was added
         try:
             monitor = SkipMonitor(self.max_skipped_share)
-            for row, position in self.rows(start, monitor):
-                sample = self._read(row, position[0], self.form_at(step), monitor)
+            windows = Windows(self.open_epoch, self.window_size, [self.seed, worker])
+            for row, place in endless_rows(windows, start, monitor):
+                sample = self._read(row, place.epoch, self.form_at(step), monitor)
                 if isinstance(sample, SkippedSample):
                     skipped[str(sample)] += 1
                     continue
@@ -150,8 +152,8 @@ class PairBatches(torch.utils.data.IterableDataset):
                     continue
                 pairs[sample[2]], num_repeated = sample, 0
                 if len(pairs) == self.batch_size:
-                    yield self._collate(list(pairs.values()), self.form_at(step), skipped, worker, start, position)
-                    pairs, skipped, start, step = {}, Counter(), position, step + num_workers
+                    yield self._collate(list(pairs.values()), self.form_at(step), skipped, worker, start, place)
+                    pairs, skipped, start, step = {}, Counter(), place, step + num_workers
         except TrainingStopped as stopped:  # raised here, it would reach the training process as a traceback
             yield Stopped(str(stopped))
 
@@ -162,22 +164,6 @@ class PairBatches(torch.utils.data.IterableDataset):
                 f"a data worker has {num_pairs} different pairs, too few for batch_size={self.batch_size}: "
                 "use a smaller one, or fewer num_workers"
             )
-
-    def rows(self, start: Position, monitor: SkipMonitor) -> Iterator[tuple[dict[str, Any], Position]]:
-        """The rows of the stream, epoch after epoch, each with the position after it.
-
-        Raises:
-            TrainingStopped: too many samples give no pair.
-        """
-        epoch, first_row = start
-        while True:
-            num_rows = first_row
-            for num_rows, row in enumerate(islice(self.open_epoch(epoch), first_row, None), start=first_row + 1):
-                yield row, (epoch, num_rows)
-            if num_rows == 0:
-                monitor.count_skipped("epoch_empty", "", "the stream")
-            monitor.end_epoch()
-            epoch, first_row = epoch + 1, 0
 
     def _read(self, row: dict[str, Any], epoch: int, form: PairForm, monitor: SkipMonitor) -> Sample | SkippedSample:
         """Pixels, token ids and key of a row, or the SkippedSample in place of one that gives no pair."""
@@ -201,7 +187,7 @@ class PairBatches(torch.utils.data.IterableDataset):
             return [form.transform(picture) for _ in range(form.num_crops)], token_ids, key
 
     def _collate(
-        self, samples: list[Sample], form: PairForm, skipped: Counter[str], worker: int, start: Position, end: Position
+        self, samples: list[Sample], form: PairForm, skipped: Counter[str], worker: int, start: Place, end: Place
     ) -> Batch:
         crops, token_ids, keys = zip(*samples, strict=True)
         pixels = [crop for of_picture in crops for crop in of_picture]
@@ -211,3 +197,20 @@ class PairBatches(torch.utils.data.IterableDataset):
         else:
             pixel_values, spatial_shapes = torch.stack(pixels), None
         return Batch(pixel_values, texts, list(keys), skipped, worker, start, end, spatial_shapes)
+
+
+def endless_rows(windows: Windows, place: Place, monitor: SkipMonitor) -> Iterator[tuple[dict[str, Any], Place]]:
+    """The rows of a stream from a place on, epoch after epoch, each with the place after it.
+
+    Raises:
+        TrainingStopped: too many samples give no pair.
+    """
+    while True:
+        is_empty = place == Place(place.epoch)
+        for row, after in windows.epoch_from(place):
+            is_empty = False
+            yield row, after
+        if is_empty:
+            monitor.count_skipped("epoch_empty", "", "the stream")
+        monitor.end_epoch()
+        place = Place(place.epoch + 1)

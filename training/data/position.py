@@ -8,7 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_maskclip.errors import fail
-from training.data.batches import Batch, Position
+from training.data.batches import Batch
+from training.data.windows import Place
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -35,8 +36,8 @@ class LoaderState:
         self.split = {"num_processes": accelerator.num_processes, "num_workers": num_workers}
         self.process = accelerator.process_index
         self.num_readers = max(1, num_workers)
-        self.starts: dict[int, Position] = {}  # of each worker's last batch
-        self.ends: dict[int, Position] = {}
+        self.starts: dict[int, Place] = {}  # of each worker's last batch
+        self.ends: dict[int, Place] = {}
         self.used_in_round = 0
         self.skipped: Counter[str] = Counter()
         self.train_seconds = 0.0
@@ -58,7 +59,7 @@ class LoaderState:
         state |= {"skipped": self.skipped, "train_seconds": self.train_seconds}
         _file(folder, self.process).write_text(json.dumps(state), encoding="utf-8")
 
-    def load(self, folder: Path) -> tuple[dict[int, Position], int]:
+    def load(self, folder: Path) -> tuple[dict[int, Place], int]:
         """The positions at which a loader's workers begin, and how many of its first batches had been used.
 
         Raises:
@@ -73,12 +74,12 @@ class LoaderState:
         is_split_alike = all(saved[key] == value for key, value in self.split.items())
         if self.is_exact and is_split_alike:
             (state,) = states
-            positions = {int(worker): tuple(position) for worker, position in state["positions"].items()}
+            positions = {int(worker): Place(*position) for worker, position in state["positions"].items()}
             num_batches_used = state["used_in_round"]
         else:
             if self.is_exact:
                 self._begin_anew(folder, saved)
-            positions, num_batches_used = dict.fromkeys(range(self.num_readers), (step_of(folder), 0)), 0
+            positions, num_batches_used = dict.fromkeys(range(self.num_readers), Place(epoch=step_of(folder))), 0
         self.ends = dict(positions)
         return positions, num_batches_used
 

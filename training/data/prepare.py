@@ -71,7 +71,6 @@ def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerato
         num_processes=accelerator.num_processes,
         num_workers=config.num_workers,
         seed=config.seed,
-        buffer_size=config.shuffle_buffer if source.needs_shuffling else 0,
         resampled=config.stream == "resampled",
     )
     open_epoch(0)  # so that it raises now, not in a worker
@@ -140,5 +139,6 @@ def prepare_data(
         positions,
         TextForm(text_arguments(model.config, processor.tokenizer), text_length if pads else 0),
         first_step=timeline.steps_done + 1 - num_batches_used,
+        window_size=config.shuffle_buffer if source.needs_shuffling else 0,
     )
     return RunData(source, build_loader(batches, config.num_workers), state, num_batches_used, evaluations, word_counts)

@@ -15,11 +15,9 @@ def shard_stream(
     num_processes: int,
     num_workers: int,
     seed: int,
-    buffer_size: int,
     resampled: bool = False,
 ) -> datasets.IterableDataset:
-    """Shuffle a stream by shard and by a buffer, as fits an epoch, and give this process its shards; the DataLoader splits them
-    over workers.
+    """Shuffle the shards of a stream, as fits an epoch, and give this process its own; the DataLoader splits them over workers.
 
     Each shard goes to one process, so that none reads what another uses, and every sample is seen once an epoch. Where shards
     do not divide, some processes have one more; the order, and so the split, differs from epoch to epoch.
@@ -41,5 +39,5 @@ def shard_stream(
             else f"train_data has {shards} shards for {num_processes} processes: split the data into more shards, or let each "
             "process read all of them in an order of its own by --stream resampled"
         )
-    stream = stream.shuffle(seed=int(np.random.default_rng(order).integers(2**31)), buffer_size=max(1, buffer_size))
+    stream = stream.shuffle(seed=int(np.random.default_rng(order).integers(2**31)), buffer_size=1, max_buffer_input_shards=1)
     return stream if resampled else split_dataset_by_node(stream, rank=process, world_size=num_processes, strategy="shards")

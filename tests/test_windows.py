@@ -1,0 +1,105 @@
+"""Proves that rows come in the order that windows have by definition, and that a reader goes on from any place of an epoch as
+if it had never stopped, without reading the epoch again."""
+
+import json
+from collections import Counter
+from functools import partial
+from itertools import islice
+
+import datasets
+import numpy as np
+import pytest
+from helpers import pair, write_shard
+
+from hf_maskclip.data.sources import open_files
+from training.data.shuffling import shard_stream
+from training.data.windows import Place, Windows
+
+SHARDS, ROWS = 12, 10
+reads: Counter[int] = Counter()  # of each shard
+
+
+def rows_of_shards(shards: list[int]):
+    for shard in shards:
+        for row in range(ROWS):
+            reads[shard] += 1
+            yield {"__key__": f"{shard}-{row}"}
+
+
+@pytest.fixture
+def open_epoch():
+    stream = datasets.IterableDataset.from_generator(rows_of_shards, gen_kwargs={"shards": list(range(SHARDS))})
+    reads.clear()
+    return partial(shard_stream, stream, process=0, num_processes=1, num_workers=0, seed=3)
+
+
+def keys_from(windows: Windows, place: Place) -> list[str]:
+    return [row["__key__"] for row, _ in windows.epoch_from(place)]
+
+
+@pytest.mark.parametrize("size", [2, 7, 25, 1000])
+def test_rows_are_shuffled_inside_windows_of_the_streams_order(size, open_epoch):
+    """A literal transcription: the stream in pieces, each in the order of its own random permutation."""
+    stream = [row["__key__"] for row in open_epoch(5)]
+    assert len(stream) == SHARDS * ROWS
+    expected = []
+    for number, first in enumerate(range(0, len(stream), size)):
+        piece = stream[first : first + size]
+        expected += [piece[index] for index in np.random.default_rng([1, 2, 5, number]).permutation(len(piece))]
+    found = keys_from(Windows(open_epoch, size, [1, 2]), Place(5))
+    assert found == expected
+    assert sorted(found) == sorted(stream)
+    assert found != stream
+    assert found != keys_from(Windows(open_epoch, size, [1, 3]), Place(5))
+    assert found != keys_from(Windows(open_epoch, size, [1, 2]), Place(6))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_rows_that_are_not_shuffled_keep_the_streams_order(size, open_epoch):
+    assert keys_from(Windows(open_epoch, size, [0]), Place()) == [row["__key__"] for row in open_epoch(0)]
+
+
+@pytest.mark.parametrize("size", [0, 4, 10, 25, 1000])
+def test_a_reader_goes_on_from_any_place(size, open_epoch):
+    windows = Windows(open_epoch, size, [0])
+    whole = list(windows.epoch_from(Place()))
+    for number, (_, place) in enumerate(whole, start=1):
+        saved = Place(*json.loads(json.dumps(place)))  # as a checkpoint keeps it
+        assert keys_from(windows, saved) == [row["__key__"] for row, _ in whole[number:]]
+
+
+@pytest.mark.parametrize("size", [4, 25])
+def test_going_on_reads_a_window_and_the_shard_that_it_begins_in_wherever_it_is(size, open_epoch):
+    windows = Windows(open_epoch, size, [0])
+    places = [place for _, place in windows.epoch_from(Place())]
+    for place in places[:-1]:
+        reads.clear()
+        next(windows.epoch_from(place))
+        assert 0 < reads.total() <= ROWS + 2 * size  # at the end of a window the next one is read, too
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_files_are_gone_on_with_too(kind, tmp_path):
+    for shard in range(4):
+        if kind == "tar":
+            write_shard(tmp_path / f"{shard}.tar", {f"{shard}{row}": pair(row) for row in range(6)})
+        else:
+            rows = {"caption": [f"{shard}{row}" for row in range(6)]}
+            datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{shard}.parquet")
+    open_epoch = partial(shard_stream, open_files(f"{tmp_path}/*.{kind}"), process=0, num_processes=1, num_workers=0, seed=0)
+    windows = Windows(open_epoch, 5, [0])
+    whole = list(windows.epoch_from(Place()))
+    assert len({row["__key__"] for row, _ in whole}) == 24
+    for number in (1, 5, 6, 12, 17, 23):
+        assert keys_from(windows, whole[number - 1][1]) == [row["__key__"] for row, _ in whole[number:]]
+
+
+def test_saved_data_sets_are_gone_on_with_too(tmp_path):
+    datasets.Dataset.from_dict({"caption": [str(row) for row in range(600)]}).save_to_disk(tmp_path / "saved")
+    open_epoch = partial(shard_stream, open_files(str(tmp_path / "saved")), process=0, num_processes=1, num_workers=0, seed=0)
+    windows = Windows(open_epoch, 50, [0])
+    whole = list(islice(windows.epoch_from(Place()), 600))
+    assert len({row["caption"] for row, _ in whole}) == 600
+    for number in (1, 49, 50, 51, 299, 300, 301, 555):
+        found = [row["caption"] for row, _ in windows.epoch_from(whole[number - 1][1])]
+        assert found == [row["caption"] for row, _ in whole[number:]]
