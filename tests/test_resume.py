@@ -1,6 +1,7 @@
 """Proves that a run can be trusted for days: killed at any time, on one process or two, with or without data workers, it goes
 on as if nothing had been."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def test_a_checkpoint_of_another_split_is_refused_and_the_way_on_is_named(run):
         run(checkpoint_every=2, num_workers=2, resume="auto")
     assert "\n" not in str(error.value)
     assert (folder / "export").is_dir()
+
+
+def test_a_checkpoint_of_an_older_order_is_refused(run):
+    _, _, folder = run(checkpoint_every=2)
+    (file,) = (folder / "checkpoints" / "step-00000004").glob("data_process_0.json")
+    state = json.loads(file.read_text())
+    assert state.pop("places")
+    file.write_text(json.dumps(state | {"positions": {"0": [0, 12]}}))
+    with pytest.raises(ConfigError, match="is of an older version, whose rows have another order"):
+        run(checkpoint_every=2, resume="auto", max_steps=6)
 
 
 @pytest.mark.slow

@@ -118,7 +118,9 @@ class TrainingConfig:
     flip: float = option(
         0.5, "probability of a horizontal flip (never for scenes, whose captions say left and right); 0 is off", SHARE
     )
-    shuffle_buffer: int = option(2000, "samples from which a worker draws the next one; 0 is off (shards are still shuffled)")
+    shuffle_buffer: int = option(
+        2000, "samples that a worker holds undecoded and shuffles at a time; 0 is off (shards are still shuffled)"
+    )
     stream: Literal["exact", "resampled"] = option(
         "exact",
         "exact: every sample once an epoch, exact resume; resampled: each process reads all shards in its own order",

@@ -55,7 +55,7 @@ class LoaderState:
     def save(self, folder: Path) -> None:
         in_round = range(self.used_in_round)
         positions = {worker: self.starts[worker] if worker in in_round else end for worker, end in self.ends.items()}
-        state = self.split | {"used_in_round": self.used_in_round, "positions": positions}
+        state = self.split | {"used_in_round": self.used_in_round, "places": positions}
         state |= {"skipped": self.skipped, "train_seconds": self.train_seconds}
         _file(folder, self.process).write_text(json.dumps(state), encoding="utf-8")
 
@@ -66,6 +66,8 @@ class LoaderState:
             ConfigError: the checkpoint is of another number of processes or workers, whose shards were split in another way.
         """
         saved = _read(folder, 0)
+        if "places" not in saved:
+            fail(f"resume: {folder} is of an older version, whose rows have another order; give another output_dir")
         # Of more processes than there are now, each takes over what several have counted.
         taken_over = range(self.process, saved["num_processes"], self.split["num_processes"])
         states = [_read(folder, process) for process in taken_over]
@@ -74,7 +76,7 @@ class LoaderState:
         is_split_alike = all(saved[key] == value for key, value in self.split.items())
         if self.is_exact and is_split_alike:
             (state,) = states
-            positions = {int(worker): Place(*position) for worker, position in state["positions"].items()}
+            positions = {int(worker): Place(*position) for worker, position in state["places"].items()}
             num_batches_used = state["used_in_round"]
         else:
             if self.is_exact:
