@@ -4,7 +4,7 @@ if it had never stopped, without reading the epoch again."""
 import json
 from collections import Counter
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 
 import datasets
 import numpy as np
@@ -43,8 +43,9 @@ def test_rows_are_shuffled_inside_windows_of_the_streams_order(size, open_epoch)
     stream = [row["__key__"] for row in open_epoch(5)]
     assert len(stream) == SHARDS * ROWS
     expected = []
-    for number, first in enumerate(range(0, len(stream), size)):
-        piece = stream[first : first + size]
+    borders = [0, *range(size + 1, len(stream), size), len(stream)]  # the first piece has one row more
+    for number, (first, last) in enumerate(pairwise(borders)):
+        piece = stream[first:last]
         expected += [piece[index] for index in np.random.default_rng([1, 2, 5, number]).permutation(len(piece))]
     found = keys_from(Windows(open_epoch, size, [1, 2]), Place(5))
     assert found == expected

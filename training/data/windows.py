@@ -48,11 +48,18 @@ class Windows:
         if place.start:
             stream.load_state_dict(place.start)
         rows, (_, number, start, used) = iter(stream), place
-        while window := list(islice(rows, self.size if self.size > 1 else UNSHUFFLED_WINDOW)):
+        while window := list(islice(rows, self._length(number))):
             after = stream.state_dict()
             for count, index in enumerate(self._order(place.epoch, number, len(window))[used:], start=used + 1):
                 yield window[index], Place(place.epoch, number, start, count)
             number, start, used = number + 1, after, 0
+
+    def _length(self, window: int) -> int:
+        """The rows of a window. The first has one more, lest windows end where shards of a round number of rows do.
+
+        From there the stream would go on by reading that shard again, to its end.
+        """
+        return (self.size if self.size > 1 else UNSHUFFLED_WINDOW) + (window == 0)
 
     def _order(self, epoch: int, window: int, length: int) -> np.ndarray:
         """The order of the rows of a window."""
