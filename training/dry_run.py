@@ -3,13 +3,13 @@
 Shapes: B pairs of a step on one process.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from accelerate.utils import get_int_from_env
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,6 +23,7 @@ from training.stopping import next_item
 from training.tracking import StepResult
 
 DRY_PAIRS = 4  # of each step
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # where launchers say it
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def dry_run(config: TrainingConfig) -> dict[str, float]:
         TrainingStopped: the data gives no batch.
     """
     pairs = min(DRY_PAIRS, config.batch_size)
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # before they know of each other
+    processes = get_int_from_env(WORLD_SIZES, 1)  # before they know of each other
     num_steps, warmup_steps = config.schedule(processes)
     timeline = config.timeline(processes, num_steps)
     trials_of = [replace(phase, share=1 / len(timeline.phases)) for phase in timeline.phases]

@@ -98,7 +98,7 @@ def training_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor], devi
     return step
 
 
-def step_flops(model: PreTrainedModel, visible: list[int], caption_tokens: int) -> float:
+def step_flops(model: PreTrainedModel, visible: list[int], caption_tokens: list[int]) -> float:
     """Matrix FLOPs of a training step, forward and backward, for the tokens that are encoded.
 
     A token costs 2 * 12 D^2 in the linear layers of a layer (4 D^2 attention, 8 D^2 MLP) and 2 * 2 S D in the attention of a
@@ -106,7 +106,7 @@ def step_flops(model: PreTrainedModel, visible: list[int], caption_tokens: int) 
     for keys and values of SigLIP's pooling head.
 
     Args:
-        visible: the patches of each image that are encoded.
+        visible: the patches of each image, or of each of its views, that are encoded.
         caption_tokens: the tokens of each caption that are encoded.
     """
 
@@ -119,7 +119,7 @@ def step_flops(model: PreTrainedModel, visible: list[int], caption_tokens: int) 
     is_siglip = isinstance(model, SiglipModel)
     head = 4 * vision.hidden_size**2 * sum(visible) if is_siglip else 0
     encoder = tower(vision, [count + (not is_siglip) for count in visible])
-    return 3.0 * (encoder + tower(text, [caption_tokens] * len(visible)) + embedding + head)
+    return 3.0 * (encoder + tower(text, caption_tokens) + embedding + head)
 
 
 def seconds(function: Callable[[], object], device: str) -> float:

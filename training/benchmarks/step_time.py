@@ -10,7 +10,7 @@ after round; times are medians, ratios are taken within each round and given wit
 same, captions padded as the family's processor pads them: what `MaskCLIPModel` saves there, it saves by itself. SigLIP always
 encodes its 64 tokens.
 `resize` has pictures of half the side, where that is a multiple of the patch size, and interpolates the position embeddings.
-`text 8 tokens` has captions of 8 tokens in place of 24.
+`text 8 tokens` has captions of 8 tokens in place of 24. `two views` encodes each picture under two masks, its caption once.
 open_clip is compared where it is installed. All that is ours shares one set of weights.
 """
 
@@ -40,6 +40,8 @@ from measure import (
 from hf_maskclip import ContrastiveLoss
 from hf_maskclip.models.attention import fastest_attention
 from hf_maskclip.models.patch_mask_registry import patch_masks
+from training.model.loss import prepare_loss
+from training.model.small_pictures import resize_positions_smoothly
 
 try:
     import open_clip
@@ -49,6 +51,7 @@ except ImportError:
 # A teacher is measured by mask_cost.py.
 MASKS = {name: {"name": name} for name, mask in patch_masks().items() if not mask.needs_patch_scores}
 MASKS |= {"pgs 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}}
+QUARTER = {"name": "random", "mask_ratio": 0.75}
 OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-b-32": "ViT-B-32"}
 
 
@@ -57,7 +60,7 @@ class Case:
     """A step to measure.
 
     Attributes:
-        visible: the patches of each image that are encoded.
+        visible: the patches of each image, or of each of its views, that are encoded.
         caption_tokens: of each caption that are encoded.
         spec: of the mask, where the step is one of ours and has no peer's or variant's own weights.
         images: that this mask chooses from.
@@ -71,11 +74,11 @@ class Case:
 
     @property
     def patches(self) -> float:
-        return sum(self.visible) / len(self.visible)
+        return sum(self.visible) / options.batch_size
 
     @property
     def flops(self) -> float:
-        return step_flops(model, self.visible, self.caption_tokens)
+        return step_flops(model, self.visible, [self.caption_tokens] * options.batch_size)
 
 
 parser = arguments("The time and the memory of a training step: every mask and other reduction beside its peers, in one run.")
@@ -86,6 +89,8 @@ if options.quick:
     options.model, options.rounds = "small", 3
 
 model = build_model(options.model, options.device)
+resize_positions_smoothly(model)
+pair_loss = prepare_loss("auto", model, is_fresh=True)
 vision, text = model.config.vision_config, model.config.text_config
 caption_tokens, padded_tokens = token_counts(model, caption_tokens=24)
 short_tokens, _ = token_counts(model, caption_tokens=8)
@@ -103,15 +108,18 @@ if short_tokens < caption_tokens:
     _, short = random_batch(model, options.batch_size, options.device, short_tokens, padded_tokens)
     reductions[f"text {short_tokens} tokens"] = (MASKS["none"], images, short)
     reductions[f"pgs 0.5 + text {short_tokens} tokens"] = (MASKS["pgs 0.5"], images, short)
+reductions["random 0.75, two views"] = (QUARTER, images.repeat_interleave(2, dim=0), input_ids)
 if unknown := [name for name in options.only or () if name not in reductions]:
     parser.error(f"--only {unknown[0]!r}: must be of {', '.join(map(repr, reductions))}")
 inputs: dict[str, Any] = {}
-our_step = training_step(model, lambda: model(**inputs, return_loss=True).loss, options.device)
+our_step = training_step(model, lambda: pair_loss(model(**inputs)), options.device)
 
 
 def reduced_step(spec: dict[str, Any], pixel_values: torch.Tensor, captions: torch.Tensor) -> None:
     model.set_patch_mask(spec)
-    inputs.update(input_ids=captions, pixel_values=pixel_values, interpolate_pos_encoding=pixel_values is not images)
+    inputs.update(
+        input_ids=captions, pixel_values=pixel_values, interpolate_pos_encoding=len(pixel_values[0, 0]) < vision.image_size
+    )
     our_step()
 
 
@@ -202,10 +210,11 @@ for name, case in (peers | cases).items():
         row["time, of our unmasked"] = "{:.2f} ({:.2f} to {:.2f})".format(*of_unmasked)
         row["TFLOP, of our unmasked"] = f"{1 - promised:.2f}"
     if case.spec is not None:
+        row["of the saving by FLOPs"] = f"{(1 - of_unmasked[0]) / promised:.0%}" if promised > 0 else ""
+    if case.spec is not None and len(case.visible) == options.batch_size:
         attention = attention_seconds(vision, 1 + round(case.patches), False)
         attention += attention_seconds(text, case.caption_tokens, plain_name == "CLIPModel")
         row["attention"] = f"{attention / median:.0%}"
-        row["of the saving by FLOPs"] = f"{(1 - of_unmasked[0]) / promised:.0%}" if promised > 0 else ""
     if case.spec not in (None, MASKS["none"]):
         model.set_patch_mask(case.spec)
         choose = partial(model.vision_model.select_patches, case.images)
