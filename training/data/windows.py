@@ -36,7 +36,7 @@ class Windows:
     Args:
         open_epoch: the stream of an epoch, by its number, with its shards in an order of their own.
         size: rows of a window, which are shuffled; below 2 they keep their order.
-        order: what the order inside windows depends on, besides their numbers: seed, process and worker.
+        order: what the order inside windows depends on, besides their numbers, such as seed and worker.
     """
 
     def __init__(self, open_epoch: Callable[[int], datasets.IterableDataset], size: int, order: list[int]):
@@ -52,6 +52,7 @@ class Windows:
             after = stream.state_dict()
             for count, index in enumerate(self._order(place.epoch, number, len(window))[used:], start=used + 1):
                 yield window[index], Place(place.epoch, number, start, count)
+            window.clear()  # before the next one is read
             number, start, used = number + 1, after, 0
 
     def _length(self, window: int) -> int:
