@@ -21,7 +21,10 @@ from training.loop import progress_bar
 from training.tracking import MetricsLog, ProgressLines, SlowDataWarning, StepResult, check_tracker, read_metrics, start_tracker
 from training.train import main
 
-NAMES = "loss learning_rate logit_scale phase image_size kept_patches text_tokens samples_seen samples_per_second data_seconds step_seconds skipped"
+NAMES = (
+    "loss learning_rate logit_scale phase image_size kept_patches text_tokens samples_seen samples_per_second data_seconds "
+    "step_seconds skipped"
+)
 
 
 def test_each_step_has_all_names_and_evaluations_have_theirs(run, data):
