@@ -3,7 +3,6 @@
 Shapes: B images of this process, C channels, L patches.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,12 +22,13 @@ from .models.patch_mask_registry import (
 )
 from .models.patch_masking import PatchMask, PatchSelection
 from .models.patch_masking_attentive import class_attention
+from .models.selection_by_picture import hashed_seed
 from .phases import Phase, Timeline
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed below 2^63 for these numbers: their hash, for a generator on a CPU reads the lower 32 bits of a seed alone."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
+    """A seed below 2^63 for these numbers."""
+    return hashed_seed(repr(numbers).encode())
 
 
 class MaskSchedule:

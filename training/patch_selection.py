@@ -15,7 +15,7 @@ from hf_maskclip import PatchSelection
 from hf_maskclip.errors import fail
 from hf_maskclip.mask_schedule import MaskSchedule, seed_of
 from hf_maskclip.models.masked_tower import PatchMaskedTower
-from hf_maskclip.models.patch_masking import keep_first, keep_first_of_each
+from hf_maskclip.models.patch_masking import keep_first, keep_first_of_each, whole_patch_grid
 from hf_maskclip.models.selection_by_picture import in_order
 from hf_maskclip.phases import Timeline
 from training.config import TrainingConfig
@@ -145,14 +145,14 @@ def patches_per_image(batch: Batch, patch_size: int) -> int:
     """L of the pictures of a batch; of NaFlex's, with their padding."""
     if batch.spatial_shapes is not None:
         return batch.pixel_values.shape[1]
-    return math.prod(side // patch_size for side in batch.pixel_values.shape[-2:])
+    return math.prod(whole_patch_grid(batch.pixel_values, patch_size))
 
 
 def patches_there(pixel_values: torch.Tensor, patch_size: int, spatial_shapes=None, **_: torch.Tensor) -> torch.BoolTensor:
     """Which patches of each image are no padding, (B, L)."""
     batch, device = len(pixel_values), pixel_values.device
     if spatial_shapes is None:
-        num_patches = math.prod(side // patch_size for side in pixel_values.shape[-2:])
+        num_patches = math.prod(whole_patch_grid(pixel_values, patch_size))
         return torch.ones(batch, num_patches, dtype=torch.bool, device=device)
     return torch.arange(pixel_values.shape[1], device=device) < spatial_shapes.prod(dim=1)[:, None]
 

@@ -5,6 +5,7 @@ Shapes: B pictures of a batch, N pictures, E projection size.
 
 import hashlib
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ from ..distributed import gather_pieces, is_mine, usable_cpus
 from ..dual_encoders import image_size_of
 from ..errors import fail
 from ..models.masked_models import PatchMaskedDualEncoder
+from ..models.patch_masking import whole_patch_grid
 from ..models.towers import find_family, known_families
 from ..texts import check_ends_of_texts, encode_texts, family_of, text_settings, warn_of_kept_capitals
 from .pixels import Picture, inputs_of, load_picture, name_of, picture_hash
@@ -246,8 +248,7 @@ class Encoder:
         if "spatial_shapes" in inputs:
             return inputs["spatial_shapes"].prod(dim=1)
         vision_config: Any = self.model.config.vision_config
-        height, width = inputs["pixel_values"].shape[-2:]
-        return (height // vision_config.patch_size) * (width // vision_config.patch_size)
+        return math.prod(whole_patch_grid(inputs["pixel_values"], vision_config.patch_size))
 
     def _encode_text_batch(self, texts: list[str]) -> torch.Tensor:
         model: Any = self.model

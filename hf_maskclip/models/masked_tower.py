@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .masked_parts import Joined, PaddedPoolingHead, PatchConv, VisibleEmbeddings, join_in_place
 from .packed_attention import PackedAttention, Packing
 from .patch_mask_registry import PatchMaskSpec, build_patch_mask, resolve_patch_mask
-from .patch_masking import PatchMask, PatchSelection
+from .patch_masking import PatchMask, PatchSelection, whole_patch_grid
 from .selection_by_picture import select_by_picture
 from .selection_checks import check_no_typo, check_selection, warn_of_masks_without_gradients
 
@@ -192,7 +192,7 @@ class PatchMaskedTower(Joined):
         is_own = tuple(pixel_values.shape[-2:]) == (self.config.image_size, self.config.image_size)
         if not (is_own or self._interpolates(interpolate_pos_encoding)):
             return pixel_values
-        rows, columns = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        rows, columns = whole_patch_grid(pixel_values, self.config.patch_size)
         return pixel_values[..., : rows * self.config.patch_size, : columns * self.config.patch_size]
 
     @merge_with_config_defaults

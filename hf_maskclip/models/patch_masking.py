@@ -174,6 +174,12 @@ def keep_count(num_patches: int, mask_ratio: float) -> int:
     return max(1, num_patches - round(num_patches * Fraction(str(mask_ratio))))
 
 
+def whole_patch_grid(pixel_values: torch.Tensor, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of the whole patches of images (B, C, H, W), whatever is left beside them."""
+    height, width = pixel_values.shape[-2:]
+    return height // patch_size, width // patch_size
+
+
 def patch_grid(pixel_values: torch.Tensor, patch_size: int) -> tuple[int, int]:
     """The rows and columns of patches in images (B, C, H, W). Raises where the patch size does not divide the image."""
     height, width = pixel_values.shape[-2:]

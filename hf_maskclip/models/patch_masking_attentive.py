@@ -17,6 +17,7 @@ from .patch_masking import (
     keep_first,
     patch_grid,
     sort_with_random_ties,
+    whole_patch_grid,
 )
 
 
@@ -116,10 +117,10 @@ def class_attention(
             raise ValueError(f"teacher_image_size={image_size}: must be 0 for NaFlex, which sees images in their own sizes")
         return _mean_weights(vision_model, pixel_values, **images)
     patch_size: Any = vision_model.config.patch_size  # Transformers types it as what other towers may have
-    grid = tuple(side // patch_size for side in pixel_values.shape[-2:])
+    grid = whole_patch_grid(pixel_values, patch_size)
     if image_size:
         pixel_values = F.interpolate(pixel_values, (image_size, image_size), mode="bicubic", antialias=True)
-    seen_grid = tuple(side // patch_size for side in pixel_values.shape[-2:])
+    seen_grid = whole_patch_grid(pixel_values, patch_size)
     mean = _mean_weights(vision_model, pixel_values, interpolate_pos_encoding=True).view(-1, 1, *seen_grid)
     if seen_grid != grid:
         mean = F.interpolate(mean, grid, mode="bilinear", align_corners=False)

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, L patches of an image, K kept patches; b images of 
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -49,7 +50,12 @@ def select_by_picture(choose: Choice, pixel_values: torch.Tensor, patch_scores: 
 def seed_of(picture: torch.Tensor) -> int:
     """The hash of a picture (C, H, W) in its own precision, a whole number below 2^63."""
     values = picture.contiguous().view(-1).view(torch.uint8).numpy()
-    return int.from_bytes(hashlib.blake2b(values, digest_size=8).digest(), "big") >> 1
+    return hashed_seed(values)
+
+
+def hashed_seed(content: Any) -> int:
+    """A seed below 2^63 for bytes: a hash, for a generator on a CPU reads the lower 32 bits of a seed alone."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 def in_order(chosen: list[tuple[torch.Tensor, PatchSelection]], batch: int) -> PatchSelection:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .patch_masking import PatchSelection
+from .patch_masking import PatchSelection, whole_patch_grid
 
 # Keywords of Transformers that speak of masks, too.
 _NO_PATCH_MASKS = ("attention_mask", "bool_masked_pos")
@@ -47,7 +47,7 @@ def check_selection(selection: PatchSelection, pixel_values: torch.Tensor, patch
 
     What can be seen without waiting for a device is checked everywhere; the indices themselves on a CPU alone.
     """
-    rows, columns = (side // patch_size for side in pixel_values.shape[-2:])
+    rows, columns = whole_patch_grid(pixel_values, patch_size)
     _check_shapes(selection, len(pixel_values), rows * columns)
     if selection.indices.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_indices(selection, torch.full((len(pixel_values),), rows * columns))
