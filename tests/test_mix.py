@@ -21,6 +21,7 @@ from training.data.forms import PairForm, train_transform
 from training.data.mix import Mix
 from training.data.pairs import PairSource
 from training.data.position import LoaderState
+from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
 from training.data.windows import Place
 
@@ -81,14 +82,11 @@ def test_what_is_no_mix_is_told_in_one_line(train_data, message):
     assert "\n" not in str(error.value)
 
 
-def _every_epoch(stream, epoch):
-    return stream
-
-
 def batches_of(folders, shares, tokenizer, batch_size, **options) -> PairBatches:
     form = PairForm(PairDecoder(), train_transform(16, 0.9, 0.5), TextMask("none", CONTEXT_LENGTH))
+    one_reader = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
     sources = [
-        PairSource(partial(_every_epoch, open_files(str(folder))), lambda step: form, 4, folder.name, share)
+        PairSource(partial(shard_stream, open_files(str(folder)), **one_reader), lambda step: form, 4, folder.name, share)
         for folder, share in zip(folders, shares, strict=True)
     ]
     return PairBatches(sources, tokenizer, batch_size, **{"seed": 0} | options)
