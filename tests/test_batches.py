@@ -8,14 +8,15 @@ from itertools import islice
 import pytest
 import torch
 from helpers import CONTEXT_LENGTH, pair, random_picture, write_shard
+from torchvision.transforms import v2
 
 from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.scene_source import SceneDecoder
 from hf_maskclip.data.sources import open_files, open_source
-from training.data.batches import PairBatches, Stopped, TextForm, pad_tokens
-from training.data.forms import PairForm, train_transform
+from training.data.batches import PairBatches, Stopped, TextForm, pad_tokens, stack_pictures
+from training.data.forms import CropTransform, PairForm
 from training.data.loader import build_loader
-from training.data.pairs import PairSource
+from training.data.pairs import PairSource, seeded_draws
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
 from training.data.windows import Place
@@ -28,7 +29,7 @@ def _every_epoch(stream, epoch):
 
 
 def batches_of(stream, tokenizer, decoder=None, batch_size=13, seed=0, text_mask=NO_TEXT_MASK) -> PairBatches:
-    form = PairForm(decoder or PairDecoder(), train_transform(32, 0.9, 0.5), text_mask)
+    form = PairForm(decoder or PairDecoder(), CropTransform(32, 0.9, 0.5), text_mask)
     return batches_of_epochs(partial(_every_epoch, stream), form, tokenizer, batch_size, seed)
 
 
@@ -53,7 +54,7 @@ def test_workers_of_a_process_can_be_in_different_epochs(shards, tokenizer):
 
     def keys_by_worker(*epochs: int) -> list[list[str]]:
         places = {worker: (Place(epoch),) for worker, epoch in enumerate(epochs)}
-        form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), NO_TEXT_MASK)
+        form = PairForm(PairDecoder(), CropTransform(32, 0.9, 0.5), NO_TEXT_MASK)
         batches = batches_of_epochs(open_epoch, form, tokenizer, 1, places=places)
         first = [batch.keys[0] for batch in islice(build_loader(batches, num_workers=2), 10)]
         return [first[::2], first[1::2]]
@@ -82,9 +83,44 @@ def test_a_batch_has_its_shapes_types_and_repeats_under_one_seed(shards, tokeniz
     assert batch.keys != second.keys
 
 
+@pytest.mark.parametrize("size", [(40, 40), (320, 240), (97, 300)])
+def test_a_crop_is_the_one_that_torchvision_makes_of_a_picture_with_pillow(size):
+    """The same draws, and pixels that differ by at most 1 of 255."""
+    crop = v2.RandomResizedCrop(32, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    pillow = v2.Compose([crop, v2.RandomHorizontalFlip(0.5), v2.PILToTensor()])
+    ours, picture, seen = CropTransform(32, 0.5, 0.5), random_picture(0, size), set()
+    for seed in range(20):
+        with seeded_draws(seed):
+            expected = pillow(picture)
+        with seeded_draws(seed):
+            found = ours(picture)
+        assert (found.dtype, found.shape) == (torch.uint8, (3, 32, 32))
+        assert (found.int() - expected.int()).abs().max() <= 1
+        seen.add(found.numpy().tobytes())
+    assert len(seen) == 20
+
+
+def test_draws_depend_on_their_seed_alone_and_leave_the_generator_as_it_was():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded_draws(1):
+        first = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded_draws(1):
+        assert torch.equal(torch.rand(3), first)
+    assert not torch.equal(first, expected)
+
+
+def test_pictures_are_stacked_as_they_lie():
+    pictures = [CropTransform(32, 0.5, 0.5)(random_picture(n, (40, 50))) for n in range(3)]
+    assert torch.equal(stack_pictures(pictures), torch.stack(pictures))
+    assert stack_pictures(pictures).is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2000, 3), (3, 2000)])
 def test_extreme_shapes_are_cropped_to_the_square(size):
-    assert train_transform(32, 0.9, 0.5)(random_picture(0, size)).shape == (3, 32, 32)
+    assert CropTransform(32, 0.9, 0.5)(random_picture(0, size)).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("longest", [2, 7, 8, 9, 29, 32])
@@ -134,7 +170,7 @@ def test_no_key_comes_twice_in_a_batch_and_none_is_lost_in_silence(tmp_path, tok
     write_shard(tmp_path / "a.tar", {str(number): pair(number) for number in range(10)})
     split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
     open_epoch = partial(shard_stream, open_files(str(tmp_path)), **split)
-    form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), NO_TEXT_MASK)
+    form = PairForm(PairDecoder(), CropTransform(32, 0.9, 0.5), NO_TEXT_MASK)
     batches = list(islice(batches_of_epochs(open_epoch, form, tokenizer, batch_size=7), 20))
     assert all(len(set(batch.keys)) == 7 for batch in batches)
     skipped = sum((batch.skipped for batch in batches), Counter())

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from hf_maskclip.data.decoding import PairDecoder, sample_key
 from hf_maskclip.data.pictures import MAX_IMAGE_PIXELS, SkippedSample, decode_image
 from hf_maskclip.data.sources import open_files
-from training.data.forms import train_transform
+from training.data.forms import CropTransform
 
 RNG = np.random.default_rng(0)
 
@@ -60,7 +60,7 @@ def test_unusual_pictures_become_rgb(mode):
     decoded = decode_image(encode_image(picture, form))
     assert decoded.mode == "RGB"
     assert decoded.size == (5, 7)
-    assert train_transform(32, 0.5, 0.5)(decoded).shape == (3, 32, 32)
+    assert CropTransform(32, 0.5, 0.5)(decoded).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(

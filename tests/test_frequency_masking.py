@@ -16,7 +16,7 @@ from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.sources import open_files
 from hf_maskclip.errors import ConfigError
 from training.data.batches import PairBatches
-from training.data.forms import PairForm, train_transform
+from training.data.forms import CropTransform, PairForm
 from training.data.frequency_masking import FrequencyTextMask, frequency_mask_for
 from training.data.loader import build_loader
 from training.data.pairs import PairSource
@@ -212,7 +212,7 @@ def tokens_by_key(folder: Path, tokenizer, num_workers: int, seed: int = 0) -> d
     mask = frequency_mask_for(tokenizer, 6, {"number": 40, "a": 40, "red": 10}, 0.0)
     split = {"process": 0, "num_processes": 1, "num_workers": num_workers, "seed": seed}
     stream = shard_stream(open_files(f"{folder}/*.tar"), **split)
-    form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), mask)
+    form = PairForm(PairDecoder(), CropTransform(32, 0.9, 0.5), mask)
     batches = PairBatches([PairSource(partial(every_epoch, stream), lambda step: form)], tokenizer, batch_size=1, seed=seed)
     found: dict[str, list[int]] = {}
     for batch in build_loader(batches, num_workers):

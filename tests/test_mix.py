@@ -17,7 +17,7 @@ from hf_maskclip.data.sources import open_files
 from hf_maskclip.errors import ConfigError, TrainingStopped
 from training.config import load_config
 from training.data.batches import PairBatches
-from training.data.forms import PairForm, train_transform
+from training.data.forms import CropTransform, PairForm
 from training.data.mix import Mix
 from training.data.pairs import PairSource
 from training.data.position import LoaderState
@@ -83,7 +83,7 @@ def test_what_is_no_mix_is_told_in_one_line(train_data, message):
 
 
 def batches_of(folders, shares, tokenizer, batch_size, **options) -> PairBatches:
-    form = PairForm(PairDecoder(), train_transform(16, 0.9, 0.5), TextMask("none", CONTEXT_LENGTH))
+    form = PairForm(PairDecoder(), CropTransform(16, 0.9, 0.5), TextMask("none", CONTEXT_LENGTH))
     one_reader = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
     sources = [
         PairSource(partial(shard_stream, open_files(str(folder)), **one_reader), lambda step: form, 4, folder.name, share)
@@ -197,7 +197,7 @@ def test_a_scene_is_not_mirrored_though_the_pictures_beside_it_are(run, data, mo
     batches = PairBatches.__iter__
 
     def looked_at(made):
-        flips.update({source.name: source.form_at(1).transform.transforms[1].p for source in made.sources})
+        flips.update({source.name: source.form_at(1).transform.flip for source in made.sources})
         return batches(made)
 
     monkeypatch.setattr(PairBatches, "__iter__", looked_at)

@@ -16,7 +16,7 @@ from hf_maskclip.data.source import Source
 from hf_maskclip.data.sources import open_files, open_source
 from hf_maskclip.data.specs import expand_braces
 from hf_maskclip.errors import ConfigError
-from training.data.forms import train_transform
+from training.data.forms import CropTransform
 
 RNG = np.random.default_rng(0)
 
@@ -157,7 +157,7 @@ def test_the_broken_sample_data_is_read_through_and_counted_as_its_manifest_says
     for row in open_files(str(folder)):
         try:
             picture, caption = decoder(row, RNG)
-            train_transform(32, 0.9, 0.5)(picture)
+            CropTransform(32, 0.9, 0.5)(picture)
             used.append(row["__key__"])
         except SkippedSample as cause:
             skipped[row.get("__key__", "truncated.tar")] = str(cause)

@@ -152,7 +152,7 @@ class Run:
         pixels, numbers = batch.pixel_values[rows].to(device), (processor.image_mean, processor.image_std)
         if batch.spatial_shapes is not None:
             return normalize_grids(pixels, batch.spatial_shapes[rows].to(device), *numbers)
-        return {"pixel_values": normalize(pixels.float() / 255, *numbers)}
+        return {"pixel_values": normalize(pixels.contiguous().float() / 255, *numbers)}
 
     def size_options(self, batch: Batch) -> dict[str, Any]:
         """The model's arguments for pictures that are smaller than its own."""

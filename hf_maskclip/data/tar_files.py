@@ -10,6 +10,7 @@ from .remote import storage_options
 
 Row = dict[str, Any]
 UNREADABLE = "shard_unreadable"
+BUFFER = 2**16  # bytes that are read at a time
 
 
 def read_tar(path: str) -> Iterator[Row]:
@@ -22,7 +23,7 @@ def read_tar(path: str) -> Iterator[Row]:
     headers = _watched_headers()
     with (
         fsspec.open(path, "rb", **storage_options(path)) as file,
-        tarfile.open(fileobj=file, mode="r|*", tarinfo=headers, ignore_zeros=True) as tar,
+        tarfile.open(fileobj=file, mode="r|*", bufsize=BUFFER, tarinfo=headers, ignore_zeros=True) as tar,
     ):
         for member in tar:
             folder, _, name = member.name.rpartition("/")

@@ -25,7 +25,7 @@ from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.sources import open_files
 from hf_maskclip.data.specs import expand_braces
 from training.data.batches import PairBatches
-from training.data.forms import PairForm, train_transform
+from training.data.forms import CropTransform, PairForm
 from training.data.loader import build_loader
 from training.data.pairs import PairSource
 from training.data.shuffling import shard_stream
@@ -68,7 +68,7 @@ def our_loader(shards: str, tokenizer):
     one_reader = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
     open_epoch = partial(shard_stream, open_files(shards), **one_reader)
     decoder = PairDecoder(image_size=IMAGE_SIZE, crop_scale=CROP_SCALE)
-    transform = train_transform(IMAGE_SIZE, CROP_SCALE, flip=0.0)
+    transform = CropTransform(IMAGE_SIZE, CROP_SCALE, flip=0.0)
     form = PairForm(decoder, transform, TextMask("none", CONTEXT_LENGTH))
     return build_loader(
         PairBatches([PairSource(open_epoch, lambda step: form, 500)], tokenizer, options.batch_size, 0), num_workers=0

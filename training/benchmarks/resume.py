@@ -23,7 +23,7 @@ from PIL import Image
 from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.sources import open_files
 from training.data.batches import PairBatches
-from training.data.forms import PairForm, train_transform
+from training.data.forms import CropTransform, PairForm
 from training.data.pairs import PairSource
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
@@ -71,7 +71,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 def first_batch(open_epoch, tokenizer, place: Place) -> None:
-    form = PairForm(PairDecoder(image_size=IMAGE_SIZE), train_transform(IMAGE_SIZE, 0.9, 0.5), TextMask("none", CONTEXT_LENGTH))
+    form = PairForm(PairDecoder(image_size=IMAGE_SIZE), CropTransform(IMAGE_SIZE, 0.9, 0.5), TextMask("none", CONTEXT_LENGTH))
     source = PairSource(open_epoch, lambda step: form, WINDOW)
     batches = PairBatches([source], tokenizer, options.batch_size, 0, places={0: (place,)})
     next(iter(batches))

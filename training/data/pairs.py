@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +94,23 @@ class PairReader:
         rng = np.random.default_rng([self.seed, self.place.epoch, zlib.crc32(key.encode(), self.number)])
         picture, caption = form.decoder(row, rng)
         token_ids = form.text_mask.encode(self.tokenizer, caption, rng)
-        # The transforms draw from PyTorch's global generator; seeded by the sample they do not depend on order or worker.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))
+        with seeded_draws(int(rng.integers(2**63))):
             return Pair([form.transform(picture) for _ in range(form.num_crops)], token_ids, key)
+
+
+@contextmanager
+def seeded_draws(seed: int) -> Iterator[None]:
+    """Let transforms, which draw from PyTorch's global generator, depend on a seed alone, and on no order or worker.
+
+    The generator of the processor is all that they use. `torch.manual_seed` and `fork_rng` look after those of all devices,
+    which takes as long as a small picture.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 def endless_rows(windows: Windows, place: Place, monitor: SkipMonitor) -> Iterator[tuple[dict[str, Any], Place]]:
