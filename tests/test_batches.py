@@ -83,7 +83,7 @@ def test_a_batch_has_its_shapes_types_and_repeats_under_one_seed(shards, tokeniz
     assert batch.keys != second.keys
 
 
-@pytest.mark.parametrize("size", [(40, 40), (320, 240), (97, 300)])
+@pytest.mark.parametrize("size", [(40, 40), (320, 240), (97, 120)])
 def test_a_crop_is_the_one_that_torchvision_makes_of_a_picture_with_pillow(size):
     """The same draws, and pixels that differ by at most 1 of 255."""
     crop = v2.RandomResizedCrop(32, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
