@@ -15,6 +15,7 @@ from hf_maskclip.data.sources import open_files, open_source
 from training.data.batches import PairBatches, Stopped, TextForm, pad_tokens
 from training.data.forms import PairForm, train_transform
 from training.data.loader import build_loader
+from training.data.pairs import PairSource
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
 from training.data.windows import Place
@@ -28,7 +29,11 @@ def _every_epoch(stream, epoch):
 
 def batches_of(stream, tokenizer, decoder=None, batch_size=13, seed=0, text_mask=NO_TEXT_MASK) -> PairBatches:
     form = PairForm(decoder or PairDecoder(), train_transform(32, 0.9, 0.5), text_mask)
-    return PairBatches(partial(_every_epoch, stream), lambda step: form, tokenizer, batch_size, seed, window_size=8)
+    return batches_of_epochs(partial(_every_epoch, stream), form, tokenizer, batch_size, seed)
+
+
+def batches_of_epochs(open_epoch, form, tokenizer, batch_size, seed=0, places=None) -> PairBatches:
+    return PairBatches([PairSource(open_epoch, lambda step: form, 8)], tokenizer, batch_size, seed, places=places)
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -47,9 +52,9 @@ def test_workers_of_a_process_can_be_in_different_epochs(shards, tokenizer):
     open_epoch = partial(shard_stream, open_files(f"{shards}/train-*.tar"), **split)
 
     def keys_by_worker(*epochs: int) -> list[list[str]]:
-        positions = {worker: Place(epoch) for worker, epoch in enumerate(epochs)}
+        places = {worker: (Place(epoch),) for worker, epoch in enumerate(epochs)}
         form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), NO_TEXT_MASK)
-        batches = PairBatches(open_epoch, lambda step: form, tokenizer, 1, 0, positions=positions)
+        batches = batches_of_epochs(open_epoch, form, tokenizer, 1, places=places)
         first = [batch.keys[0] for batch in islice(build_loader(batches, num_workers=2), 10)]
         return [first[::2], first[1::2]]
 
@@ -128,13 +133,13 @@ def test_an_empty_shard_does_not_loop(tmp_path, tokenizer):
 def test_no_key_comes_twice_in_a_batch_and_none_is_lost_in_silence(tmp_path, tokenizer):
     write_shard(tmp_path / "a.tar", {str(number): pair(number) for number in range(10)})
     split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
-    made = batches_of(None, tokenizer, batch_size=7)
-    made.open_epoch = partial(shard_stream, open_files(str(tmp_path)), **split)
-    batches = list(islice(made, 20))
+    open_epoch = partial(shard_stream, open_files(str(tmp_path)), **split)
+    form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), NO_TEXT_MASK)
+    batches = list(islice(batches_of_epochs(open_epoch, form, tokenizer, batch_size=7), 20))
     assert all(len(set(batch.keys)) == 7 for batch in batches)
     skipped = sum((batch.skipped for batch in batches), Counter())
     assert 0 < skipped["key_repeated"]
-    end = batches[-1].end
+    (end,) = batches[-1].ends
     num_rows = end.epoch * 10 + (9 if end.window else 0) + end.used  # windows of 9 and 1
     assert num_rows == 20 * 7 + skipped["key_repeated"]
 

@@ -34,6 +34,7 @@ from hf_maskclip.data.specs import HubDataSet, patterns_of
 from hf_maskclip.errors import ConfigError
 from training.data.batches import PairBatches
 from training.data.forms import PairForm, train_transform
+from training.data.pairs import PairSource
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
 
@@ -80,9 +81,9 @@ def test_training_sees_each_pair_of_the_forms_of_the_documentation_once_an_epoch
     source.check()
     split = {"process": 0, "num_processes": 1, "num_workers": 0, "seed": 0}
     form = PairForm(source.decoder, train_transform(32, 0.9, 0.5), TextMask("none", 16))
-    batches = PairBatches(partial(shard_stream, source.stream, **split), lambda step: form, tokenizer, batch_size=2, seed=0)
+    batches = PairBatches([PairSource(partial(shard_stream, source.stream, **split), lambda step: form)], tokenizer, 2, 0)
     first = list(islice(batches, 8))  # two epochs
-    assert [(batch.end.epoch, batch.end.used) for batch in first] == [
+    assert [(batch.ends[0].epoch, batch.ends[0].used) for batch in first] == [
         (epoch, number) for epoch in (0, 1) for number in (2, 4, 6, 8)
     ]
     for epoch in (first[:4], first[4:]):

@@ -126,13 +126,13 @@ SPECS = {
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_which_data_sets_of_the_hub_a_spec_names(spec):
-    assert hub_ids_of(spec) == SPECS[spec]
+    assert hub_ids_of([spec]) == SPECS[spec]
 
 
 def test_a_folder_here_is_no_data_set_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "pairs").mkdir(parents=True)
-    assert hub_ids_of("org/pairs") == []
+    assert hub_ids_of(["org/pairs"]) == []
 
 
 # Changes of a record that take it off this repository's card.

@@ -22,8 +22,8 @@ def folder(make_model, processor, tmp_path) -> Path:
 def test_the_code_that_is_printed_gives_the_scores_that_are_printed(is_held_out, folder, data, processor):
     evaluations = find_evaluations(f"{data}/val-0.tar" if is_held_out else "", Request())
     assert len(evaluations) == is_held_out
-    source = open_source(f"{data}/train-*.tar")
-    example = make_example(folder, evaluations, source, processor.tokenizer, context_length=32)
+    pairs = open_source(f"{data}/train-*.tar").pairs()
+    example = make_example(folder, evaluations, pairs, processor.tokenizer, context_length=32)
     said = example.in_words(folder / "export")
     assert ("was not in training" if is_held_out else "is of the training data") in said
     assert Image.open(folder / "example.png").size == Image.open(example.path).size
@@ -39,5 +39,6 @@ def test_the_code_that_is_printed_gives_the_scores_that_are_printed(is_held_out,
 
 
 def test_captions_that_do_not_fit_give_no_example(folder, data, processor):
-    assert make_example(folder, [], open_source(f"{data}/train-*.tar"), processor.tokenizer, context_length=2) is None
+    pairs = open_source(f"{data}/train-*.tar").pairs()
+    assert make_example(folder, [], pairs, processor.tokenizer, context_length=2) is None
     assert not (folder / "example.png").exists()

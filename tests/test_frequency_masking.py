@@ -19,6 +19,7 @@ from training.data.batches import PairBatches
 from training.data.forms import PairForm, train_transform
 from training.data.frequency_masking import FrequencyTextMask, frequency_mask_for
 from training.data.loader import build_loader
+from training.data.pairs import PairSource
 from training.data.shuffling import shard_stream
 from training.data.words import discard_probabilities, words_of
 
@@ -212,10 +213,10 @@ def tokens_by_key(folder: Path, tokenizer, num_workers: int, seed: int = 0) -> d
     split = {"process": 0, "num_processes": 1, "num_workers": num_workers, "seed": seed}
     stream = shard_stream(open_files(f"{folder}/*.tar"), **split)
     form = PairForm(PairDecoder(), train_transform(32, 0.9, 0.5), mask)
-    batches = PairBatches(partial(every_epoch, stream), lambda step: form, tokenizer, batch_size=1, seed=seed)
+    batches = PairBatches([PairSource(partial(every_epoch, stream), lambda step: form)], tokenizer, batch_size=1, seed=seed)
     found: dict[str, list[int]] = {}
     for batch in build_loader(batches, num_workers):
-        if batch.start.epoch > 0 or len(found) == 39:
+        if batch.starts[0].epoch > 0 or len(found) == 39:
             return found
         found.setdefault(batch.keys[0], batch.input_ids[0].tolist())
     return found

@@ -93,7 +93,7 @@ def image_key(on: Effects):
 
 
 def caption_key(on: Effects):
-    texts = on.both(lambda run: list(run.data.source.captions(1)), caption_key="json.captions")
+    texts = on.both(lambda run: list(run.data.mix.captions(1).values()), caption_key="json.captions")
     assert texts == (["a red ball on grass number 0"], ["first of 0", "second of 0"])
 
 

@@ -104,7 +104,7 @@ def test_no_connection_is_open_when_data_workers_are_forked(server):
     states = []
     loader.start_workers(OpensAtOnce(lambda: states.append(session.closed)))
     assert states == [True]
-    assert len(source.pictures(6)) == 6
+    assert len(list(source.pairs())) == 6
 
 
 class OpensAtOnce:

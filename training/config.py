@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hf_maskclip.data.mix import MixPart, read_mix
 from hf_maskclip.errors import fail
 from hf_maskclip.options import built_in_masks, import_module_of_user
 from hf_maskclip.phases import Phase, Timeline, phases_of_schedule, read_phases
@@ -106,7 +107,11 @@ class TrainingConfig:
     interpolate_weights: float = option(1.0, "share of tuned weights in the result, the rest is the first; 1 is off", ABOVE_0)
 
     # Data
-    train_data: str = option("scenes", "tar or parquet files (braces, globs), a folder, a Hub id, or scenes (drawn on the fly)")
+    train_data: str | list = option(
+        "scenes",
+        "tar or parquet files (braces, globs), a folder, a Hub id, or scenes (drawn on the fly); several by weight as "
+        "a.tar:3,b.tar:1, or as a list such as [{data: a.tar, weight: 3, caption_key: alt}, {data: b.tar}]",
+    )
     eval_data: str = option(
         "", "held-out data in the same forms, or clip-benchmark folders; empty: scenes for scenes, else off"
     )
@@ -190,6 +195,7 @@ class TrainingConfig:
             if item.type in (int, float) and value not in allowed:
                 fail(f"{option_name(item)}={value}: must be {allowed}")
         self._check_phases()
+        self.train_data = _mix_as_given(read_mix(self.train_data))
         if self.max_steps and self.samples_seen:
             fail(f"max_steps={self.max_steps} and samples_seen={self.samples_seen}: give one of the two budgets")
         if not self.max_steps and not self.samples_seen:
@@ -249,6 +255,13 @@ class TrainingConfig:
                 fail(f"{name}={value} and phases: it is short for phases; give one of the two")
         text_tokens = [phase.text_tokens for phase in phases] or [self.text_tokens]
         check_text_mask(self.text_mask, text_tokens, self.word_frequencies, self.word_threshold)
+
+
+def _mix_as_given(parts: list[MixPart]) -> str | list[dict[str, Any]]:
+    """One source by its name; several, and one with keys of its own, as mappings, in whatever form they were given."""
+    if parts == [MixPart(parts[0].data)]:
+        return parts[0].data
+    return [{name: value for name, value in part._asdict().items() if value} for part in parts]
 
 
 def option_name(item: dataclasses.Field) -> str:

@@ -13,6 +13,7 @@ from accelerate.utils import get_int_from_env
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_maskclip.data.mix import mix_in_words
 from hf_maskclip.phases import Timeline
 from training.config import TrainingConfig
 from training.data.batches import Batch
@@ -116,7 +117,7 @@ def in_words(
     lines, keys = "\n".join(phases), ", ".join(trial.batch.keys[:2])
     return f"""
 model       {config.model}, {parameters:.1f} million parameters, {trained:.1f} million of them trained
-data        {config.train_data}: {run.data.source.stream.num_shards} shards, first pairs read: {keys}, ...
+data        {mix_in_words(config.train_data)}: {run.data.mix.num_shards} shards, first pairs read: {keys}, ...
 run         {numbers["steps"]:,} steps of {config.batch_size} pairs x {processes} processes, {warmup_steps:,} of them warm-up
 {lines}
 FLOPs       {numbers["flops_per_step"] / 1e12:.3g} TFLOP a step, {numbers["flops"] / 1e18:.3g} EFLOP in all

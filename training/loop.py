@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from hf_maskclip.data.mix import mix_in_words
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.errors import TrainingStopped
 from training.data.batches import Batch, Stopped
@@ -141,6 +142,7 @@ def write_step(
     step_seconds: float,
 ) -> None:
     """The line of a step in `metrics.jsonl`."""
+    of_sources = {"of_sources": sum_counts(run.data.state.of_sources)} if len(run.data.mix.sources) > 1 else {}
     log.write(
         step,
         loss=result.loss,
@@ -155,6 +157,7 @@ def write_step(
         data_seconds=data_seconds,
         step_seconds=step_seconds,
         skipped=sum_counts(run.data.state.skipped),
+        **of_sources,
     )
 
 
@@ -165,10 +168,10 @@ def progress_bar(run: Run) -> tqdm:
     return tqdm(total=total, initial=initial, unit="pair", unit_scale=True, disable=not shows)
 
 
-def expect_batch(item: Batch | Stopped, train_data: str) -> Batch:
+def expect_batch(item: Batch | Stopped, train_data: str | list) -> Batch:
     """Raises TrainingStopped where the data has given out."""
     if isinstance(item, Stopped):
-        raise TrainingStopped(f"train_data={train_data!r}: {item.reason}")
+        raise TrainingStopped(f"train_data={mix_in_words(train_data)!r}: {item.reason}")
     return item
 
 
@@ -181,7 +184,7 @@ def end_early(run: Run, last_step: int, reason: int, item: Batch | Stopped) -> N
     where = f"saved {run.save(last_step)}" if last_step else "nothing was learnt yet"
     if reason == StopRequest.DATA:
         causes = dict.fromkeys(gather_object([item.reason] if isinstance(item, Stopped) else []))
-        raise TrainingStopped(f"train_data={run.config.train_data!r}: {'; '.join(causes)}; {where}")
+        raise TrainingStopped(f"train_data={mix_in_words(run.config.train_data)!r}: {'; '.join(causes)}; {where}")
     if run.accelerator.is_main_process:
         signal = StopRequest.TITLES[reason]
         print(f"{signal} after step {last_step}; {where}; the same command with --resume auto goes on from there")

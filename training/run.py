@@ -19,17 +19,16 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hf_maskclip.data.source import Source
-from hf_maskclip.data.sources import open_source
 from hf_maskclip.distributed import use_share_of_cpus
 from hf_maskclip.errors import as_config_error
 from hf_maskclip.phases import Phase, Timeline
 from hf_maskclip.texts import family_of
 from training.config import TrainingConfig
 from training.data.batches import Batch
+from training.data.mix import Mix
 from training.data.naflex import normalize_grids
 from training.data.position import step_of
-from training.data.prepare import RunData, counts_words, epoch_opener, prepare_data, with_usable_workers, word_counts_of_run
+from training.data.prepare import RunData, counts_words, epoch_openers, prepare_data, with_usable_workers, word_counts_of_run
 from training.model.fit import check_tokenizer, check_tokens
 from training.model.loss import PairLoss, prepare_loss
 from training.model.optimization import build_average, build_schedule
@@ -117,7 +116,7 @@ class Run:
     accelerator: Accelerator
     timeline: Timeline
     checkpoint: Path | None
-    data_identity: dict[str, Any]
+    data_identity: list[dict[str, Any]]
     data: RunData
     learner: Learner
     lock: FolderLock | None = None
@@ -145,7 +144,7 @@ class Run:
 
     @property
     def eval_data(self) -> str:
-        return self.config.eval_data or self.data.source.eval_data
+        return self.config.eval_data or self.data.mix.eval_data
 
     def to_model(self, batch: Batch, rows: slice) -> dict[str, torch.Tensor]:
         """The pictures of some rows of a batch as the vision tower takes them, normalised on its device."""
@@ -201,16 +200,16 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None, phas
         check_budget(checkpoint, config, num_steps, samples_before)
 
     timeline = config.timeline(processes, num_steps, steps_done, samples_before, phases)
-    source = open_source(config.train_data, seed=config.seed, image_key=config.image_key, caption_key=config.caption_key)
-    source.check(to_the_end=config.max_skipped_share == 1)
-    identity = data_identity(source)
+    mix = Mix.open(config)
+    mix.check(to_the_end=config.max_skipped_share == 1)
+    identity = data_identity(mix)
     if checkpoint:
         check_data(checkpoint, config, identity)
-    config = with_usable_workers(config, source.stream.num_shards, accelerator)
-    open_epoch = epoch_opener(source, config, accelerator)
-    model, processor, captions = load_model(config, checkpoint, source, accelerator)
+    config = with_usable_workers(config, mix, accelerator)
+    open_epochs = epoch_openers(mix, config, accelerator)
+    model, processor, captions = load_model(config, checkpoint, mix, accelerator)
     word_counts = word_counts_of_run(config, checkpoint, captions)
-    data = prepare_data(source, open_epoch, config, checkpoint, accelerator, model, processor, word_counts, timeline)
+    data = prepare_data(mix, open_epochs, config, checkpoint, accelerator, model, processor, word_counts, timeline)
     tuning = prepare_tuning(model, config, checkpoint)
     learner = prepare_learner(model, processor, tuning, config, accelerator, parallel, checkpoint, timeline, warmup_steps)
     return Run(config, accelerator, timeline, checkpoint, identity, data, learner)
@@ -245,7 +244,7 @@ def say_equal_captions(spec: str, captions: list[str]) -> None:
 
 
 def load_model(
-    config: TrainingConfig, checkpoint: Path | None, source: Source, accelerator: Accelerator
+    config: TrainingConfig, checkpoint: Path | None, mix: Mix, accelerator: Accelerator
 ) -> tuple[PreTrainedModel, ProcessorMixin, list[str]]:
     """The model and its processor, of the checkpoint or as the options say; a missing tokenizer is trained on the captions.
 
@@ -257,9 +256,11 @@ def load_model(
     name = str(checkpoint) if checkpoint else config.model
     tokenizer = load_tokenizer("" if checkpoint else config.tokenizer, name)
     looks_at_many = tokenizer is None or counts_words(config, checkpoint)
-    captions = list(source.captions(TOKENIZER_CAPTIONS if looks_at_many else CAPTIONS_COMPARED))
+    captions_of = mix.captions(TOKENIZER_CAPTIONS if looks_at_many else CAPTIONS_COMPARED)
     if accelerator.is_main_process:
-        say_equal_captions(source.spec, captions[:CAPTIONS_COMPARED])
+        for source_name, its_captions in captions_of.items():
+            say_equal_captions(source_name, its_captions[:CAPTIONS_COMPARED])
+    captions = [caption for its_captions in captions_of.values() for caption in its_captions]
     if tokenizer is None:
         length = SIGLIP_CONTEXT_LENGTH if name in SIGLIPS else CONTEXT_LENGTH
         tokenizer = train_tokenizer(captions, config.vocab_size, length)

@@ -11,6 +11,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from hf_maskclip.conversion.clip import export, exported_class
+from hf_maskclip.data.mix import mix_in_words, specs_of
 from hf_maskclip.data.specs import hub_ids_of, is_hub_id
 from hf_maskclip.distributed import sum_counts
 from hf_maskclip.dual_encoders import image_size_of
@@ -61,13 +62,13 @@ def run_in_words(run: Run) -> str:
     model, accelerator, config = run.learner.model, run.accelerator, run.config
     start = f"going on from {run.checkpoint}: " if run.checkpoint else ""
     mask = model.config.vision_config.patch_mask["name"]
-    shards = run.data.source.stream.num_shards
+    shards = run.data.mix.num_shards
     processes = f"{accelerator.num_processes} process" + ("es" if accelerator.num_processes > 1 else "")
     tuned = tuning_in_words(config, model, model.vision_model.patch_mask.keeps_all)
     patches = f"{model.vision_model.embeddings.num_patches} patches{phases_in_words(run.timeline)}"
     return (
         f"{start}{config.model}, {model.num_parameters() / 1e6:.1f} million parameters{tuned}, patch mask {mask} over "
-        f"{patches}; {config.train_data}, {shards} shards; "
+        f"{patches}; {mix_in_words(config.train_data)}, {shards} shards; "
         f"steps {run.steps_done + 1} to {run.num_steps} of {run.samples_per_step} pairs; "
         f"{processes} with {config.num_workers} data workers each, on {accelerator.device.type}"
     )
@@ -149,7 +150,7 @@ def origin_of(run: Run) -> dict[str, Any]:
     model, device = run.config.model, run.accelerator.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
-        "hub": {"model": model if is_hub_id(model) else None, "train_data": hub_ids_of(run.config.train_data)},
+        "hub": {"model": model if is_hub_id(model) else None, "train_data": hub_ids_of(specs_of(run.config.train_data))},
         "hardware": f"{run.accelerator.num_processes} x {kind}",
         "versions": {name: version(name) for name in PACKAGES},
     }
@@ -199,7 +200,7 @@ def draw_pictures(run: Run) -> None:
     vision = run.learner.model.config.vision_config
     patches = image_size_of(vision, run.learner.processor.image_processor) // vision.patch_size  # a side, where there is a rest
     sizes = {"image_size": patches * vision.patch_size, "patch_size": vision.patch_size}
-    figure = draw_patch_masks(run.data.source.pictures(count=8), SHOWN_MASKS, **sizes)
+    figure = draw_patch_masks(run.data.mix.pictures(count=8), SHOWN_MASKS, **sizes)
     figure.savefig(run.output_dir / "masks.png", dpi=150)
     if (run.output_dir / "metrics.jsonl").exists():
         draw_curves(run.output_dir / "metrics.jsonl").savefig(run.output_dir / "curves.png", dpi=150)
@@ -227,7 +228,7 @@ In {folder}:
     example = make_example(
         folder,
         run.data.evaluations,
-        run.data.source,
+        run.data.mix.pairs(),
         run.learner.processor.tokenizer,
         context_length(model, run.learner.processor.tokenizer),
     )

@@ -50,7 +50,7 @@ def start_tracker(accelerator: Accelerator, config: TrainingConfig, steps_done: 
         "wandb": {"id": tracker_id, "name": Path(config.output_dir).name, "resume": "allow", "dir": config.output_dir},
         "trackio": {"name": tracker_id, "resume": "allow", "private": True},
     }
-    settings = {key: str(value) if isinstance(value, dict) else value for key, value in asdict(config).items()}
+    settings = {key: str(value) if isinstance(value, (dict, list)) else value for key, value in asdict(config).items()}
     accelerator.init_trackers("hf_maskclip", config=settings, init_kwargs=options)
 
 

@@ -87,10 +87,6 @@ class Source:
             except SkippedSample:
                 continue
 
-    def pictures(self, count: int) -> list[Image.Image]:
-        """The first `count` pictures of [`pairs`]."""
-        return [picture for picture, _ in islice(self.pairs(), count)]
-
 
 ADDRESSES = {"url", "image_url", "img_url"}  # fields of pictures that are elsewhere
 

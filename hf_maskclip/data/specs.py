@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -84,9 +85,12 @@ def hub_data_set_of(spec: str) -> HubDataSet | None:
     return hub if len(patterns) == 1 and not os.path.exists(patterns[0]) and is_hub_id(hub.id) else None
 
 
-def hub_ids_of(spec: str) -> list[str]:
-    """The ids of the Hub's data sets that a spec reads, named by an id or by `hf://datasets/` paths."""
-    if hub := hub_data_set_of(spec):
-        return [hub.id]
-    paths = [pattern.removeprefix(HUB_DATA) for pattern in patterns_of(spec) if pattern.startswith(HUB_DATA)]
-    return list(dict.fromkeys("/".join(path.split("/")[:2]).partition("@")[0] for path in paths))
+def hub_ids_of(specs: Iterable[str]) -> list[str]:
+    """The ids of the Hub's data sets that specs read, named by an id or by `hf://datasets/` paths."""
+    found: dict[str, None] = {}
+    for spec in specs:
+        hub = hub_data_set_of(spec)
+        paths = [pattern.removeprefix(HUB_DATA) for pattern in patterns_of(spec) if pattern.startswith(HUB_DATA)]
+        ids = [hub.id] if hub else ["/".join(path.split("/")[:2]).partition("@")[0] for path in paths]
+        found |= dict.fromkeys(ids)
+    return list(found)

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 
+from ..data.mix import specs_of
 from ..data.specs import HUB_DATA, hub_ids_of, is_hub_id
 from ..dual_encoders import load_dual_encoder
 from ..errors import as_config_error, fail
@@ -126,13 +127,15 @@ def _hub_names(summary: dict[str, Any], config: dict[str, Any], run_dir: Path) -
     def is_local(name: str) -> bool:
         return not name.startswith(HUB_DATA) and any((place / name.split("/")[0]).exists() for place in places)
 
-    return hub_names_of({key: "" if is_local(str(config.get(key, ""))) else config[key] for key in ("train_data", "model")})
+    specs = [spec for spec in specs_of(config.get("train_data", "")) if not is_local(spec)]
+    model = str(config.get("model", ""))
+    return HubNames(hub_ids_of(specs), model if is_hub_id(model) and not is_local(model) else "")
 
 
 def hub_names_of(config: dict[str, Any]) -> HubNames:
     """What options name on the Hub."""
     model = str(config.get("model", ""))
-    return HubNames(hub_ids_of(str(config.get("train_data", ""))), model if is_hub_id(model) else "")
+    return HubNames(hub_ids_of(specs_of(config.get("train_data", ""))), model if is_hub_id(model) else "")
 
 
 def card_of_recipe(recipe: Path) -> ModelCard:
@@ -232,7 +235,7 @@ def _cell(name: str, value: Any) -> str:
         return "a tenth of the steps"
     if name == "interpolate_weights":
         return f"`{value}` of the tuned weights, the rest of those that it began with"
-    if isinstance(value, list):  # of phases
+    if isinstance(value, list):  # of phases, or of sources
         return "; ".join(", ".join(f"{key} `{option}`" for key, option in phase.items()) for phase in value)
     if isinstance(value, dict):
         options = ", ".join(f"{key} {option}" for key, option in value.items() if key != "name")

@@ -27,6 +27,7 @@ from hf_maskclip.data.specs import expand_braces
 from training.data.batches import PairBatches
 from training.data.forms import PairForm, train_transform
 from training.data.loader import build_loader
+from training.data.pairs import PairSource
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
 from training.model.tokenizer import train_tokenizer
@@ -70,7 +71,7 @@ def our_loader(shards: str, tokenizer):
     transform = train_transform(IMAGE_SIZE, CROP_SCALE, flip=0.0)
     form = PairForm(decoder, transform, TextMask("none", CONTEXT_LENGTH))
     return build_loader(
-        PairBatches(open_epoch, lambda step: form, tokenizer, options.batch_size, 0, window_size=500), num_workers=0
+        PairBatches([PairSource(open_epoch, lambda step: form, 500)], tokenizer, options.batch_size, 0), num_workers=0
     )
 
 

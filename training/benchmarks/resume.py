@@ -24,6 +24,7 @@ from hf_maskclip.data.decoding import PairDecoder
 from hf_maskclip.data.sources import open_files
 from training.data.batches import PairBatches
 from training.data.forms import PairForm, train_transform
+from training.data.pairs import PairSource
 from training.data.shuffling import shard_stream
 from training.data.text_masking import TextMask
 from training.data.windows import Place, Windows
@@ -71,9 +72,8 @@ class Handler(SimpleHTTPRequestHandler):
 
 def first_batch(open_epoch, tokenizer, place: Place) -> None:
     form = PairForm(PairDecoder(image_size=IMAGE_SIZE), train_transform(IMAGE_SIZE, 0.9, 0.5), TextMask("none", CONTEXT_LENGTH))
-    batches = PairBatches(
-        open_epoch, lambda step: form, tokenizer, options.batch_size, 0, positions={0: place}, window_size=WINDOW
-    )
+    source = PairSource(open_epoch, lambda step: form, WINDOW)
+    batches = PairBatches([source], tokenizer, options.batch_size, 0, places={0: (place,)})
     next(iter(batches))
 
 
@@ -87,7 +87,7 @@ with tempfile.TemporaryDirectory() as folder:
         open_epoch = partial(
             shard_stream, open_files(f"{spec}/{{00..19}}.tar"), process=0, num_processes=1, num_workers=0, seed=0
         )
-        passed = [place for _, place in Windows(open_epoch, WINDOW, [0, 0]).epoch_from(Place())]
+        passed = [place for _, place in Windows(open_epoch, WINDOW, [0, 0, 0]).epoch_from(Place())]
         places = {name: passed[round(share * len(passed)) - 1] for name, share in PLACES.items()}
         steps = {name: partial(first_batch, open_epoch, tokenizer, place) for name, place in places.items()}
         times = side_by_side(steps, options.rounds, "cpu")

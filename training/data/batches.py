@@ -1,27 +1,25 @@
-"""Batches of image-text pairs from a stream: decoded, cropped, tokenised in worker processes; bad samples skipped and counted.
+"""Batches of image-text pairs, made in worker processes of one source or of several.
 
 Shapes: B pairs, S caption tokens.
 """
 
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
 
-import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_maskclip.data.decoding import SkippedSample, sample_key
+from hf_maskclip.data.decoding import SkippedSample
 from hf_maskclip.errors import TrainingStopped
 from training.data.forms import PairForm
-from training.data.naflex import GridPatches, NaFlexTransform, stack_grids
-from training.data.skipping import SkipMonitor
-from training.data.windows import Place, Windows
+from training.data.naflex import NaFlexTransform, stack_grids
+from training.data.pairs import Pair, PairReader, PairSource
+from training.data.windows import Place
 
-Sample = tuple[list[torch.Tensor | GridPatches], list[int], str]  # the pixels of each crop, token ids, key
+Places = tuple[Place, ...]  # of each source
 
 
 @dataclass
@@ -33,8 +31,9 @@ class Batch:
         texts: the arguments of the text tower, (B, S) each.
         keys: of the B samples.
         skipped: by cause, the samples passed over since this worker's last batch.
+        of_sources: the pairs of each source, by its name.
         worker: the number of the data worker that made it.
-        start, end: where that worker was before and after it.
+        starts, ends: where that worker was in each source before and after it.
         spatial_shapes: for NaFlex, the rows and columns of patches (B * V, 2).
     """
 
@@ -42,9 +41,10 @@ class Batch:
     texts: dict[str, torch.Tensor]
     keys: list[str]
     skipped: Counter[str]
+    of_sources: Counter[str]
     worker: int
-    start: Place
-    end: Place
+    starts: Places
+    ends: Places
     spatial_shapes: torch.LongTensor | None = None
 
     @property
@@ -98,119 +98,107 @@ def pad_tokens(
 class PairBatches(torch.utils.data.IterableDataset):
     """Endless training batches of the shards that fall to this process and worker.
 
-    An epoch is one pass over all samples. Where no more batch can come, the last item is a [`Stopped`].
+    Each batch has of every source its share, rounded up or down by chance. An epoch of a source is one pass over its samples.
+    Where no more batch can come, the last item is a [`Stopped`].
 
     Args:
-        open_epoch: the stream of an epoch, by its number. (`IterableDataset.set_epoch` will not do: it sets the epoch of all
-            workers of a process, which need not be in the same one.)
-        form_at: from the number of a training step to the form of its pairs.
-        max_skipped_share: of a worker's last 1,000 samples, how many may give no pair.
-        positions: where each worker begins, by its number; those left out begin at the beginning. The window that it is in is
-            read again, but not decoded.
+        max_skipped_share: of a worker's last 1,000 samples of a source, how many may give no pair.
+        places: of each source, where each worker begins, by its number; those left out begin at the beginning.
         first_step: that the first batch of the first worker is for. The workers take turns.
-        window_size: rows that are shuffled together, as in [`Windows`].
     """
 
     def __init__(
         self,
-        open_epoch: Callable[[int], datasets.IterableDataset],
-        form_at: Callable[[int], PairForm],
+        sources: Sequence[PairSource],
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         seed: int,
         max_skipped_share: float = 0.5,
-        positions: dict[int, Place] | None = None,
+        places: dict[int, Places] | None = None,
         text_form: TextForm = TextForm(),
         first_step: int = 1,
-        window_size: int = 0,
     ):
-        self.open_epoch, self.form_at, self.first_step = open_epoch, form_at, first_step
-        self.tokenizer, self.text_form, self.window_size = tokenizer, text_form, window_size
-        self.batch_size, self.seed, self.max_skipped_share = batch_size, seed, max_skipped_share
-        self.positions: dict[int, Place] = positions or {}
+        self.sources, self.tokenizer, self.batch_size, self.seed = tuple(sources), tokenizer, batch_size, seed
+        self.max_skipped_share, self.text_form, self.first_step = max_skipped_share, text_form, first_step
+        self.places: dict[int, Places] = places or {}
 
     def __iter__(self) -> Iterator[Batch | Stopped]:
         info = torch.utils.data.get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        step = self.first_step + worker
-        start = self.positions.get(worker, Place())
-        pairs: dict[str, Sample] = {}  # by their keys: in one batch, a pair would be its own negative
-        skipped: Counter[str] = Counter()
-        num_repeated = 0  # since a pair was added
+        starts = self.places.get(worker, (Place(),) * len(self.sources))
+        readers = [
+            PairReader(source, self.tokenizer, number, worker, self.seed, start, self.max_skipped_share)
+            for number, (source, start) in enumerate(zip(self.sources, starts, strict=True))
+        ]
         try:
-            monitor = SkipMonitor(self.max_skipped_share)
-            windows = Windows(self.open_epoch, self.window_size, [self.seed, worker])
-            for row, place in endless_rows(windows, start, monitor):
-                sample = self._read(row, place.epoch, self.form_at(step), monitor)
-                if isinstance(sample, SkippedSample):
-                    skipped[str(sample)] += 1
-                    continue
-                if sample[2] in pairs:
-                    skipped["key_repeated"] += 1
-                    num_repeated += 1
-                    self._check_progress(len(pairs), num_repeated)
-                    continue
-                pairs[sample[2]], num_repeated = sample, 0
-                if len(pairs) == self.batch_size:
-                    yield self._collate(list(pairs.values()), self.form_at(step), skipped, worker, start, place)
-                    pairs, skipped, start, step = {}, Counter(), place, step + num_workers
+            for step in count(self.first_step + worker, num_workers):
+                yield self._batch(readers, worker, step)
         except TrainingStopped as stopped:  # raised here, it would reach the training process as a traceback
             yield Stopped(str(stopped))
 
-    def _check_progress(self, num_pairs: int, num_repeated: int) -> None:
+    def _batch(self, readers: list[PairReader], worker: int, step: int) -> Batch:
+        """The next batch. Raises TrainingStopped where no more can come."""
+        skipped: Counter[str] = Counter()
+        starts = tuple(reader.place for reader in readers)
+        pairs: list[Pair] = []
+        numbers = self._pairs_of_sources(step)
+        for reader, number in zip(readers, numbers, strict=True):
+            try:
+                pairs += self._read(reader, step, number, skipped)
+            except TrainingStopped as stopped:
+                raise TrainingStopped(f"{reader.source.name}: {stopped}" if len(readers) > 1 else str(stopped)) from None
+        of_sources = Counter({reader.source.name: number for reader, number in zip(readers, numbers, strict=True)})
+        ends = tuple(reader.place for reader in readers)
+        return self._collate(pairs, self.sources[0].form_at(step), skipped, of_sources, worker, starts, ends)
+
+    def _pairs_of_sources(self, step: int) -> list[int]:
+        """The pairs that each source gives to the batch of a step: by systematic sampling, so that shares are right in the mean
+        and each number differs by less than 1 from its share."""
+        offset = np.random.default_rng([self.seed, step]).random()
+        ends = np.cumsum([source.share for source in self.sources]) * self.batch_size
+        ends[-1] = self.batch_size  # whatever the sum of the shares is rounded to
+        return np.diff(np.ceil(ends - offset).astype(int), prepend=0).tolist()
+
+    def _read(self, reader: PairReader, step: int, number: int, skipped: Counter[str]) -> list[Pair]:
+        """So many different pairs of a source; what is passed over is counted in `skipped`."""
+        pairs: dict[str, Pair] = {}  # by their keys: in one batch, a pair would be its own negative
+        num_repeated = 0  # since a pair was added
+        while len(pairs) < number:
+            pair = reader.next_pair(step)
+            if isinstance(pair, SkippedSample):
+                skipped[str(pair)] += 1
+            elif pair.key in pairs:
+                skipped["key_repeated"] += 1
+                num_repeated += 1
+                self._check_progress(len(pairs), number, num_repeated)
+            else:
+                pairs[pair.key], num_repeated = pair, 0
+        return list(pairs.values())
+
+    def _check_progress(self, num_pairs: int, number: int, num_repeated: int) -> None:
         """Raises TrainingStopped where all pairs of an unfinished batch came twice again, and no other."""
         if num_repeated > 2 * num_pairs:
+            part = f"the {number} that its weight has of " if number < self.batch_size else ""
             raise TrainingStopped(
-                f"a data worker has {num_pairs} different pairs, too few for batch_size={self.batch_size}: "
-                "use a smaller one, or fewer num_workers"
+                f"a data worker has {num_pairs} different pairs, too few for {part}batch_size={self.batch_size}: "
+                f"use a smaller one, {'a smaller weight, ' if part else ''}or fewer num_workers"
             )
 
-    def _read(self, row: dict[str, Any], epoch: int, form: PairForm, monitor: SkipMonitor) -> Sample | SkippedSample:
-        """Pixels, token ids and key of a row, or the SkippedSample in place of one that gives no pair."""
-        shard = str(row.get("__url__", "the stream"))
-        try:
-            sample = self._decode(row, epoch, form)
-        except SkippedSample as skipped:
-            monitor.count_skipped(str(skipped), sample_key(row), shard)
-            return skipped
-        monitor.count_used(shard)
-        return sample
-
-    def _decode(self, row: dict[str, Any], epoch: int, form: PairForm) -> Sample:
-        key = sample_key(row)
-        rng = np.random.default_rng([self.seed, epoch, zlib.crc32(key.encode())])
-        picture, caption = form.decoder(row, rng)
-        token_ids = form.text_mask.encode(self.tokenizer, caption, rng)
-        # The transforms draw from PyTorch's global generator; seeded by the sample they do not depend on order or worker.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))
-            return [form.transform(picture) for _ in range(form.num_crops)], token_ids, key
-
     def _collate(
-        self, samples: list[Sample], form: PairForm, skipped: Counter[str], worker: int, start: Place, end: Place
+        self,
+        pairs: list[Pair],
+        form: PairForm,
+        skipped: Counter[str],
+        of_sources: Counter[str],
+        worker: int,
+        starts: Places,
+        ends: Places,
     ) -> Batch:
-        crops, token_ids, keys = zip(*samples, strict=True)
-        pixels = [crop for of_picture in crops for crop in of_picture]
-        texts = pad_tokens(self.tokenizer, list(token_ids), form.text_mask.num_tokens, self.text_form)
+        pixels = [crop for pair in pairs for crop in pair.crops]
+        texts = pad_tokens(self.tokenizer, [pair.token_ids for pair in pairs], form.text_mask.num_tokens, self.text_form)
         if isinstance(form.transform, NaFlexTransform):
             pixel_values, spatial_shapes = stack_grids(pixels, form.transform.max_num_patches)
         else:
             pixel_values, spatial_shapes = torch.stack(pixels), None
-        return Batch(pixel_values, texts, list(keys), skipped, worker, start, end, spatial_shapes)
-
-
-def endless_rows(windows: Windows, place: Place, monitor: SkipMonitor) -> Iterator[tuple[dict[str, Any], Place]]:
-    """The rows of a stream from a place on, epoch after epoch, each with the place after it.
-
-    Raises:
-        TrainingStopped: too many samples give no pair.
-    """
-    while True:
-        is_empty = place == Place(place.epoch)
-        for row, after in windows.epoch_from(place):
-            is_empty = False
-            yield row, after
-        if is_empty:
-            monitor.count_skipped("epoch_empty", "", "the stream")
-        monitor.end_epoch()
-        place = Place(place.epoch + 1)
+        keys = [pair.key for pair in pairs]
+        return Batch(pixel_values, texts, keys, skipped, of_sources, worker, starts, ends, spatial_shapes)

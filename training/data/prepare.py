@@ -3,7 +3,7 @@
 Shapes: B pairs of this process.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from datasets import IterableDataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hf_maskclip.data.source import Source
 from hf_maskclip.dual_encoders import image_size_of
 from hf_maskclip.errors import fail
 from hf_maskclip.evaluation.datasets.find import Request, find_evaluations
@@ -26,6 +25,8 @@ from training.config import TrainingConfig
 from training.data.batches import PairBatches, TextForm
 from training.data.forms import FormByStep, pair_forms
 from training.data.loader import build_loader, usable_workers
+from training.data.mix import Mix
+from training.data.pairs import PairSource
 from training.data.position import LoaderState
 from training.data.shuffling import shard_stream
 from training.data.words import count_words, counts_of_checkpoint, read_given_counts
@@ -40,7 +41,7 @@ class RunData:
         word_counts: that the text mask goes by; empty where it goes by none.
     """
 
-    source: Source
+    mix: Mix
     loader: DataLoader
     state: LoaderState
     num_batches_used: int
@@ -48,33 +49,40 @@ class RunData:
     word_counts: dict[str, float]
 
 
-def with_usable_workers(config: TrainingConfig, num_shards: int, accelerator: Accelerator) -> TrainingConfig:
-    """The options with no more data workers than there are shards for, which is said."""
+def with_usable_workers(config: TrainingConfig, mix: Mix, accelerator: Accelerator) -> TrainingConfig:
+    """The options with no more data workers than each source has shards for, which is said."""
+    smallest = mix.with_fewest_shards
+    num_shards = smallest.source.stream.num_shards
     num_readers = accelerator.num_processes if config.stream == "exact" else 1
     num_workers = usable_workers(num_shards, num_readers, config.num_workers)
     if num_workers < config.num_workers and accelerator.is_main_process:
-        used = f"uses {num_workers}, for train_data={config.train_data!r} has {num_shards} shards"
+        used = f"uses {num_workers}, for train_data={smallest.name!r} has {num_shards} shards"
         print(f"num_workers={config.num_workers}: {used}")
     return replace(config, num_workers=num_workers)
 
 
-def epoch_opener(source: Source, config: TrainingConfig, accelerator: Accelerator) -> Callable[[int], IterableDataset]:
-    """A function that gives this process its part of the stream in an epoch.
+def epoch_openers(mix: Mix, config: TrainingConfig, accelerator: Accelerator) -> list[Callable[[int], IterableDataset]]:
+    """Functions that give this process its part of each source in an epoch.
 
     Raises:
         ConfigError: too few shards.
     """
-    open_epoch = partial(
-        shard_stream,
-        source.stream,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        resampled=config.stream == "resampled",
-    )
-    open_epoch(0)  # so that it raises now, not in a worker
-    return open_epoch
+    open_epochs = [
+        partial(
+            shard_stream,
+            mixed.source.stream,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            num_workers=config.num_workers,
+            seed=config.seed + number,  # so that a source which comes twice is not read in one order
+            resampled=config.stream == "resampled",
+            name=mixed.name,
+        )
+        for number, mixed in enumerate(mix.sources)
+    ]
+    for open_epoch in open_epochs:
+        open_epoch(0)  # so that it raises now, not in a worker
+    return open_epochs
 
 
 def counts_words(config: TrainingConfig, checkpoint: Path | None) -> bool:
@@ -104,8 +112,8 @@ def word_counts_of_run(config: TrainingConfig, checkpoint: Path | None, captions
 
 
 def prepare_data(
-    source: Source,
-    open_epoch: Callable[[int], IterableDataset],
+    mix: Mix,
+    open_epochs: Sequence[Callable[[int], IterableDataset]],
     config: TrainingConfig,
     checkpoint: Path | None,
     accelerator: Accelerator,
@@ -120,25 +128,34 @@ def prepare_data(
         ConfigError: evaluation data that cannot be used, or a checkpoint of another number of processes or workers.
     """
     image_size = image_size_of(model.config.vision_config, processor.image_processor)
-    source.decoder = replace(source.decoder, image_size=image_size)
+    for mixed in mix.sources:
+        mixed.source.decoder = replace(mixed.source.decoder, image_size=image_size)
     keys = PairKeys(config.image_key, config.caption_key)
-    evaluations = find_evaluations(config.eval_data or source.eval_data, Request(image_size=image_size, keys=keys))
+    evaluations = find_evaluations(config.eval_data or mix.eval_data, Request(image_size=image_size, keys=keys))
 
     is_exact, may_begin_anew = config.stream == "exact", config.resume == "fresh_pass"
     state = LoaderState(accelerator, config.num_workers, is_exact, may_begin_anew)
-    positions, num_batches_used = state.load(checkpoint) if checkpoint else ({}, 0)
+    places, num_batches_used = state.load(checkpoint, len(mix.sources)) if checkpoint else ({}, 0)
     text_length = context_length(model.config, processor.tokenizer)
     pads = family_of(model.config).pads_texts
+    sources = [
+        PairSource(
+            open_epoch,
+            FormByStep(timeline, pair_forms(mixed.source, config, model, processor, word_counts, timeline)),
+            round(mixed.share * config.shuffle_buffer) if mixed.source.needs_shuffling else 0,
+            mixed.name,
+            mixed.share,
+        )
+        for mixed, open_epoch in zip(mix.sources, open_epochs, strict=True)
+    ]
     batches = PairBatches(
-        open_epoch,
-        FormByStep(timeline, pair_forms(source, config, model, processor, word_counts, timeline)),
+        sources,
         processor.tokenizer,
         config.batch_size,
         config.seed,
         config.max_skipped_share,
-        positions,
+        places,
         TextForm(text_arguments(model.config, processor.tokenizer), text_length if pads else 0),
         first_step=timeline.steps_done + 1 - num_batches_used,
-        window_size=config.shuffle_buffer if source.needs_shuffling else 0,
     )
-    return RunData(source, build_loader(batches, config.num_workers), state, num_batches_used, evaluations, word_counts)
+    return RunData(mix, build_loader(batches, config.num_workers), state, num_batches_used, evaluations, word_counts)

@@ -16,6 +16,7 @@ def shard_stream(
     num_workers: int,
     seed: int,
     resampled: bool = False,
+    name: str = "",
 ) -> datasets.IterableDataset:
     """Shuffle the shards of a stream, as fits an epoch, and give this process its own; the DataLoader splits them over workers.
 
@@ -24,6 +25,7 @@ def shard_stream(
 
     Args:
         resampled: give each process all shards instead, in an order of its own.
+        name: of the source, for messages.
 
     Raises:
         ConfigError: fewer shards than processes x workers, or than workers where resampled.
@@ -32,11 +34,12 @@ def shard_stream(
     num_processes = 1 if resampled else num_processes
     workers, shards = max(1, num_workers), stream.num_shards
     if shards < num_processes * workers:
+        data = f"train_data={name!r}" if name else "train_data"
         raise ConfigError(
-            f"train_data has {shards} shards for {num_processes} processes x {workers} workers: "
+            f"{data} has {shards} shards for {num_processes} processes x {workers} workers: "
             f"use --num_workers {shards // num_processes} or split the data into at least {num_processes * workers} shards"
             if shards >= num_processes
-            else f"train_data has {shards} shards for {num_processes} processes: split the data into more shards, or let each "
+            else f"{data} has {shards} shards for {num_processes} processes: split the data into more shards, or let each "
             "process read all of them in an order of its own by --stream resampled"
         )
     stream = stream.shuffle(seed=int(np.random.default_rng(order).integers(2**31)), buffer_size=1, max_buffer_input_shards=1)

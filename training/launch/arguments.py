@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
@@ -28,8 +29,13 @@ def read_options(arguments: list[str], known: Fields) -> dict[str, Any]:
         values |= _read_yaml(Path(config_file))
     for key, value in given.items():
         with as_config_error(key, value):
-            values[key] = value if known[key].type is str else yaml.safe_load(value)
+            values[key] = value if _is_text(known[key].type, value) else yaml.safe_load(value)
     return {key: _typed(key, value, _field(key, known).type) for key, value in values.items()}
+
+
+def _is_text(allowed: Any, word: str) -> bool:
+    """Whether a word of the command line is text, not YAML; a name may have YAML's signs, such as the braces of a path."""
+    return allowed is str or (allowed == str | list and not re.match(r"\[\s*\{", word))
 
 
 def _parse(arguments: list[str], known: Fields) -> dict[str, str]:

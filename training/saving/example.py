@@ -12,7 +12,6 @@ from pathlib import Path
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, pipeline
 
-from hf_maskclip.data.source import Source
 from hf_maskclip.evaluation.pixels import load_picture
 from hf_maskclip.evaluation.tasks import Evaluation
 
@@ -49,17 +48,21 @@ by this code, which needs Transformers alone:
 
 
 def make_example(
-    folder: Path, evaluations: list[Evaluation], source: Source, tokenizer: PreTrainedTokenizerBase, context_length: int
+    folder: Path,
+    evaluations: list[Evaluation],
+    training_pairs: Iterable[tuple[Image.Image, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
 ) -> Example | None:
     """Write the picture into a run's folder and score it by the run's export; None where fewer captions than needed fit.
 
     Args:
         evaluations: pairs of retrieval, which are held out, go first.
-        source: of the training data, where there is no retrieval.
+        training_pairs: where there is no retrieval.
         context_length: tokens that a caption may have.
     """
     retrieval = [evaluation for evaluation in evaluations if evaluation.family == "retrieval"]
-    pairs = list(islice(_held_out(retrieval[0]) if retrieval else source.pairs(), LOOKED_AT))
+    pairs = list(islice(_held_out(retrieval[0]) if retrieval else training_pairs, LOOKED_AT))
     lengths = {caption: len(tokenizer(caption)["input_ids"]) for _, caption in pairs}
     shortest = sorted((pair for pair in pairs if lengths[pair[1]] <= context_length), key=lambda pair: lengths[pair[1]])
     captions = list(dict.fromkeys(caption for _, caption in shortest))[:NUM_CAPTIONS]

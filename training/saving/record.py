@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from hf_maskclip.data.decoding import SkippedSample
+from hf_maskclip.data.mix import mix_in_words
 from hf_maskclip.data.source import Source
 from hf_maskclip.errors import fail
 from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.config import TrainingConfig, option_name
+from training.data.mix import Mix
 from training.data.position import step_of
 from training.data.words import save_counts
 
@@ -33,8 +35,13 @@ PLACES = ("model", "tokenizer", "word_frequencies")  # of options that can name 
 LOOKED_AT = 16  # shards of which the first captions are read
 
 
-def data_identity(source: Source) -> dict[str, Any]:
-    """What tells training data wherever it lies: how many shards, and the first captions of some of them, as a hash each.
+def data_identity(mix: Mix) -> list[dict[str, Any]]:
+    """What tells the sources of a run wherever they lie, with their shares and keys."""
+    return [_source_identity(mixed.source) | {"share": mixed.share, "keys": list(mixed.keys)} for mixed in mix.sources]
+
+
+def _source_identity(source: Source) -> dict[str, Any]:
+    """What tells a source wherever it lies: how many shards, and the first captions of some of them, as a hash each.
 
     The hash is None where a shard cannot be read now, which says nothing of its captions.
     """
@@ -59,7 +66,7 @@ def _hash_of_captions(source: Source, shard: int) -> str | None:
 def write_record(
     folder: Path,
     config: TrainingConfig,
-    data: dict[str, Any],
+    data: list[dict[str, Any]],
     samples_seen: int,
     first_weights: str,
     word_counts: dict[str, float],
@@ -104,21 +111,35 @@ def _is_equal(key: str, value: Any, saved: Any) -> bool:
     return bool(are_places) and Path(value).resolve() == Path(saved).resolve()
 
 
-def check_data(checkpoint: Path, config: TrainingConfig, data: dict[str, Any]) -> None:
+def check_data(checkpoint: Path, config: TrainingConfig, data: list[dict[str, Any]]) -> None:
     """Raise a ConfigError where the training data is not the checkpoint's, wherever it lies now."""
     record = read_record(checkpoint)
-    saved = record["data"]
-    hashes = [(saved["captions"].get(shard), now) for shard, now in data["captions"].items()]
-    if data["shards"] != saved["shards"]:
-        difference = f"{data['shards']} shards, there {saved['shards']}"
-    elif any(None not in pair and pair[0] != pair[1] for pair in hashes):
-        difference = "its captions are others"
-    else:
-        return
-    fail(
-        f"resume: train_data={config.train_data!r} is other data than {record['options']['train_data']!r}, which {checkpoint} "
-        f"was trained on ({difference}): give the same, or another output_dir"
-    )
+    if not isinstance(record["data"], list):
+        fail(f"resume: {checkpoint} is of an older version, whose rows have another order; give another output_dir")
+    if difference := _difference(data, record["data"]):
+        now, then = mix_in_words(config.train_data), mix_in_words(record["options"]["train_data"])
+        fail(
+            f"resume: train_data={now!r} is other data than {then!r}, which {checkpoint} "
+            f"was trained on ({difference}): give the same, or another output_dir"
+        )
+
+
+def _difference(data: list[dict[str, Any]], saved: list[dict[str, Any]]) -> str:
+    """How sources differ from those of a checkpoint; empty where they do not."""
+    if len(data) != len(saved):
+        return f"{len(data)} sources, there {len(saved)}"
+    for number, (now, then) in enumerate(zip(data, saved, strict=True), start=1):
+        of = f"source {number}: " if len(data) > 1 else ""
+        hashes = [(then["captions"].get(shard), digest) for shard, digest in now["captions"].items()]
+        if now["shards"] != then["shards"]:
+            return f"{of}{now['shards']} shards, there {then['shards']}"
+        if abs(now["share"] - then["share"]) > 1e-9:
+            return f"{of}a share of {now['share']:.3g}, there {then['share']:.3g}"
+        if now["keys"] != then["keys"]:
+            return f"{of}the keys {' and '.join(map(repr, now['keys']))}, there {' and '.join(map(repr, then['keys']))}"
+        if any(None not in pair and pair[0] != pair[1] for pair in hashes):
+            return f"{of}its captions are others"
+    return ""
 
 
 def check_budget(checkpoint: Path, config: TrainingConfig, num_steps: int, samples_seen: int) -> None:
