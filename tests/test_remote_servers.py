@@ -1,7 +1,10 @@
 """Proves that shards are read from S3, the Hub and the web, and that whatever a server does (falls silent, fails, hangs up,
-loses a file) is tried again, and then costs the shard alone. Nothing here waits for ever: each server is given up in seconds."""
+loses a file) is tried again, and then costs the shard alone. Nothing here waits for ever: the tests have time limits."""
 
+import json
 import os
+import re
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from urllib.parse import urlsplit
 import datasets
 import fsspec
 import pytest
+from fsspec.registry import _registry as REGISTRY
 from helpers import pair, write_shard
 from hub_server import HubServer
 
@@ -164,3 +168,44 @@ def test_s3_is_read_where_the_environment_says_it_is(bucket, caplog):
     assert "c.tar: the rest of this shard is unreadable (FileNotFoundError" in caplog.text
     with pytest.raises(ConfigError, match="no file matches|cannot be read"):
         open_files(f"{bucket}/nothing-*.tar")
+
+
+READ = """
+import sys, json
+from hf_maskclip.data.sources import open_files
+print(json.dumps({spec: [row["__key__"] for row in open_files(spec)] for spec in sys.argv[1:]}))
+"""
+
+
+@pytest.mark.slow
+def test_shards_on_the_hub_are_read_by_their_paths(tmp_path):
+    """In a new process, for the client reads its settings once, when it is imported."""
+    write_both_kinds(tmp_path)
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_TOKEN": "hf_test"}
+    start = "hf://datasets/org/pairs/train"
+    tars, tables = f"{start}/{{a,b}}.tar", f"{start}/?.parquet"
+    with HubServer() as hub:
+        hub.repositories["datasets/org/pairs"] = {f"train/{file.name}": file.read_bytes() for file in tmp_path.glob("?.*")}
+        environment = os.environ | settings | {"HF_ENDPOINT": hub.address}
+        command = [sys.executable, "-c", READ, tars, tables]
+        finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    found = json.loads(finished.stdout.splitlines()[-1])
+    assert found[tars] == ROWS
+    assert found[tables] == [f"{start}/{name}.parquet#{n}" for name in "ab" for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "package"),
+    [("s3", "s3fs"), ("gs", "gcsfs"), ("gcs", "gcsfs"), ("abfs", "adlfs"), ("oss", "ossfs"), ("oci", "ocifs")],
+)
+@pytest.mark.parametrize("name", ["a.tar", "*.parquet"])
+def test_a_client_that_is_absent_is_one_line_with_the_package_to_install(protocol, package, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(REGISTRY, protocol, raising=False)
+    spec = f"{protocol}://bucket/{name}"
+    with pytest.raises(
+        ConfigError, match=rf"^'{re.escape(spec)}': cannot be read \(ImportError: .*[Ii]nstall {package} "
+    ) as error:
+        open_files(spec)
+    assert "\n" not in str(error.value)
