@@ -93,7 +93,7 @@ def test_a_checkpoint_of_an_older_order_is_refused(run):
     _, _, folder = run(checkpoint_every=2)
     (file,) = (folder / "checkpoints" / "step-00000004").glob("data_process_0.json")
     state = json.loads(file.read_text())
-    assert state.pop("places")
+    assert state.pop("places_in_sources")
     file.write_text(json.dumps(state | {"positions": {"0": [0, 12]}}))
     with pytest.raises(ConfigError, match="is of an older version, whose rows have another order"):
         run(checkpoint_every=2, resume="auto", max_steps=6)
