@@ -1,4 +1,4 @@
-"""A small Hub on loopback for tests: create, validate, upload, commit and resolve, as the real client asks for them."""
+"""A small Hub on loopback for tests: create, validate, upload, commit, list and resolve, as the real client asks for them."""
 
 import base64
 import hashlib
@@ -6,14 +6,14 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "1" * 40
 
 
 class HubServer:
     """Keeps repositories in memory: name -> path -> content. `private` has the names of those that were created private.
-    A Space's name begins with spaces/, as in its address."""
+    A Space's name begins with spaces/, as in its address, and a data set's with datasets/."""
 
     def __init__(self):
         self.repositories: dict[str, dict[str, bytes]] = {}
@@ -66,8 +66,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"transfer": "basic", "objects": upload})
         elif found := re.fullmatch(r"/api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/commit/main", path):
             self._commit(found[1], body)
+        elif found := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/paths-info/.+", path):
+            asked = parse_qs(body.decode())["paths"] if body[:1] != b"{" else json.loads(body)["paths"]
+            self._answer([file for file in self._files(found[1]) if file["path"] in asked])
         else:
             self._missing()
+
+    def _files(self, name: str) -> list[dict]:
+        files = self.hub.repositories.get(name, {})
+        folders = sorted({path.rpartition("/")[0] for path in files} - {""})
+        listed = [{"type": "directory", "path": path, "oid": "1" * 40} for path in folders]
+        return listed + [{"type": "file", "path": path, "size": len(files[path]), "oid": "1" * 40} for path in files]
 
     def _commit(self, name: str, body: bytes) -> None:
         repository = self.hub.repositories[name]
@@ -99,11 +108,20 @@ class _Handler(BaseHTTPRequestHandler):
             if found[1] in self.hub.repositories:
                 names = [{"rfilename": name} for name in self.hub.repositories[found[1]]]
                 return self._answer({"id": found[1], "modelId": found[1], "sha": COMMIT, "tags": [], "siblings": names})
-        found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
+        if found := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)(/revision/.+|/tree/.+)?", path):
+            if found[1] in self.hub.repositories:
+                about = {"id": found[1].removeprefix("datasets/"), "sha": COMMIT, "tags": []}
+                return self._answer(self._files(found[1]) if "/tree/" in path else about)
+        found = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
         content = self.hub.repositories.get(found[1], {}).get(found[2]) if found else None
         if content is None:
             return self._missing()
-        self.send_response(200)
+        status, whole = 200, len(content)
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            status, content = 206, content[int(asked[1]) : int(asked[2]) + 1]
+        self.send_response(status)
+        if asked:
+            self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(content) - 1}/{whole}")
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(content)))
@@ -116,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         return path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _answer(self, content: dict) -> None:
+    def _answer(self, content: dict | list) -> None:
         body = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -89,8 +89,10 @@ def test_a_server_that_falls_silent_is_tried_again_and_then_counted(times, is_lo
     assert is_lost or read[:6] == [f"a{n}" for n in range(6)]
 
 
-def test_only_the_web_has_a_time_limit_and_a_long_download_has_none(tmp_path):
-    assert remote.storage_options(str(tmp_path / "a.tar")) == remote.storage_options("s3://bucket/a.tar") == {}
+def test_the_web_and_s3_have_time_limits_and_a_long_download_has_none(tmp_path):
+    assert remote.storage_options(str(tmp_path / "a.tar")) == remote.storage_options("gs://bucket/a.tar") == {}
+    limits = remote.storage_options("s3://bucket/a.tar")["s3"]["config_kwargs"]
+    assert limits == {"connect_timeout": 12, "read_timeout": 12, "retries": {"max_attempts": 0}}  # five times of s3fs
     timeouts = remote.storage_options("zip://a.tar::https://host/b.zip")["https"]["client_kwargs"]["timeout"]
     assert (timeouts.total, timeouts.sock_read, timeouts.sock_connect) == (None, 60, 60)
 

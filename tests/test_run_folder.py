@@ -1,16 +1,22 @@
-"""Proves that a run's folder has one writer at a time, and that a folder that cannot be written is found before anything is
-read or built."""
+"""Proves that a run's folder has one writer at a time, that all processes have to see the same one, and that a folder that
+cannot be written is found before anything is read or built."""
 
 import os
 import socket
 import stat
+from functools import partial
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from processes import in_two_processes
 
+from hf_maskclip.distributed import world_size
 from hf_maskclip.errors import ConfigError
 from training import run as run_module
-from training.saving.folder import FolderLock, check_output_dir, read_state, write_state
+from training.saving import folder as folder_module
+from training.saving.checkpoint import check_all_see, latest_checkpoint
+from training.saving.folder import FolderLock, check_is_shared, check_output_dir, read_state, write_state
 
 
 def test_a_second_run_in_a_folder_is_one_line_and_leaves_it_alone(run, tmp_path):
@@ -75,3 +81,31 @@ def test_a_read_only_folder_is_one_line(tmp_path):
 def test_looking_at_a_folder_leaves_nothing_behind(tmp_path):
     check_output_dir(tmp_path / "runs" / "new")
     assert list(tmp_path.iterdir()) == []
+
+
+def go_on_in(folders: list[Path], rank: int) -> str:
+    """What a process of two says that sees this folder where its run begins or goes on."""
+    assert world_size() == 2
+    folder_module.SECONDS_TO_APPEAR = 0
+    check_all_see(latest_checkpoint(folders[rank]), folders[rank])
+    if rank == 0:
+        write_state(folders[rank], is_resumed=False)
+    check_is_shared(folders[rank])
+    return "went on"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", [("a", "b"), ("a",), ()])
+def test_machines_that_do_not_share_a_folder_are_one_line_on_all_of_them(checkpoints, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    for name in checkpoints:
+        (tmp_path / name / "checkpoints" / "step-00000003").mkdir(parents=True)
+    a, b = tmp_path / "a", tmp_path / "b"
+    message = "process 1 of step 0 (0: none); all machines need" if len(checkpoints) == 1 else "process 1 sees another folder"
+    for line in in_two_processes(partial(go_on_in, [a, b]), tmp_path):
+        assert line.startswith("output_dir='")
+        assert message in line
+        assert "\n" not in line
+    (tmp_path / "init").unlink(missing_ok=True)
+    assert in_two_processes(partial(go_on_in, [a, a]), tmp_path) == ["went on", "went on"]

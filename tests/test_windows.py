@@ -2,9 +2,12 @@
 if it had never stopped, without reading the epoch again."""
 
 import json
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 
 import datasets
 import numpy as np
@@ -31,6 +34,12 @@ def open_epoch():
     stream = datasets.IterableDataset.from_generator(rows_of_shards, gen_kwargs={"shards": list(range(SHARDS))})
     reads.clear()
     return partial(shard_stream, stream, process=0, num_processes=1, num_workers=0, seed=3)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """For a thread. A test that waits in vain fails by its time limit."""
+    while not is_so():
+        time.sleep(0.001)
 
 
 def keys_from(windows: Windows, place: Place) -> list[str]:
@@ -75,8 +84,10 @@ def test_going_on_reads_a_window_and_the_shard_that_it_begins_in_wherever_it_is(
     places = [place for _, place in windows.epoch_from(Place())]
     for place in places[:-1]:
         reads.clear()
-        next(windows.epoch_from(place))
-        assert 0 < reads.total() <= ROWS + 2 * size  # at the end of a window the next one is read, too
+        reader = windows.epoch_from(place)
+        next(reader)
+        reader.close()
+        assert 0 < reads.total() <= ROWS + 3 * size + 1  # at the end of a window the next one is read, too; and one ahead
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
@@ -104,3 +115,48 @@ def test_saved_data_sets_are_gone_on_with_too(tmp_path):
     for number in (1, 49, 50, 51, 299, 300, 301, 555):
         found = [row["caption"] for row, _ in windows.epoch_from(whole[number - 1][1])]
         assert found == [row["caption"] for row, _ in whole[number:]]
+
+
+def test_the_next_window_is_read_while_one_is_used_and_no_other(open_epoch):
+    reader = Windows(open_epoch, 20, [0]).epoch_from(Place())
+    for _ in range(21):
+        next(reader)
+        wait_until(lambda: reads.total() == 41)  # the first window has a row more
+    assert reads.total() == 41
+    next(reader)
+    wait_until(lambda: reads.total() == 61)
+    reader.close()
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")] == []
+    assert reads.total() == 61
+
+
+def test_a_reader_that_stops_leaves_no_thread_in_the_middle_of_a_window():
+    has_begun = threading.Event()
+
+    def endless(shards):
+        for number in count():
+            if number == 8:
+                has_begun.set()
+            yield {"__key__": str(number)}
+
+    stream = datasets.IterableDataset.from_generator(endless, gen_kwargs={"shards": [0]})
+    windows = Windows(lambda epoch: stream, 10**9, [0])
+    windows._length = lambda window: 5 if window == 0 else 10**9
+    reader = windows.epoch_from(Place())
+    next(reader)
+    assert has_begun.wait(20)
+    reader.close()  # or this waits for a window without end
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")] == []
+
+
+def test_what_reading_raises_comes_where_its_rows_would_have_come(open_epoch):
+    def broken(shards):
+        yield from ({"__key__": str(number)} for number in range(12))
+        raise OSError("the disk is gone")
+
+    stream = datasets.IterableDataset.from_generator(broken, gen_kwargs={"shards": [0]})
+    reader, read = Windows(lambda epoch: stream, 5, [0]).epoch_from(Place()), []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for row, _ in reader:
+            read.append(row["__key__"])
+    assert len(read) == 11  # the windows of 6 and 5 rows; the third one failed

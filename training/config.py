@@ -124,7 +124,7 @@ class TrainingConfig:
         0.5, "probability of a horizontal flip (never for scenes, whose captions say left and right); 0 is off", SHARE
     )
     shuffle_buffer: int = option(
-        2000, "samples that a worker holds undecoded and shuffles at a time; 0 is off (shards are still shuffled)"
+        2000, "samples that a worker shuffles at a time, and holds twice, undecoded; 0 is off (shards are still shuffled)"
     )
     stream: Literal["exact", "resampled"] = option(
         "exact",

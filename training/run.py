@@ -48,7 +48,7 @@ from training.model.tuning import Tuning, check_tuning, prepare_tuning
 from training.parallel.choose import check_checkpoint, requested_parallel
 from training.parallel.interface import Parallel
 from training.patch_selection import PatchSelector
-from training.saving.checkpoint import latest_checkpoint, save_checkpoint
+from training.saving.checkpoint import check_all_see, latest_checkpoint, save_checkpoint
 from training.saving.folder import FolderLock, check_output_dir
 from training.saving.record import (
     check_budget,
@@ -191,6 +191,7 @@ def prepare(config: TrainingConfig, parallel: type[Parallel] | None = None, phas
     check_tuning(config)
     parallel = parallel or requested_parallel()
     accelerator = start_accelerator(config)
+    check_all_see(checkpoint, Path(config.output_dir))
     samples_before = read_record(checkpoint)["samples_seen"] if checkpoint else 0
     steps_done, processes = step_of(checkpoint), accelerator.num_processes
     num_steps, warmup_steps = config.schedule(processes, steps_done, samples_before)

@@ -29,7 +29,7 @@ from training.model.tuning import tuning_in_words
 from training.run import Run
 from training.saving.checkpoint import prepare_output_dir
 from training.saving.example import make_example
-from training.saving.folder import FolderLock, write_state
+from training.saving.folder import FolderLock, check_is_shared, write_state
 from training.tracking import MetricsLog, draw_curves, read_metrics, start_tracker
 
 # The masks of `masks.png`. Of few patches CLIP-PGS 0.3 and 0.5 leave the same ones: one column stands for both.
@@ -50,6 +50,7 @@ def start_reports(run: Run) -> MetricsLog:
         if run.data.word_counts:
             save_counts(run.output_dir, run.data.word_counts)
     run.accelerator.wait_for_everyone()
+    check_is_shared(run.output_dir)
     start_tracker(run.accelerator, run.config, run.steps_done)
     log = MetricsLog(run.accelerator, run.output_dir)
     log.forget_after(run.steps_done)

@@ -2,11 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import islice
+from contextlib import closing
+from functools import partial
+from itertools import islice, takewhile
+from threading import Event
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+
+from training.data.read_ahead import one_ahead
 
 UNSHUFFLED_WINDOW = 256  # rows; as many are read again where a run goes on with rows that are not shuffled
 
@@ -31,7 +36,7 @@ class Place(NamedTuple):
 
 
 class Windows:
-    """The rows of a stream in their order. One window of undecoded rows is in memory at a time.
+    """The rows of a stream in their order. At most two windows of undecoded rows are in memory: the next is read ahead.
 
     Args:
         open_epoch: the stream of an epoch, by its number, with its shards in an order of their own.
@@ -47,13 +52,20 @@ class Windows:
         stream = self.open_epoch(place.epoch)
         if place.start:
             stream.load_state_dict(place.start)
-        rows, (_, number, start, used) = iter(stream), place
+        _, number, start, used = place
+        with closing(one_ahead(partial(self._read, stream, number))) as windows:
+            for window, after in windows:
+                for count, index in enumerate(self._order(place.epoch, number, len(window))[used:], start=used + 1):
+                    row, window[index] = window[index], None  # makes room for the next window
+                    yield row, Place(place.epoch, number, start, count)
+                number, start, used = number + 1, after, 0
+
+    def _read(self, stream: datasets.IterableDataset, number: int, has_stopped: Event) -> Iterator[tuple[list[Any], dict]]:
+        """The rows of each window from a number on, with the state of the stream after them."""
+        rows = takewhile(lambda row: not has_stopped.is_set(), stream)
         while window := list(islice(rows, self._length(number))):
-            after = stream.state_dict()
-            for count, index in enumerate(self._order(place.epoch, number, len(window))[used:], start=used + 1):
-                yield window[index], Place(place.epoch, number, start, count)
-            window.clear()  # before the next one is read
-            number, start, used = number + 1, after, 0
+            yield window, stream.state_dict()
+            number += 1
 
     def _length(self, window: int) -> int:
         """The rows of a window. The first has one more, lest windows end where shards of a round number of rows do.

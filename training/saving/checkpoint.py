@@ -11,8 +11,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hf_maskclip.errors import TrainingStopped
-from training.data.position import LoaderState
+from hf_maskclip.distributed import gather_numbers
+from hf_maskclip.errors import TrainingStopped, fail
+from training.data.position import LoaderState, step_of
 from training.stopping import all_finite
 
 
@@ -66,6 +67,17 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
     """The last complete checkpoint of a run, or None."""
     complete = _complete(output_dir)
     return complete[-1] if complete else None
+
+
+def check_all_see(checkpoint: Path | None, output_dir: Path) -> None:
+    """Raise a ConfigError on all processes where they would go on from different checkpoints."""
+    steps = gather_numbers(step_of(checkpoint))
+    for process, step in enumerate(steps):
+        if step != steps[0]:
+            fail(
+                f"output_dir={str(output_dir)!r}: process 0 sees a last checkpoint of step {steps[0]} there, process {process} "
+                f"of step {step} (0: none); all machines need a shared folder, on one file system"
+            )
 
 
 def _complete(output_dir: Path) -> list[Path]:

@@ -1,4 +1,5 @@
-"""The folder of a run: that it can be written, that one run at a time writes it, and by which id trackers know the run.
+"""The folder of a run: that it can be written, that one run at a time writes it, that all machines see the same one, and by
+which id trackers know the run.
 
 `run.lock` is locked as long as the run lasts, by the system, so that no crash leaves it locked. `run.json` says who holds it.
 """
@@ -8,14 +9,18 @@ import os
 import secrets
 import socket
 import tempfile
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hf_maskclip.distributed import gather_numbers
 from hf_maskclip.errors import fail
 
 LOCK, STATE = "run.lock", "run.json"
+SECONDS_TO_APPEAR = 60  # in which a network file system shows all machines what one of them has written
 
 
 def check_output_dir(output_dir: Path) -> None:
@@ -68,3 +73,24 @@ def write_state(output_dir: Path, is_resumed: bool) -> None:
     partial = output_dir / f"{STATE}.partial"
     partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     partial.replace(output_dir / STATE)
+
+
+def check_is_shared(output_dir: Path) -> None:
+    """Raise a ConfigError on all processes where one does not see what the main process has just written by `write_state`.
+
+    Each process writes its part of a checkpoint, and a run goes on from what all of them see.
+    """
+    file = output_dir / STATE
+    written, deadline = gather_numbers(_checksum(file))[0], time.monotonic() + SECONDS_TO_APPEAR
+    while _checksum(file) != written and time.monotonic() < deadline:
+        time.sleep(1)
+    for process, seen in enumerate(gather_numbers(_checksum(file))):
+        if seen != written:
+            fail(
+                f"output_dir={str(output_dir)!r}: process {process} sees another folder there than process 0; "
+                "all machines need a shared one, on one file system"
+            )
+
+
+def _checksum(file: Path) -> int:
+    return zlib.crc32(file.read_bytes()) if file.is_file() else 0
