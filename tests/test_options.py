@@ -94,7 +94,7 @@ def image_key(on: Effects):
 
 def caption_key(on: Effects):
     texts = on.both(lambda run: list(run.data.mix.captions(1).values()), caption_key="json.captions")
-    assert texts == (["a red ball on grass number 0"], ["first of 0", "second of 0"])
+    assert texts == ([["a red ball on grass number 0"]], [["first of 0", "second of 0"]])
 
 
 def crop_scale(on: Effects):
@@ -123,7 +123,7 @@ def shuffle_buffer(on: Effects):
 
 def stream(on: Effects):
     def way(run: Run) -> tuple[bool, bool]:
-        return run.data.state.is_exact, run.data.loader.dataset.open_epoch.keywords["resampled"]
+        return run.data.state.is_exact, run.data.loader.dataset.sources[0].open_epoch.keywords["resampled"]
 
     assert on.both(way, stream="resampled") == ((True, False), (False, True))
 

@@ -26,12 +26,12 @@ def word_frequencies(on: Effects):
     counted, given = (on.prepared(**frequency, word_frequencies=file).data for file in ("", str(on.tmp_path / "words.json")))
     assert counted.word_counts["number"] == 20
     assert given.word_counts == {"grass": 3, "a": 1}
-    assert given.loader.dataset.form_at(1).text_mask.discard == {"grass": 1 - 3**-0.5, "a": 0.0}
+    assert given.loader.dataset.sources[0].form_at(1).text_mask.discard == {"grass": 1 - 3**-0.5, "a": 0.0}
 
 
 def word_threshold(on: Effects):
     frequency = {"text_mask": "frequency", "text_tokens": 4}
     runs = [on.prepared(**frequency, word_threshold=threshold) for threshold in (0.0, 1.0)]
-    by_rule, given = (run.data.loader.dataset.form_at(1).text_mask.discard for run in runs)
+    by_rule, given = (run.data.loader.dataset.sources[0].form_at(1).text_mask.discard for run in runs)
     assert max(by_rule.values()) > 0.5
     assert set(given.values()) == {0.0}

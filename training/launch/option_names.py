@@ -24,7 +24,7 @@ OTHER_NAMES = {
     "compile": "torchcompile torch_compile",
     "model": "pretrained model_name model_name_or_path arch",
     "tokenizer": "tokenizer_name hf_tokenizer_name",
-    "train_data": "dataset data data_path train_file dataset_name train_dataset",
+    "train_data": "dataset data data_path train_file dataset_name train_dataset train_data_upsampling_factors",
     "eval_data": "val_data imagenet_val validation_data eval_dataset",
     "image_key": "csv_img_key image_column img_key",
     "caption_key": "csv_caption_key caption_column text_key text_column",
