@@ -54,7 +54,7 @@ def test_a_new_run_has_a_new_id_and_one_that_goes_on_keeps_it(tmp_path):
 def test_a_folder_that_is_a_file_is_one_line_before_anything_is_read(where, run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "link").symlink_to("nowhere")
-    monkeypatch.setattr(run_module, "open_source", lambda *a, **k: pytest.fail("the data was opened"))
+    monkeypatch.setattr(run_module.Mix, "open", lambda config: pytest.fail("the data was opened"))
     with pytest.raises(ConfigError, match=f"output_dir='.*{where}': .*(file|link) is a file; give a folder") as error:
         run(output_dir=str(tmp_path / where))
     assert "\n" not in str(error.value)
