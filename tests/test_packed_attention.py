@@ -98,7 +98,7 @@ def test_flash_attention_gets_the_lengths_of_the_sequences(make_model, inputs, m
         calls.append((tuple(query.shape), attention_mask, kwargs))
         return query.transpose(1, 2), None
 
-    monkeypatch.setattr("hf_maskclip.models.packed_attention.is_flash_attention_requested", lambda config: True)
+    monkeypatch.setattr("hf_maskclip.models.attention.is_flash_attention_requested", lambda config: True)
     monkeypatch.setattr("transformers.models.clip.modeling_clip.ALL_ATTENTION_FUNCTIONS.get_interface", lambda *_: kernel)
     model(inputs["pixel_values"], patch_selection=SELECTION)
     shape, attention_mask, lengths = calls[0]

@@ -248,9 +248,7 @@ class PatchMaskedTower(Joined):
         if self.training:
             hidden_states = _in_autocast_dtype(hidden_states)
         if packing is not None:
-            positions = torch.arange(packing.padded_length, device=packing.lengths.device)
-            is_token = positions < packing.lengths[:, None]  # (B, N)
-            packing = packing._replace(attention_mask=create_bidirectional_mask(self.config, hidden_states, is_token))
+            packing = packing.for_attention(self.config, hidden_states)
             hidden_states = packing.pack(hidden_states)[None]  # (1, T, D)
             kwargs["packing"] = packing
         # Which tokens are there in whole images that are padded, (B, N).
