@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from hf_maskclip import (
@@ -25,6 +26,7 @@ from hf_maskclip import (
     SigmoidLoss,
     add_patch_mask,
     cached_contrastive_backward,
+    losses,
 )
 
 LOSSES = {"contrastive": ContrastiveLoss, "sigmoid": SigmoidLoss}
@@ -68,6 +70,32 @@ def test_half_precision_features_give_a_float32_loss(name):
     half = loss(images.bfloat16(), texts.bfloat16(), *numbers)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(loss(images, texts, *numbers).item(), abs=2e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])  # 3 leaves a smaller last piece
+@pytest.mark.parametrize("name", LOSSES)
+def test_in_pieces_the_loss_and_its_gradients_are_the_same_and_memory_follows_the_piece(name, rows, monkeypatch):
+    found = []
+    for at_once in (2**24, rows * 64):
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+        given = [tensor.clone().requires_grad_() for tensor in (*features(64), *numbers_for(name))]
+        saved, made = [], []
+
+        def note(tensor, saved=saved):
+            saved.append(tensor.numel())
+            return tensor
+
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, "checkpoint", lambda *a, made=made, **k: made.append(a) or checkpoint(*a, **k))
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                loss = LOSSES[name]()(*given)
+        loss.backward()
+        found.append([loss.detach(), *(tensor.grad for tensor in given)])
+        kinds = 2 if name == "contrastive" else 1
+        assert len(made) == (0 if at_once == 2**24 else kinds * math.ceil(64 / rows))
+        assert (max(saved, default=0) >= 64 * 64) == (at_once == 2**24)  # between the passes whole logits are kept, or none
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=1e-6, atol=1e-6)
 
 
 # ---- Two processes and one --------------------------------------------------------------------------------------------

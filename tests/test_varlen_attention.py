@@ -1,7 +1,7 @@
 """Proves that packed tokens go to PyTorch's kernel for different lengths where it runs, and nowhere else.
 
-And that outputs and gradients are those of padded attention, for every family, class and mask, where the kernel, which runs on CUDA
-only, is replaced by its definition.
+And that outputs and gradients are those of padded attention, for every family, class and mask, where the kernel is replaced by
+its definition: it runs on CUDA only.
 """
 
 from collections.abc import Callable

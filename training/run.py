@@ -15,10 +15,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, compare_versions, set_seed
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
+from hf_maskclip.averaging import MovingAverage
 from hf_maskclip.data.source import Source
 from hf_maskclip.data.sources import open_source
 from hf_maskclip.distributed import use_share_of_cpus
@@ -73,7 +73,7 @@ class Learner:
     model: PreTrainedModel
     processor: ProcessorMixin
     parallel: Parallel
-    average: AveragedModel | None
+    average: MovingAverage | None
     schedule: LambdaLR
     patches: PatchSelector
     loss: PairLoss
@@ -150,10 +150,13 @@ class Run:
     def to_model(self, batch: Batch, rows: slice) -> dict[str, torch.Tensor]:
         """The pictures of some rows of a batch as the vision tower takes them, normalised on its device."""
         device, processor = self.accelerator.device, self.learner.processor.image_processor
-        pixels, numbers = batch.pixel_values[rows].to(device), (processor.image_mean, processor.image_std)
+        # Bytes are sent, and nothing waits until they are there.
+        pixels = batch.pixel_values[rows].to(device, non_blocking=True)
+        numbers = (processor.image_mean, processor.image_std)
         if batch.spatial_shapes is not None:
-            return normalize_grids(pixels, batch.spatial_shapes[rows].to(device), *numbers)
-        return {"pixel_values": normalize(pixels.float() / 255, *numbers)}
+            return normalize_grids(pixels, batch.spatial_shapes[rows].to(device, non_blocking=True), *numbers)
+        mean, std = (torch.tensor(values).to(device, non_blocking=True) for values in numbers)  # (3,)
+        return {"pixel_values": normalize(pixels.float() / 255, mean, std)}
 
     def size_options(self, batch: Batch) -> dict[str, Any]:
         """The model's arguments for pictures that are smaller than its own."""

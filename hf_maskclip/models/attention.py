@@ -1,4 +1,4 @@
-"""The attention that MaskCLIP models use by default: SDPA; on a CPU what was measured to be faster than that in training, and on
+"""The attention that MaskCLIP models use by default: SDPA; on a CPU what was measured to be faster than that in training; on
 CUDA PyTorch's kernel for sequences of different lengths.
 
 It is registered with Transformers under the name `"fastest"`; `attn_implementation="sdpa"` (or `"eager"`,

@@ -52,7 +52,10 @@ class Packing(NamedTuple):
         if takes_packed_tokens(config, states):
             return self._replace(ends=torch.nn.functional.pad(self.lengths.cumsum(dim=0), (1, 0)).int())
         is_token = torch.arange(self.padded_length, device=self.lengths.device) < self.lengths[:, None]  # (B, S)
-        return self._replace(attention_mask=create_bidirectional_mask(config, states, is_token))
+        # Without padding there is no need of a mask, but to see that would be to wait for a GPU.
+        looks = states.device.type == "cpu"
+        mask = create_bidirectional_mask(config, states, is_token, allow_is_bidirectional_skip=looks)
+        return self._replace(attention_mask=mask)
 
     @property
     def starts(self) -> torch.LongTensor:

@@ -141,4 +141,5 @@ def prepare_data(
         first_step=timeline.steps_done + 1 - num_batches_used,
         window_size=config.shuffle_buffer if source.needs_shuffling else 0,
     )
-    return RunData(source, build_loader(batches, config.num_workers), state, num_batches_used, evaluations, word_counts)
+    loader = build_loader(batches, config.num_workers, pins_memory=accelerator.device.type == "cuda")
+    return RunData(source, loader, state, num_batches_used, evaluations, word_counts)
