@@ -24,12 +24,12 @@ from hf_maskclip.data.sources import open_source
 from hf_maskclip.distributed import use_share_of_cpus
 from hf_maskclip.errors import as_config_error
 from hf_maskclip.phases import Phase, Timeline
-from hf_maskclip.texts import family_of
 from training.config import TrainingConfig
 from training.data.batches import Batch
 from training.data.naflex import normalize_grids
 from training.data.position import step_of
 from training.data.prepare import RunData, counts_words, epoch_opener, prepare_data, with_usable_workers, word_counts_of_run
+from training.model.compilation import compile_encoders
 from training.model.fit import check_tokenizer, check_tokens
 from training.model.loss import PairLoss, prepare_loss
 from training.model.optimization import build_average, build_schedule
@@ -293,8 +293,7 @@ def prepare_learner(
         # Only the other kind needs inputs that ask for a gradient; a frozen tower would have to compute them.
         model.disable_input_require_grads()
     if config.compile:
-        for encoder in ("vision_model.encoder", family_of(model.config).text_encoder):
-            model.get_submodule(encoder).compile()  # in place: the keys of the weights stay
+        compile_encoders(model)
     if any(phase.image_size for phase in timeline.phases):
         resize_positions_smoothly(model)
     wrapped = parallel(model, accelerator, config)

@@ -36,15 +36,14 @@ class Packing(NamedTuple):
 
     @classmethod
     @torch.compiler.disable
-    def of(cls, is_token: torch.BoolTensor, is_compiled: bool = False) -> "Packing":
+    def of(cls, is_token: torch.BoolTensor) -> "Packing":
         """The packing of sequences whose real tokens are marked in a BoolTensor (B, S); a row's come first.
 
-        T is a size, so this waits for the device, and ends a graph that is compiled. With `is_compiled` the graph that follows
-        takes any T from its first batch on.
+        T is a size, so this waits for the device, and ends a graph that is compiled. The graph that follows takes any T, from
+        its first batch on.
         """
         positions = is_token.flatten().nonzero()[:, 0]
-        if is_compiled:
-            torch._dynamo.maybe_mark_dynamic(positions, 0)
+        torch._dynamo.maybe_mark_dynamic(positions, 0)
         return cls(positions, is_token.sum(dim=1), is_token.shape[1])
 
     def for_attention(self, config: Any, states: torch.Tensor) -> "Packing":
