@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,11 +42,15 @@ class CheckFailed(AssertionError):
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the checks run: a device, a preset that is small, and an empty folder."""
+    """Where the checks run: a device, a preset that is small, an empty folder, and the samples of a shard there.
+
+    A shard is read by one data worker, which needs a batch of different ones.
+    """
 
     device: str
     preset: str
     folder: Path
+    shard_samples: int
 
     @property
     def num_cards(self) -> int:
@@ -164,6 +169,8 @@ def sharded_is_whole(setting: Setting) -> str:
     backend = "nccl" if setting.device == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{setting.folder}/group", rank=0, world_size=1)
     try:
+        # Nothing changes the outputs in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         losses = []
         for is_sharded in (False, True):
             model = build_model(setting.preset, setting.device)
@@ -189,7 +196,7 @@ def run_training(setting: Setting, name: str, launcher: tuple[str, ...] = (), **
     shards = setting.folder / "shards"
     if not shards.exists():
         shards.mkdir()
-        write_shards(shards, count=8, samples=64)
+        write_shards(shards, count=8, samples=setting.shard_samples)
     options = {"train_data": f"{shards}/{{0..7}}.tar", "output_dir": setting.folder / name, "vocab_size": 1000} | options
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     environment = os.environ | ({} if setting.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""})
