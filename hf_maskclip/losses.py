@@ -1,12 +1,13 @@
 """The losses over the pairs of all processes, their gradient for batches that do not fit into memory, and CLIP's bound on the
 logit scale.
 
-Shapes: B pairs of this process, W processes, E projection size.
+Shapes: B pairs of this process, W processes, R rows of a piece of the logits, E projection size.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import get_device_states, set_device_states
+from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from .distributed import gather_numbers, gather_with_gradient, rank, world_size
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound, without which training can diverge
+# More logits than this are made in pieces, twice: those of 4,096 pairs on one process, 64 MB in float32.
+LOGITS_AT_ONCE = 2**24
 
 
 @torch.no_grad()
@@ -43,6 +46,23 @@ def check_equal_batches(features: torch.Tensor) -> None:
     sizes = gather_numbers(len(features))
     if len(set(sizes)) > 1:
         raise ValueError(f"batches of {sizes} pairs on the processes: they must be equal (drop the last ones)")
+
+
+def sum_over_rows(loss_of: Callable[[slice], torch.Tensor], num_rows: int, num_columns: int) -> torch.Tensor:
+    """The sum of a loss over the rows of a matrix of logits, in pieces where the whole would be large.
+
+    A piece is made again for its gradient, so that memory holds the logits of one piece.
+
+    Args:
+        loss_of: the sum over some rows.
+    """
+    rows = max(1, LOGITS_AT_ONCE // num_columns)
+    if rows >= num_rows:
+        return loss_of(slice(0, num_rows))
+    pieces = [slice(first, min(first + rows, num_rows)) for first in range(0, num_rows, rows)]
+    # Nothing in it is drawn at random.
+    losses = [checkpoint(loss_of, piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    return torch.stack(losses).sum()
 
 
 class ContrastiveLoss(nn.Module):
@@ -73,9 +93,16 @@ class ContrastiveLoss(nn.Module):
         all_images, all_texts = gather_with_gradient(image_embeds), gather_with_gradient(text_embeds)  # (W * B, E)
         first = rank() * len(image_embeds)
         targets = torch.arange(first, first + len(image_embeds), device=image_embeds.device)
-        logits_per_image = logit_scale.float() * image_embeds @ all_texts.t()  # (B, W * B)
-        logits_per_text = logit_scale.float() * text_embeds @ all_images.t()  # (B, W * B)
-        return (F.cross_entropy(logits_per_image, targets) + F.cross_entropy(logits_per_text, targets)) / 2
+
+        def loss_of(rows: slice, embeds: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+            logits = logit_scale.float() * embeds[rows] @ others.t()  # (R, W * B)
+            return F.cross_entropy(logits, targets[rows], reduction="sum")
+
+        sums = [
+            sum_over_rows(partial(loss_of, embeds=embeds, others=others), len(embeds), len(others))
+            for embeds, others in ((image_embeds, all_texts), (text_embeds, all_images))
+        ]
+        return (sums[0] / len(image_embeds) + sums[1] / len(image_embeds)) / 2
 
 
 class _Shift(torch.autograd.Function):
@@ -128,16 +155,24 @@ class SigmoidLoss(nn.Module):
         """
         image_embeds, text_embeds = image_embeds.float(), text_embeds.float()
         check_equal_batches(image_embeds)
-        matches = 2 * torch.eye(len(image_embeds), device=image_embeds.device) - 1  # (B, B): 1 for a pair, else -1
-        loss = self._chunk_loss(image_embeds, text_embeds, logit_scale, logit_bias, matches)
+        numbers = (logit_scale.float(), logit_bias.float())
+        loss = self._chunk_loss(image_embeds, text_embeds, *numbers, are_pairs=True)
         for _ in range(world_size() - 1):
             text_embeds = _Shift.apply(text_embeds)
-            loss = loss + self._chunk_loss(image_embeds, text_embeds, logit_scale, logit_bias, -torch.ones_like(matches))
+            loss = loss + self._chunk_loss(image_embeds, text_embeds, *numbers, are_pairs=False)
         return loss
 
-    def _chunk_loss(self, image_embeds, text_embeds, logit_scale, logit_bias, matches) -> torch.Tensor:
-        logits = logit_scale.float() * image_embeds @ text_embeds.t() + logit_bias.float()  # (B, B)
-        return -F.logsigmoid(matches * logits).sum() / len(image_embeds)
+    def _chunk_loss(self, image_embeds, text_embeds, logit_scale, logit_bias, are_pairs: bool) -> torch.Tensor:
+        """The loss of images with the captions (B, E) of one process. Of its own, row i of both is a pair."""
+
+        def loss_of(rows: slice) -> torch.Tensor:
+            logits = logit_scale * image_embeds[rows] @ text_embeds.t() + logit_bias  # (R, B)
+            matches = -torch.ones_like(logits)  # 1 for a pair, else -1
+            if are_pairs:
+                matches.diagonal(rows.start).fill_(1)
+            return -F.logsigmoid(matches * logits).sum()
+
+        return sum_over_rows(loss_of, len(image_embeds), len(text_embeds)) / len(image_embeds)
 
 
 def cached_contrastive_backward(

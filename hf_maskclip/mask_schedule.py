@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .averaging import MovingAverage
 from .errors import as_config_error, fail
 from .models.masked_tower import PatchMaskedTower
 from .models.patch_mask_registry import (
@@ -129,16 +129,15 @@ class AttentionTeacher:
         patch_size = vision_model.config.patch_size
         if self.mask.teacher_image_size % patch_size:
             fail(f"teacher_image_size={self.mask.teacher_image_size}: must be a multiple of the patch size {patch_size}")
-        self.average = AveragedModel(vision_model).eval().requires_grad_(False)
+        self.average = MovingAverage(vision_model, self.momentum(0.0)).eval().requires_grad_(False)
         self.average.module.set_attn_implementation("eager")  # the one that shows its weights
-        self.average.update_parameters(vision_model)  # its first update copies; from here on it averages
 
     def momentum(self, progress: float) -> float:
         """At a share of training in [0, 1]: 1 - (1 - momentum) (1 + cos(pi progress)) / 2."""
         return 1 - (1 - self.mask.momentum) * (1 + math.cos(math.pi * progress)) / 2
 
     def update(self, vision_model: PatchMaskedTower, progress: float) -> None:
-        self.average.multi_avg_fn = get_ema_multi_avg_fn(self.momentum(progress))
+        self.average.momentum = self.momentum(progress)
         self.average.update_parameters(vision_model)
 
     def scores(self, pixel_values: torch.Tensor, **images: torch.Tensor) -> torch.Tensor:

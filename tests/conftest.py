@@ -27,6 +27,33 @@ import helpers  # noqa: E402
 from helpers import CAPTIONS, CONTEXT_LENGTH, IMAGE_SIZE, PATCH_SIZE, encode_image, pair, random_picture, write_shard  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", default="cpu", help="cpu; or cuda, where the tests of models, masks and losses then run, alone"
+    )
+
+
+def pytest_configure(config):
+    if (device := config.getoption("--device")) not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"--device {device}: must be cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: PyTorch sees no GPU here")
+
+
+def pytest_collection_modifyitems(config, items):
+    """On a GPU, what asks for no device would only be done again on the CPU."""
+    if config.getoption("--device") != "cpu":
+        others = [item for item in items if "device" not in item.fixturenames]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if "device" in item.fixturenames]
+
+
+@pytest.fixture
+def device(request) -> str:
+    """Where a test is to run what it tests."""
+    return request.config.getoption("--device")
+
+
 @pytest.fixture(autouse=True)
 def built_in_masks_only(monkeypatch):
     """A mask that one test registers is unknown to the next."""

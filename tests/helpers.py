@@ -43,12 +43,13 @@ def photo_like(batch: int, height: int, width: int, seed: int = 0) -> torch.Tens
 
 def select_patches(spec, images, seed=0, **kwargs) -> PatchSelection:
     """Run a mask; the attention of its teacher, where it has one, changes with the seed as it would with the epoch."""
-    mask = build_patch_mask(spec, patch_size=8)
+    mask, device = build_patch_mask(spec, patch_size=8), images.device
     num_patches = patchify(images, 8).shape[1]
-    embeds = torch.randn(len(images), num_patches, 12, generator=torch.Generator().manual_seed(1))
+    embeds = torch.randn(len(images), num_patches, 12, generator=torch.Generator().manual_seed(1)).to(device)
     if mask.needs_patch_scores and "patch_scores" not in kwargs:
-        kwargs["patch_scores"] = torch.rand(len(images), num_patches, generator=torch.Generator().manual_seed(seed + 100))
-    return mask(images, embeds, generator=torch.Generator().manual_seed(seed), **kwargs)
+        scores = torch.rand(len(images), num_patches, generator=torch.Generator().manual_seed(seed + 100))
+        kwargs["patch_scores"] = scores.to(device)
+    return mask(images, embeds, generator=torch.Generator(device).manual_seed(seed), **kwargs)
 
 
 def rows_of(selection: PatchSelection) -> list[list[int]]:

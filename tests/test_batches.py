@@ -8,6 +8,7 @@ from itertools import islice
 import pytest
 import torch
 from helpers import CONTEXT_LENGTH, pair, random_picture, write_shard
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from hf_maskclip.data.decoding import PairDecoder
@@ -186,3 +187,22 @@ def test_fewer_pairs_than_a_batch_takes_end_in_one_line(tmp_path, tokenizer):
     assert stopped == Stopped(
         "a data worker has 5 different pairs, too few for batch_size=8: use a smaller one, or fewer num_workers"
     )
+
+
+def test_for_a_gpu_the_loader_pins_batches_and_keeps_what_else_is_in_them(shards, tokenizer, monkeypatch):
+    """Where there is no GPU, PyTorch's loader is told of one, and what it would pin is noted."""
+    stream, pinned = open_files(f"{shards}/*.tar"), []
+    plain = next(iter(build_loader(batches_of(stream, tokenizer), num_workers=0)))
+    assert not pinned
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor) or tensor.clone())
+    batch = next(iter(build_loader(batches_of(stream, tokenizer), num_workers=0, pins_memory=True)))
+    assert [tuple(tensor.shape) for tensor in pinned] == [tuple(batch.input_ids.shape), (13, 3, 32, 32)]
+    assert batch.pixel_values is not pinned[1]
+    assert torch.equal(batch.pixel_values, plain.pixel_values)
+    assert torch.equal(batch.input_ids, plain.input_ids)
+    for name in ("keys", "skipped", "worker", "start", "end", "spatial_shapes"):
+        assert getattr(batch, name) == getattr(plain, name)
+    stopped = Stopped("no more")
+    assert next(iter(DataLoader([stopped], batch_size=None, collate_fn=lambda item: item, pin_memory=True))) is stopped

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from hf_maskclip import (
@@ -25,49 +26,76 @@ from hf_maskclip import (
     SigmoidLoss,
     add_patch_mask,
     cached_contrastive_backward,
+    losses,
 )
 
 LOSSES = {"contrastive": ContrastiveLoss, "sigmoid": SigmoidLoss}
 PAIRS = 8
 
 
-def features(pairs: int = PAIRS) -> tuple[torch.Tensor, torch.Tensor]:
+def features(pairs: int = PAIRS, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(nn.functional.normalize(torch.randn(pairs, 6, generator=generator), dim=-1) for _ in range(2))
+    return tuple(nn.functional.normalize(torch.randn(pairs, 6, generator=generator), dim=-1).to(device) for _ in range(2))
 
 
-def numbers_for(name: str) -> list[torch.Tensor]:
+def numbers_for(name: str, device: str = "cpu") -> list[torch.Tensor]:
     """What a loss takes besides the features: a scale, and the sigmoid loss a bias."""
-    return [torch.tensor(10.0), torch.tensor(-10.0)][: 1 + (name == "sigmoid")]
+    return [torch.tensor(value, device=device) for value in (10.0, -10.0)][: 1 + (name == "sigmoid")]
 
 
 # ---- Definitions ------------------------------------------------------------------------------------------------------
 
 
-def test_the_contrastive_loss_is_that_of_clip():
-    images, texts = features()
+def test_the_contrastive_loss_is_that_of_clip(device):
+    images, texts = features(device=device)
     expected = image_text_contrastive_loss(texts @ images.t() * 10)
-    torch.testing.assert_close(ContrastiveLoss()(images, texts, torch.tensor(10.0)), expected)
+    torch.testing.assert_close(ContrastiveLoss()(images, texts, torch.tensor(10.0, device=device)), expected)
 
 
-def test_the_sigmoid_loss_asks_of_each_pair_alone_whether_it_matches():
-    images, texts = features()
+def test_the_sigmoid_loss_asks_of_each_pair_alone_whether_it_matches(device):
+    images, texts = features(device=device)
     total = 0.0
     for i in range(PAIRS):
         for j in range(PAIRS):
             logit = 10 * (images[i] @ texts[j]).item() - 3
             total += math.log1p(math.exp(-logit if i == j else logit))
-    value = SigmoidLoss()(images, texts, torch.tensor(10.0), torch.tensor(-3.0))
+    value = SigmoidLoss()(images, texts, torch.tensor(10.0, device=device), torch.tensor(-3.0, device=device))
     torch.testing.assert_close(value.item(), total / PAIRS, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_half_precision_features_give_a_float32_loss(name):
-    images, texts = features()
-    loss, numbers = LOSSES[name](), numbers_for(name)
+def test_half_precision_features_give_a_float32_loss(name, device):
+    images, texts = features(device=device)
+    loss, numbers = LOSSES[name](), numbers_for(name, device)
     half = loss(images.bfloat16(), texts.bfloat16(), *numbers)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(loss(images, texts, *numbers).item(), abs=2e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])  # 3 leaves a smaller last piece
+@pytest.mark.parametrize("name", LOSSES)
+def test_in_pieces_the_loss_and_its_gradients_are_the_same_and_memory_follows_the_piece(name, rows, monkeypatch, device):
+    found = []
+    for at_once in (2**24, rows * 64):
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+        given = [tensor.clone().requires_grad_() for tensor in (*features(64, device), *numbers_for(name, device))]
+        saved, made = [], []
+
+        def note(tensor, saved=saved):
+            saved.append(tensor.numel())
+            return tensor
+
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, "checkpoint", lambda *a, made=made, **k: made.append(a) or checkpoint(*a, **k))
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                loss = LOSSES[name]()(*given)
+        loss.backward()
+        found.append([loss.detach(), *(tensor.grad for tensor in given)])
+        kinds = 2 if name == "contrastive" else 1
+        assert len(made) == (0 if at_once == 2**24 else kinds * math.ceil(64 / rows))
+        assert (max(saved, default=0) >= 64 * 64) == (at_once == 2**24)  # between the passes whole logits are kept, or none
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=1e-6, atol=1e-6)
 
 
 # ---- Two processes and one --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import photo_like
 from model_classes import ALL_CLASSES, VISION_CLASSES, as_class
+from torch import nn
 
 from hf_maskclip import (
     MaskCLIPForImageClassification,
@@ -25,8 +26,9 @@ def test_one_seed_gives_the_weights_and_the_keys_of_clip(make_clip, make_model):
     assert all(torch.equal(clip[key], model[key]) for key in clip)
 
 
-def test_evaluation_output_is_exactly_that_of_clip(make_clip, make_model, inputs):
-    clip, model = make_clip().eval(), make_model("pgs").eval()
+def test_evaluation_output_is_exactly_that_of_clip(make_clip, make_model, inputs, device):
+    clip, model = make_clip().eval().to(device), make_model("pgs").eval().to(device)
+    inputs = {key: tensor.to(device) for key, tensor in inputs.items()}
     with torch.no_grad():
         expected, output = clip(**inputs, return_loss=True), model(**inputs, return_loss=True)
     for name in ("loss", "logits_per_image", "logits_per_text", "image_embeds", "text_embeds"):
@@ -59,7 +61,7 @@ def one_by_one(model: MaskCLIPVisionModel, pixel_values, selection: PatchSelecti
     pooled = []
     for image, patches in zip(pixel_values, selection.visible(16), strict=True):
         tokens = model.embeddings(image[None])  # (1, 1 + L, D)
-        tokens = tokens[:, torch.cat([torch.tensor([True]), patches])]
+        tokens = tokens[:, nn.functional.pad(patches, (1, 0), value=True)]
         hidden = model.encoder(inputs_embeds=model.pre_layrnorm(tokens)).last_hidden_state
         pooled.append(model.post_layernorm(hidden[:, 0]))
     return torch.cat(pooled)
@@ -67,15 +69,15 @@ def one_by_one(model: MaskCLIPVisionModel, pixel_values, selection: PatchSelecti
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("patch_mask", MASKS, ids=str)
-def test_masked_output_is_that_of_each_image_alone_with_its_visible_patches(patch_mask, attention, make_model, inputs):
-    model = make_model(patch_mask).vision_model.train()
+def test_masked_output_is_that_of_each_image_alone_with_its_visible_patches(patch_mask, attention, make_model, inputs, device):
+    model, pixel_values = make_model(patch_mask).vision_model.train().to(device), inputs["pixel_values"].to(device)
     model.set_attn_implementation(attention)
-    output = model(inputs["pixel_values"])
+    output = model(pixel_values)
     selection = output.patch_selection
     assert 1 <= selection.indices.shape[1] < 16
     if patch_mask in ("cluster", "pgs"):
         assert selection.lengths is not None
-    torch.testing.assert_close(output.pooler_output, one_by_one(model, inputs["pixel_values"], selection))
+    torch.testing.assert_close(output.pooler_output, one_by_one(model, pixel_values, selection))
 
 
 def test_lengths_that_differ_give_the_same_output_and_gradient_as_each_image_alone(make_model, inputs):
@@ -174,9 +176,10 @@ def test_patch_embeddings_reach_a_mask_that_compares_them(make_model, inputs):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("patch_mask", MASKS, ids=str)
-def test_half_precision_outputs_and_gradients_are_finite(patch_mask, dtype, make_model, inputs):
-    model = make_model(patch_mask).to(dtype).train()
-    output = model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"].to(dtype), return_loss=True)
+def test_half_precision_outputs_and_gradients_are_finite(patch_mask, dtype, make_model, inputs, device):
+    model = make_model(patch_mask).to(device, dtype).train()
+    pixel_values = inputs["pixel_values"].to(device, dtype)
+    output = model(input_ids=inputs["input_ids"].to(device), pixel_values=pixel_values, return_loss=True)
     assert output.loss.isfinite()
     assert output.loss.dtype == dtype
     output.loss.backward()

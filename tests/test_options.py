@@ -239,7 +239,7 @@ def mixed_precision(on: Effects):
 
 def compile(on: Effects):
     calls = []
-    on.monkeypatch.setattr(torch.nn.Module, "compile", lambda module: calls.append(type(module).__name__))
+    on.monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: calls.append(type(module).__name__))
     on.prepared()
     assert calls == []
     on.prepared(compile=True)

@@ -52,7 +52,8 @@ class SparsePatchMask(PatchMask):
 
     def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None):
         rows, columns = patch_grid(pixel_values, self.patch_size)
-        order = torch.rand(len(pixel_values), rows * columns, generator=generator).argsort(dim=1)
+        noise = torch.rand(len(pixel_values), rows * columns, generator=generator, device=pixel_values.device)
+        order = noise.argsort(dim=1)
         return PatchSelection(order[:, : keep_count(rows * columns, self.mask_ratio)].sort(dim=1).values)
 
 
@@ -66,9 +67,9 @@ def users_own_mask(built_in_masks_only):
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("name", MASKS)
-def test_kept_counts_are_within_bounds_and_indices_in_order(name, grid):
+def test_kept_counts_are_within_bounds_and_indices_in_order(name, grid, device):
     spec, least, most = MASKS[name]
-    images = photo_like(6, *GRIDS[grid])
+    images = photo_like(6, *GRIDS[grid]).to(device)
     num_patches = math.prod(GRIDS[grid]) // 64
     for row in rows_of(select_patches(spec, images, progress=0.5)):
         assert row == sorted(set(row))
@@ -79,9 +80,9 @@ def test_kept_counts_are_within_bounds_and_indices_in_order(name, grid):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_same_seed_same_mask_other_seed_other_mask(name):
+def test_same_seed_same_mask_other_seed_other_mask(name, device):
     spec, _, most = MASKS[name]
-    images = photo_like(6, 112, 112)
+    images = photo_like(6, 112, 112).to(device)
     first, again, other = (select_patches(spec, images, seed) for seed in (0, 0, 1))
     assert torch.equal(first.indices, again.indices)
     if most == 0:
@@ -92,17 +93,17 @@ def test_same_seed_same_mask_other_seed_other_mask(name):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", MASKS)
-def test_half_precision_input_gives_a_valid_selection(name, dtype):
+def test_half_precision_input_gives_a_valid_selection(name, dtype, device):
     spec, least, _ = MASKS[name]
-    selection = select_patches(spec, photo_like(4, 112, 112).to(dtype))
+    selection = select_patches(spec, photo_like(4, 112, 112).to(device, dtype))
     assert all(1 <= len(row) <= keep_count(196, least) for row in rows_of(selection))
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_flat_and_noisy_images_give_a_valid_selection(name):
+def test_flat_and_noisy_images_give_a_valid_selection(name, device):
     spec, least, _ = MASKS[name]
     for images in (torch.zeros(3, 3, 56, 56), torch.full((3, 3, 56, 56), 2.0), torch.randn(3, 3, 56, 56) * 1e-3):
-        assert all(1 <= len(row) <= keep_count(49, least) for row in rows_of(select_patches(spec, images)))
+        assert all(1 <= len(row) <= keep_count(49, least) for row in rows_of(select_patches(spec, images.to(device))))
 
 
 @pytest.mark.parametrize("name", [name for name in MASKS if name != "pgs canny"])

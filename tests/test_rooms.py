@@ -18,7 +18,7 @@ SOURCES = sorted([*ROOT.glob("hf_maskclip/**/*.py"), *ROOT.glob("training/**/*.p
 MODELS = ROOT / "hf_maskclip" / "models"
 # The floors of the package, the lowest first. What is on one may import what is on it or below.
 FLOORS = (
-    ("errors", "distributed"),
+    ("errors", "distributed", "averaging"),
     ("options", "model_folder", "phases"),
     ("models", "data", "losses", "auto_config"),
     ("texts", "dual_encoders"),

@@ -195,6 +195,7 @@ def test_an_interrupted_program_ends_with_code_130_and_without_a_traceback(pytho
     ("error", "is_death"),
     [
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (RuntimeError("Pin memory thread exited unexpectedly"), True),  # it had fetched a batch from the worker
         (EOFError(), True),  # while a batch was fetched from the worker
         (ConnectionResetError(104, "Connection reset by peer"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),

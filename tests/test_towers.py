@@ -39,12 +39,13 @@ def scores_for(mask: str, images: dict[str, torch.Tensor]) -> dict[str, torch.Te
     """What a mask with a teacher is given besides."""
     if not BUILT_IN[mask].needs_patch_scores:
         return {}
-    return {"patch_scores": torch.rand(3, 16, generator=torch.Generator().manual_seed(SEED))}
+    scores = torch.rand(3, 16, generator=torch.Generator().manual_seed(SEED))
+    return {"patch_scores": scores.to(images["pixel_values"].device)}
 
 
 def select(model, mask: str, images: dict[str, torch.Tensor]) -> PatchSelection:
     arguments = {key: value for key, value in images.items() if key != "pixel_attention_mask"}
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator(images["pixel_values"].device).manual_seed(SEED)
     return model.vision_model.select_patches(**arguments, **scores_for(mask, images), generator=generator)
 
 
@@ -85,14 +86,14 @@ def test_with_no_patch_to_remove_training_is_the_plain_model_s(name, mask):
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", BY_TYPE)
-def test_a_batch_of_masked_images_gives_what_each_gives_alone(name, mask):
-    model, images = masked(name, mask).double().train(), make_images(name)
-    images = {key: value.double() if value.is_floating_point() else value for key, value in images.items()}
+def test_a_batch_of_masked_images_gives_what_each_gives_alone(name, mask, device):
+    model, images = masked(name, mask).double().train().to(device), make_images(name)
+    images = {key: (value.double() if value.is_floating_point() else value).to(device) for key, value in images.items()}
     selection = select(model, mask, images)
     counts = selection.valid().sum(dim=1)
     assert int(counts.max()) < 16
     assert int(counts.min()) >= 1
-    direction = torch.randn(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED))
+    direction = torch.randn(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(SEED)).to(device)
 
     features = model.get_image_features(**images, patch_selection=selection).pooler_output
     (features.sin() * direction).sum().backward()

@@ -149,7 +149,9 @@ def test_compiled_encoders_train_alike_and_export_under_clips_keys(patch_mask, r
     """With a backend that captures graphs but compiles none of them, to spare the test a compiler."""
     compiled = []
     original = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: compiled.append(m) or original(m, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda m, **k: compiled.append(m) or original(m, **k | {"backend": "aot_eager"})
+    )
     losses = []
     for compiling in (False, True):
         output_dir = str(tmp_path / f"compile-{compiling}")

@@ -112,7 +112,7 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
     else:
         loss = learner.loss.backward_in_chunks(model, [chunk.encode_inputs for chunk in chunks])
         numbers = numbers_of(run, loss, chunks, num_patches)
-    mean_loss, *shares = numbers.read()
+    mean_loss, logit_scale, *shares = numbers.read()
     if not math.isfinite(mean_loss):
         learner.parallel.optimizer.zero_grad(set_to_none=True)
         raise NonFiniteLossError(mean_loss)
@@ -122,14 +122,18 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
     sizes = [len(chunk) for chunk in chunks]
     kept = num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
     phase = 1 + run.timeline.number_at(step)
-    return StepResult(mean_loss, kept, num_patches, batch.input_ids.shape[1], batch.image_size, phase)
+    return StepResult(mean_loss, kept, num_patches, batch.input_ids.shape[1], batch.image_size, phase, logit_scale)
 
 
 def numbers_of(run: Run, loss: torch.Tensor, chunks: list[Chunk], num_patches: int) -> NumbersOnHost:
-    """The mean loss over processes, and the share of patches that each chunk shows: (1 + N,), on their way to the host."""
+    """The mean loss over processes, the logit scale, and the share of patches that each chunk shows: (2 + N,).
+
+    They are on their way to the host, and come together, so that a step waits for the device once.
+    """
     mean_loss = run.accelerator.reduce(loss, reduction="mean").float()
+    logit_scale = run.learner.model.logit_scale.detach().exp().float()
     shares = kept_shares(chunks, num_patches, loss.device)
-    return NumbersOnHost(torch.cat([mean_loss[None], shares]))
+    return NumbersOnHost(torch.cat([torch.stack([mean_loss, logit_scale]), shares]))
 
 
 def write_step(
@@ -147,7 +151,7 @@ def write_step(
         step,
         loss=result.loss,
         **rates,
-        logit_scale=run.learner.model.logit_scale.exp().item(),
+        logit_scale=result.logit_scale,
         phase=result.phase,
         image_size=result.image_size,
         kept_patches=result.kept_patches,

@@ -123,7 +123,7 @@ class Chunk:
             self.selection = interleave(chosen) if chosen else None
         if self.num_views > 1:  # a picture's views follow one another
             images = {name: values.repeat_interleave(self.num_views, dim=0) for name, values in images.items()}
-        texts = {name: tokens[self.rows].to(device) for name, tokens in self.batch.texts.items()}
+        texts = {name: tokens[self.rows].to(device, non_blocking=True) for name, tokens in self.batch.texts.items()}
         choice = {"patch_selection": self.selection, "apply_patch_mask": self.selection is not None}
         return texts | images | choice | self.options
 
@@ -138,7 +138,7 @@ class Chunk:
 
 def kept_shares(chunks: list[Chunk], num_patches: int, device: torch.device) -> torch.Tensor:
     """The share of patches that is visible, of each of N chunks, on the device (N,)."""
-    return torch.stack([chunk.kept_share(num_patches).float().to(device) for chunk in chunks])
+    return torch.stack([chunk.kept_share(num_patches).float().to(device, non_blocking=True) for chunk in chunks])
 
 
 def patches_per_image(batch: Batch, patch_size: int) -> int:

@@ -15,20 +15,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, compare_versions, set_seed
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
+from hf_maskclip.averaging import MovingAverage
 from hf_maskclip.distributed import use_share_of_cpus
 from hf_maskclip.errors import as_config_error
 from hf_maskclip.phases import Phase, Timeline
-from hf_maskclip.texts import family_of
 from training.config import TrainingConfig
 from training.data.batches import Batch
 from training.data.mix import Mix
 from training.data.naflex import normalize_grids
 from training.data.position import step_of
 from training.data.prepare import RunData, counts_words, epoch_openers, prepare_data, with_usable_workers, word_counts_of_run
+from training.model.compilation import compile_encoders
 from training.model.fit import check_tokenizer, check_tokens
 from training.model.loss import PairLoss, prepare_loss
 from training.model.optimization import build_average, build_schedule
@@ -72,7 +72,7 @@ class Learner:
     model: PreTrainedModel
     processor: ProcessorMixin
     parallel: Parallel
-    average: AveragedModel | None
+    average: MovingAverage | None
     schedule: LambdaLR
     patches: PatchSelector
     loss: PairLoss
@@ -149,10 +149,13 @@ class Run:
     def to_model(self, batch: Batch, rows: slice) -> dict[str, torch.Tensor]:
         """The pictures of some rows of a batch as the vision tower takes them, normalised on its device."""
         device, processor = self.accelerator.device, self.learner.processor.image_processor
-        pixels, numbers = batch.pixel_values[rows].to(device), (processor.image_mean, processor.image_std)
+        # Bytes are sent, and nothing waits until they are there.
+        pixels = batch.pixel_values[rows].to(device, non_blocking=True)
+        numbers = (processor.image_mean, processor.image_std)
         if batch.spatial_shapes is not None:
-            return normalize_grids(pixels, batch.spatial_shapes[rows].to(device), *numbers)
-        return {"pixel_values": normalize(pixels.contiguous().float() / 255, *numbers)}
+            return normalize_grids(pixels, batch.spatial_shapes[rows].to(device, non_blocking=True), *numbers)
+        mean, std = (torch.tensor(values).to(device, non_blocking=True) for values in numbers)  # (3,)
+        return {"pixel_values": normalize(pixels.contiguous().float() / 255, mean, std)}
 
     def size_options(self, batch: Batch) -> dict[str, Any]:
         """The model's arguments for pictures that are smaller than its own."""
@@ -292,8 +295,7 @@ def prepare_learner(
         # Only the other kind needs inputs that ask for a gradient; a frozen tower would have to compute them.
         model.disable_input_require_grads()
     if config.compile:
-        for encoder in ("vision_model.encoder", family_of(model.config).text_encoder):
-            model.get_submodule(encoder).compile()  # in place: the keys of the weights stay
+        compile_encoders(model)
     if any(phase.image_size for phase in timeline.phases):
         resize_positions_smoothly(model)
     wrapped = parallel(model, accelerator, config)

@@ -101,7 +101,8 @@ def next_item(batches: Iterator[Batch | Stopped]) -> Batch | Stopped:
         return next(batches)
     except (RuntimeError, EOFError, ConnectionError) as error:
         # PyTorch finds the death itself, or while it fetches a batch from there. What a worker raises comes as "Caught ...".
-        if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
+        is_death = any(words in str(error) for words in ("DataLoader worker", "Pin memory thread"))
+        if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and not is_death):
             raise
         reason = str(error) or type(error).__name__
         return Stopped(f"a data worker was killed ({reason}); where memory ran out, fewer num_workers take less")

@@ -80,6 +80,7 @@ class StepResult:
         text_tokens: of the longest caption of this process, rounded up as the text tower gets it.
         image_size: the side of the pictures, in pixels; None where their sizes differ.
         phase: its number, counted from 1.
+        logit_scale: the factor on the cosines that the loss was taken with.
     """
 
     loss: float
@@ -88,6 +89,7 @@ class StepResult:
     text_tokens: int
     image_size: int | None
     phase: int
+    logit_scale: float
 
 
 class ProgressLines:

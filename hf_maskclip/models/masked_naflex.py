@@ -67,10 +67,11 @@ class NaFlexTower(PoolingHeadTower):
             patch_scores: (B, L), for masks that need a teacher's attention.
             options: as in [`PatchMaskedTower.select_patches`].
         """
-        grids, group_of = spatial_shapes.cpu().unique(dim=0, return_inverse=True)  # (groups, 2), (B,)
+        grids = [(rows, columns) for rows, columns in spatial_shapes.tolist()]
         chosen = []
-        for number, (rows, columns) in enumerate(grids.tolist()):
-            members = (group_of == number).nonzero()[:, 0].to(pixel_values.device)  # (b,)
+        for rows, columns in sorted(set(grids)):
+            members = torch.tensor([row for row, grid in enumerate(grids) if grid == (rows, columns)])  # (b,)
+            members = members.to(pixel_values.device, non_blocking=True)
             images = self._pictures(pixel_values.index_select(0, members), rows, columns)
             scores = None if patch_scores is None else patch_scores.index_select(0, members)[:, : rows * columns]
             chosen.append((members, PatchMaskedTower.select_patches(self, images, patch_scores=scores, **options)))

@@ -151,7 +151,7 @@ class PatchMaskedTower(Joined):
         if selection is None or selection.lengths is None:
             return selection, None
         is_token = nn.functional.pad(selection.valid(), (self.num_prefix_tokens, 0), value=True)  # (B, N)
-        return selection, Packing.of(is_token, torch.compiler.is_dynamo_compiling())
+        return selection, Packing.of(is_token)
 
     def _resolve_selection(self, pixel_values, images, patch_selection, apply_patch_mask, options) -> PatchSelection | None:
         """The selection that a forward pass goes by; None where every patch is encoded."""
@@ -248,15 +248,15 @@ class PatchMaskedTower(Joined):
         if self.training:
             hidden_states = _in_autocast_dtype(hidden_states)
         if packing is not None:
-            positions = torch.arange(packing.padded_length, device=packing.lengths.device)
-            is_token = positions < packing.lengths[:, None]  # (B, N)
-            packing = packing._replace(attention_mask=create_bidirectional_mask(self.config, hidden_states, is_token))
+            packing = packing.for_attention(self.config, hidden_states)
             hidden_states = packing.pack(hidden_states)[None]  # (1, T, D)
             kwargs["packing"] = packing
         # Which tokens are there in whole images that are padded, (B, N).
         is_there = images.get("pixel_attention_mask") if patch_selection is None else None
         mask = None if is_there is None else create_bidirectional_mask(self.config, hidden_states, is_there)
         hidden_states = self._before_layers(hidden_states)
+        if packing is not None and not torch.compiler.is_compiling():
+            torch._dynamo.maybe_mark_dynamic(hidden_states, 1)  # for layers that are compiled by themselves
         hidden_states = self.encoder(inputs_embeds=hidden_states, attention_mask=mask, **kwargs).last_hidden_state
         if packing is not None:
             is_there = patch_selection.valid()

@@ -1,18 +1,19 @@
 """Encoding sequences of different lengths without padding: linear layers, norms and MLPs see the T real tokens only.
 
 Packed tokens are (1, T, D): the sequences one after another. Attention alone is per image: by a variable-length kernel where
-flash attention is chosen, else padded inside the attention call.
+[`takes_packed_tokens`] says so, else padded inside the attention call.
 
 Shapes: B batch, S padded length of a sequence, T packed tokens of the batch, D width, H heads, E = D / H.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
-from transformers.utils.generic import is_flash_attention_requested
 
+from .attention import takes_packed_tokens
 from .masked_parts import Joined
 
 
@@ -23,26 +24,37 @@ class Packing(NamedTuple):
         positions: LongTensor (T,), the position of each packed token in the padded (B * S) layout, ascending.
         lengths: LongTensor (B,), the tokens of each sequence.
         padded_length: S.
-        attention_mask: what the attention implementation takes to leave out padding, (B, 1, S, S) or None.
+        attention_mask: what an attention of padded tokens takes to leave out padding, (B, 1, S, S) or None.
+        ends: IntTensor (B + 1,), for an attention of packed tokens: 0, and where each sequence ends.
     """
 
     positions: torch.LongTensor
     lengths: torch.LongTensor
     padded_length: int
     attention_mask: torch.Tensor | None = None
+    ends: torch.IntTensor | None = None
 
     @classmethod
     @torch.compiler.disable
-    def of(cls, is_token: torch.BoolTensor, is_compiled: bool = False) -> "Packing":
+    def of(cls, is_token: torch.BoolTensor) -> "Packing":
         """The packing of sequences whose real tokens are marked in a BoolTensor (B, S); a row's come first.
 
-        T is a size, so this waits for the device, and ends a graph that is compiled. With `is_compiled` the graph that follows
-        takes any T from its first batch on.
+        T is a size, so this waits for the device, and ends a graph that is compiled. The graph that follows takes any T, from
+        its first batch on.
         """
         positions = is_token.flatten().nonzero()[:, 0]
-        if is_compiled:
-            torch._dynamo.maybe_mark_dynamic(positions, 0)
+        torch._dynamo.maybe_mark_dynamic(positions, 0)
         return cls(positions, is_token.sum(dim=1), is_token.shape[1])
+
+    def for_attention(self, config: Any, states: torch.Tensor) -> "Packing":
+        """With what the attention of a tower's configuration takes, for states (B, S, D): `ends`, or a mask."""
+        if takes_packed_tokens(config, states):
+            return self._replace(ends=torch.nn.functional.pad(self.lengths.cumsum(dim=0), (1, 0)).int())
+        is_token = torch.arange(self.padded_length, device=self.lengths.device) < self.lengths[:, None]  # (B, S)
+        # Without padding there is no need of a mask, but to see that would be to wait for a GPU.
+        looks = states.device.type == "cpu"
+        mask = create_bidirectional_mask(config, states, is_token, allow_is_bidirectional_skip=looks)
+        return self._replace(attention_mask=mask)
 
     @property
     def starts(self) -> torch.LongTensor:
@@ -104,17 +116,15 @@ class PackedAttention(Joined):
         if packing is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         states = (projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj))  # (1, T, D)
-        is_packed = is_flash_attention_requested(self.config)
-        if is_packed:  # its kernel takes sequences one after another
-            ends = torch.nn.functional.pad(packing.lengths.cumsum(dim=0), (1, 0)).int()  # (B + 1,)
-            kwargs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+        is_packed = packing.ends is not None
+        if is_packed:
+            kwargs |= {"cu_seq_lens_q": packing.ends, "cu_seq_lens_k": packing.ends}
             kwargs |= {"max_length_q": packing.padded_length, "max_length_k": packing.padded_length}
         else:
             states = (packing.unpack(state[0]) for state in states)  # (B, S, D)
         heads = [state.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for state in states]  # (B, H, S, E)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
-        mask = None if is_packed else packing.attention_mask
-        output, weights = attention(self, *heads, mask, scaling=self.scale, dropout=dropout, **kwargs)  # (B, S, H, E)
-        output = output.flatten(2)
+        output, weights = attention(self, *heads, packing.attention_mask, scaling=self.scale, dropout=dropout, **kwargs)
+        output = output.flatten(2)  # (B, S, H, E) to (B, S, D)
         return self.out_proj(output if is_packed else packing.pack(output)[None]), weights

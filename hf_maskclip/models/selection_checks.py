@@ -58,7 +58,8 @@ def check_selection_of(selection: PatchSelection, num_patches: torch.LongTensor)
     if num_patches.device.type != "cpu" or torch.compiler.is_compiling():
         return
     _check_shapes(selection, len(num_patches), int(num_patches.max()))
-    _check_indices(selection, num_patches)
+    if selection.indices.device.type == "cpu":
+        _check_indices(selection, num_patches)
 
 
 def _check_shapes(selection: PatchSelection, batch: int, most: int) -> None:
@@ -75,7 +76,7 @@ def _check_shapes(selection: PatchSelection, batch: int, most: int) -> None:
 
 def _check_indices(selection: PatchSelection, num_patches: torch.Tensor) -> None:
     """Raise a ValueError for an index that is none of the image's `num_patches` (B,), on a CPU."""
-    indices, lengths = selection.indices.cpu(), selection.lengths
+    indices, lengths = selection.indices, selection.lengths
     if bool((indices < 0).any()) or bool((indices >= num_patches[:, None]).any()):
         raise ValueError(f"patch_selection.indices: must be from 0 to {int(num_patches.max()) - 1}, the patches of an image")
     if lengths is not None and not 1 <= int(lengths.min()) <= int(lengths.max()) <= indices.shape[1]:

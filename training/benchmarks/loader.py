@@ -10,19 +10,16 @@ device normalises; open_clip's transform normalises at once. The first row is no
 memory, as ours does, which bounds it.
 """
 
-import io
 import statistics
-import tarfile
 import tempfile
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 from measure import arguments, print_table, ratio, side_by_side
-from PIL import Image
+from photographs import write_shards
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -47,28 +44,6 @@ parser.add_argument("--samples", type=int, default=1024, help="images a measurem
 options = parser.parse_args()
 if options.quick:
     options.samples, options.rounds = 512, 3
-
-
-def write_shards(folder: Path, count: int, samples: int) -> str:
-    """Shards of JPEGs of 640 x 480 pixels with the 1/f spectrum of photographs; returns their brace pattern."""
-    rng = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(480)[:, None], np.fft.rfftfreq(640)[None]).clip(1 / 640)
-    pictures = []
-    for _ in range(16):
-        noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, 480, 640))) / frequency**1.2, s=(480, 640))
-        pixels = (128 + 60 * noise / noise.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        pictures.append(buffer.getvalue())
-    for shard in range(count):
-        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
-            for number in range(samples):
-                caption = f"a photograph of thing number {rng.integers(1000)} in place {rng.integers(1000)}".encode()
-                for extension, content in (("jpg", pictures[rng.integers(16)]), ("txt", caption)):
-                    info = tarfile.TarInfo(f"{shard}-{number:04d}.{extension}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    return f"{folder}/{{0..{count - 1}}}.tar"
 
 
 def our_loader(shards: str, tokenizer):

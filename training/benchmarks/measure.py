@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,15 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedModel, SiglipConfig, S
 
 from hf_maskclip import MaskCLIPModel, add_patch_mask
 from hf_maskclip.models.attention import DEFAULT_ATTENTION
+from hf_maskclip.models.patch_mask_registry import patch_masks
 from training.model.optimization import parameter_groups
 from training.model.presets import preset_config
 
 ROOT = Path(__file__).resolve().parents[2]
+# A teacher is measured by mask_cost.py.
+MASKS = {name: {"name": name} for name, mask in patch_masks().items() if not mask.needs_patch_scores}
+MASKS |= {"pgs 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}}
+OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-b-32": "ViT-B-32"}
 
 
 def arguments(description: str, *, model: str = "vit-b-16", batch_size: int = 64, rounds: int = 5) -> argparse.ArgumentParser:
@@ -60,6 +66,15 @@ def build_plain_model(model: PreTrainedModel, device: str) -> PreTrainedModel:
     if isinstance(model, SiglipModel):
         return SiglipModel(SiglipConfig(**parts)).to(device).train()
     return CLIPModel(CLIPConfig(**parts, projection_dim=config["projection_dim"])).to(device).train()
+
+
+def build_open_clip(preset: str, patch_dropout: float, device: str) -> torch.nn.Module | None:
+    """open_clip's model of the same size, in training mode; None where it has none, or is not installed."""
+    if preset not in OPEN_CLIP_NAMES or find_spec("open_clip") is None:
+        return None
+    import open_clip
+
+    return open_clip.create_model(OPEN_CLIP_NAMES[preset], force_patch_dropout=patch_dropout).to(device).train()
 
 
 def token_counts(model: PreTrainedModel, caption_tokens: int) -> tuple[int, int]:

@@ -23,8 +23,10 @@ from typing import Any
 
 import torch
 from measure import (
+    MASKS,
     arguments,
     build_model,
+    build_open_clip,
     build_plain_model,
     peak_memory,
     print_table,
@@ -39,20 +41,10 @@ from measure import (
 
 from hf_maskclip import ContrastiveLoss
 from hf_maskclip.models.attention import fastest_attention
-from hf_maskclip.models.patch_mask_registry import patch_masks
 from training.model.loss import prepare_loss
 from training.model.small_pictures import resize_positions_smoothly
 
-try:
-    import open_clip
-except ImportError:
-    open_clip = None
-
-# A teacher is measured by mask_cost.py.
-MASKS = {name: {"name": name} for name, mask in patch_masks().items() if not mask.needs_patch_scores}
-MASKS |= {"pgs 0.5": {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}}
 QUARTER = {"name": "random", "mask_ratio": 0.75}
-OPEN_CLIP_NAMES = {"vit-b-16": "ViT-B-16", "vit-b-32": "ViT-B-32"}
 
 
 @dataclass(frozen=True)
@@ -162,11 +154,10 @@ plain = build_plain_model(model, options.device)
 plain_name = type(plain).__name__
 step = training_step(plain, lambda: plain(input_ids=input_ids, pixel_values=images, return_loss=True).loss, options.device)
 peers = {plain_name: Case(step, [num_patches] * options.batch_size, padded_tokens)}
-if open_clip is not None and options.model in OPEN_CLIP_NAMES:
-    loss = ContrastiveLoss()
-    for dropout in (0.0, 0.5):
-        name = f"open_clip, patch dropout {dropout}" if dropout else "open_clip"
-        peer = open_clip.create_model(OPEN_CLIP_NAMES[options.model], force_patch_dropout=dropout).to(options.device).train()
+loss = ContrastiveLoss()
+for dropout in (0.0, 0.5):
+    name = f"open_clip, patch dropout {dropout}" if dropout else "open_clip"
+    if (peer := build_open_clip(options.model, dropout, options.device)) is not None:
         step = training_step(peer, lambda peer=peer: loss(*peer(images, input_ids)), options.device)
         peers[name] = Case(step, [int(num_patches * (1 - dropout))] * options.batch_size, padded_tokens)
 

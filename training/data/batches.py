@@ -5,7 +5,7 @@ Shapes: B pairs, S caption tokens.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -46,6 +46,12 @@ class Batch:
     starts: Places
     ends: Places
     spatial_shapes: torch.LongTensor | None = None
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory from which a GPU copies by itself. PyTorch's loader calls this, in a thread."""
+        texts = {name: tokens.pin_memory() for name, tokens in self.texts.items()}
+        # Grids stay as they are: they are few numbers, which the host reads as well.
+        return replace(self, pixel_values=self.pixel_values.pin_memory(), texts=texts)
 
     @property
     def input_ids(self) -> torch.LongTensor:

@@ -16,14 +16,19 @@ def usable_workers(num_shards: int, num_readers: int, num_workers: int) -> int:
     return min(num_workers, max(1, num_shards // num_readers))
 
 
-def build_loader(batches: PairBatches, num_workers: int) -> DataLoader:
-    """The loader of ready batches. It is not for `accelerator.prepare`, which would split the stream a second time."""
+def build_loader(batches: PairBatches, num_workers: int, pins_memory: bool = False) -> DataLoader:
+    """The loader of ready batches. It is not for `accelerator.prepare`, which would split the stream a second time.
+
+    Args:
+        pins_memory: let a thread put batches where a GPU copies them from while it computes.
+    """
     return DataLoader(
         batches,
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         collate_fn=_unchanged,
+        pin_memory=pins_memory,
         worker_init_fn=obey_only_the_training_process,
     )
 

@@ -61,7 +61,7 @@ def normalize_grids(
 ) -> dict[str, torch.Tensor]:
     """The arguments of NaFlex's vision tower of uint8 pixels (B, L, P * P * 3): normalised, and zero in the padding."""
     is_there = torch.arange(pixels.shape[1], device=pixels.device) < spatial_shapes.prod(dim=1)[:, None]  # (B, L)
-    means, stds = (torch.tensor(numbers, device=pixels.device) for numbers in (mean, std))
+    means, stds = (torch.tensor(numbers).to(pixels.device, non_blocking=True) for numbers in (mean, std))
     values = (pixels.float().unflatten(2, (-1, 3)) / 255 - means) / stds  # (B, L, P * P, 3)
     values = values.flatten(2) * is_there[..., None]
     return {"pixel_values": values, "pixel_attention_mask": is_there.int(), "spatial_shapes": spatial_shapes}

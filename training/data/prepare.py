@@ -158,4 +158,5 @@ def prepare_data(
         TextForm(text_arguments(model.config, processor.tokenizer), text_length if pads else 0),
         first_step=timeline.steps_done + 1 - num_batches_used,
     )
-    return RunData(mix, build_loader(batches, config.num_workers), state, num_batches_used, evaluations, word_counts)
+    loader = build_loader(batches, config.num_workers, pins_memory=accelerator.device.type == "cuda")
+    return RunData(mix, loader, state, num_batches_used, evaluations, word_counts)

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
+from hf_maskclip.averaging import MovingAverage
 from hf_maskclip.phases import Timeline
 from training.config import TrainingConfig
 from training.model.freezing import tower_of
@@ -64,10 +64,6 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     return [{"params": weights, "weight_decay": decay[d], "tower": tower} for (tower, d), weights in groups.items()]
 
 
-def build_average(model: PreTrainedModel, momentum: float) -> AveragedModel | None:
-    """An exponential moving average of the weights, which starts at theirs; None for a momentum of 0."""
-    if not momentum:
-        return None
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(momentum))
-    average.update_parameters(model)  # its first update copies; from here on it averages
-    return average
+def build_average(model: PreTrainedModel, momentum: float) -> MovingAverage | None:
+    """An exponential moving average of the weights; None for a momentum of 0."""
+    return MovingAverage(model, momentum) if momentum else None
