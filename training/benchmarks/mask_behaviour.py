@@ -1,14 +1,16 @@
-"""What the masks do, in numbers: how much of the objects they keep, and how they differ from the authors' released code.
+"""What the masks do, in numbers: what they keep, how they vary, and how they differ from the authors' released code.
 
     python training/benchmarks/mask_behaviour.py [--model runs/quickstart/export]
 
-Part one draws scenes, whose generator knows which pixels belong to objects. Part two shows, for each finding about the released
-code of CLIP-PGS and cluster masking in docs/masks.md, what this package does on that point. Runs in a minute, on the CPU.
+Part one draws scenes, whose generator knows which pixels belong to objects. It counts what each mask keeps of objects, of the
+background and of edges, and how its choice varies from epoch to epoch. Part two shows, for each finding about the released code
+of CLIP-PGS and cluster masking in docs/masks.md, what this package does on that point. Runs in two minutes, on the CPU.
 
-Shapes: B images, L patches.
+Shapes: B images, L patches, N draws.
 """
 
 import argparse
+import math
 
 import torch
 from measure import ROOT  # noqa: F401 (puts the clone on the path)
@@ -18,12 +20,14 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from hf_maskclip import MaskCLIPModel, MaskCLIPVisionModel, PatchSelection, build_patch_mask
 from hf_maskclip.data.scene_drawing import draw_scene
 from hf_maskclip.data.scenes import sample_scene
+from hf_maskclip.models.patch_edges import patch_edges
 from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking_attentive import class_attention
 from training.model.presets import preset_config
 
 PGS_05 = {"name": "pgs", "min_mask_ratio": 0.5, "max_mask_ratio": 0.5}
 IMAGE_SIZE, PATCH_SIZE = 224, 16
+EPOCHS, DRAWS = 6, 16  # of one picture; entropy needs more draws than a run has epochs
 
 
 def select(spec, pixel_values, seed=0, patch_size=PATCH_SIZE, **scores) -> PatchSelection:
@@ -41,8 +45,28 @@ def scenes(count: int, image_size: int, patch_size: int) -> tuple[torch.Tensor, 
     return pixel_values, torch.nn.functional.avg_pool2d(objects, patch_size).flatten(1) > 0.5
 
 
-def object_share(model: str | None, count: int) -> None:
-    """Print the share of object patches and of background patches that each mask leaves visible."""
+def edge_patches(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """The patches with more edges than the mean patch of their picture, as CLIP-PGS protects them, a BoolTensor (B, L)."""
+    strength = patch_edges(pixel_values, patch_size)  # (B, L)
+    return strength > strength.mean(dim=1, keepdim=True)
+
+
+def variety(draws: torch.Tensor) -> list[str]:
+    """How a mask's choices (N, B, L) vary: patches seen in six epochs, overlap of two, pictures that stay the same, entropy.
+
+    The overlap is the intersection over the union. The entropy is that of a patch's being visible, in bits, the mean over
+    patches. It is at most 1, and 1 where each patch is visible in every second epoch by chance.
+    """
+    first, second = draws[:-1], draws[1:]
+    overlap = ((first & second).sum(dim=2) / (first | second).sum(dim=2)).mean()
+    same = (first == second).all(dim=2).float().mean()
+    chance = draws.float().mean(dim=0)  # (B, L)
+    entropy = -(torch.xlogy(chance, chance) + torch.xlogy(1 - chance, 1 - chance)).mean() / math.log(2)
+    return [f"{draws[:EPOCHS].any(dim=0).float().mean():.1%}", f"{overlap:.1%}", f"{same:.1%}", f"{abs(entropy):.2f}"]
+
+
+def what_masks_keep(model: str | None, count: int) -> None:
+    """Print what each mask leaves visible of objects, background and edges, and how its choice varies."""
     image_size, patch_size, teacher = IMAGE_SIZE, PATCH_SIZE, None
     if model:
         teacher = MaskCLIPVisionModel.from_pretrained(model, attn_implementation="eager").eval()
@@ -50,16 +74,21 @@ def object_share(model: str | None, count: int) -> None:
     pixel_values, is_object = scenes(count, image_size, patch_size)
     masks = {name: name for name, mask in patch_masks().items() if not mask.needs_patch_scores or teacher}
     masks |= {"pgs 0.5": PGS_05, "pgs 0.5, no edges": PGS_05 | {"edges": "none"}}
+    masks["pgs 0.5, edge_temperature 1"] = PGS_05 | {"edge_temperature": 1.0}
     parts = {"edges only": {"transport": False}, "transport only": {"edges": "none"}}
     parts["neither"] = parts["edges only"] | parts["transport only"]
     masks |= {f"pgs, {name}": {"name": "pgs"} | part for name, part in parts.items()}
     print(f"{count} scenes of {image_size} pixels, patches of {patch_size}: {is_object.float().mean():.1%} of them are object")
-    print("| mask | visible | of object patches | of background patches |\n|---|---|---|---|")
+    is_edge = edge_patches(pixel_values, patch_size)
+    kept, varied = ("visible", "of objects", "of background", "of edges"), ("seen in 6", "overlap", "same", "entropy")
+    print(f"| {' | '.join(('mask', *kept, *varied))} |\n|{'---|' * (1 + len(kept) + len(varied))}")
     for name, spec in masks.items():
         scores = {"patch_scores": class_attention(teacher, pixel_values)} if build_patch_mask(spec).needs_patch_scores else {}
-        visible = select(spec, pixel_values, patch_size=patch_size, **scores).visible(is_object.shape[1])
-        shares = [visible.float().mean(), visible[is_object].float().mean(), visible[~is_object].float().mean()]
-        print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+        chosen = [select(spec, pixel_values, seed, patch_size, **scores) for seed in range(DRAWS)]
+        draws = torch.stack([selection.visible(is_object.shape[1]) for selection in chosen])  # (N, B, L)
+        visible = draws[0]
+        shares = [visible.float().mean()] + [visible[part].float().mean() for part in (is_object, ~is_object, is_edge)]
+        print(f"| {name} | " + " | ".join([f"{share:.1%}" for share in shares] + variety(draws)) + " |", flush=True)
 
 
 def plain_background(count: int) -> None:
@@ -97,7 +126,7 @@ def released_code_findings(count: int) -> None:
 
     plain = pixel_values[:50].clone()
     plain[..., : IMAGE_SIZE // 2] = 1.9  # the left half is one plain colour
-    columns = select("cluster", plain).visible(num_patches).view(50, 14, 14).float().mean(dim=(0, 1))
+    columns = select("cluster", plain).visible(num_patches).view(-1, 14, 14).float().mean(dim=(0, 1))
     print(
         f"Plain background that cluster drops: {1 - columns[:7].mean():.1%}; of the textured half: {1 - columns[7:].mean():.1%}"
     )
@@ -123,6 +152,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", help="folder or Hub id of a CLIP trained on scenes: the teacher of the attentive mask")
     parser.add_argument("--count", type=int, default=300, help="scenes")
     options = parser.parse_args()
-    object_share(options.model, options.count)
+    what_masks_keep(options.model, options.count)
     plain_background(options.count)
     released_code_findings(options.count)
