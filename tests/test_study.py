@@ -208,7 +208,7 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"base": None}, "must have base, methods, seeds, columns, headline, and may have peers, samples_only, suite, budgets"),
+        ({"base": None}, "must have base, methods, seeds, columns, headline, and may have peers, rivals, samples_only, suite, budgets"),
         ({"seeds": 3}, "seeds 3: must be a list"),
         ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
         ({"methods": {"pgs": "pgs"}}, "methods has no 'none'"),
@@ -216,6 +216,7 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
         ({"methods": {"none": "none", "x": "checkers"}}, "checkers"),
         ({"headline": "speed"}, "headline 'speed': must be one of the columns text R@1"),
         ({"samples_only": ["pgs"]}, "samples_only 'pgs': must be among the methods and peers"),
+        ({"rivals": ["pgs"]}, "rivals 'pgs': must be among the methods and peers"),
         ({"budgets": ["money"]}, "budget 'money': must be one of samples, time, half time"),
         ({"base": {"max_steps": 4, "seed": 3}}, "base has seed, which the study sets by itself"),
         ({"base": {"batch_size": 4}}, "base has no max_steps"),

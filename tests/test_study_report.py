@@ -2,13 +2,14 @@
 results that are kept."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from training.study import pages
 from training.study import run as study_run
-from training.study.report import Curve, Report, mean_and_error, read_results, time_to_reach, write_results
+from training.study.report import Curve, Report, mean_and_error, paired_difference, read_results, time_to_reach, write_results
 
 PAIR = "zero_shot_pair/top1"
 
@@ -59,6 +60,17 @@ def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
     assert "cluster" not in text
     assert "CPU, 2 CPUs" in text
     assert text.index("Equal samples") < text.index("Equal time")
+
+
+def test_differences_are_paired_by_seed_with_their_intervals(report):
+    header, _, pgs = report.differences("samples", "none").splitlines()
+    assert header == "| method | n | pair | both |"
+    # -10 and -30 points: a mean of -20, an error of 10, and t(0.975) of one degree of freedom is 12.706
+    assert pgs == "| pgs | 2 | -20.0 (-147.1 to +107.1) | -15.0 (-110.3 to +80.3) |"
+    assert report.differences("time", "none").splitlines()[-1] == "| pgs | 1 | +30.0 | +22.5 |"
+    assert paired_difference([0.4, 0.5], [0.3]) == paired_difference([], []) == "–"
+    assert "Less" not in report.markdown()
+    assert "Less `none`, in points:" in replace(report, rivals=["none"]).markdown()
 
 
 def test_a_curve_is_the_mean_over_seeds_at_equal_shares_of_the_run(report):

@@ -6,6 +6,7 @@ Seconds are those of training steps, without evaluation. A curve is the mean ove
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.stats import ttest_1samp
 
 BASELINE = "none"  # the method that the others are compared with
 BUDGETS = {"samples": "Equal samples", "time": "Equal time", "half time": "Half the time"}  # their names, and titles
@@ -72,12 +74,14 @@ class Report:
         methods: names in the order of the tables; those without results are left out.
         columns: name -> the metrics that it is the mean of.
         headline: the column that is drawn.
+        rivals: the methods that each other one is compared with, seed by seed.
     """
 
     results: list[dict[str, Any]]
     methods: list[str]
     columns: dict[str, list[str]]
     headline: str
+    rivals: Sequence[str] = ()
 
     def of(self, method: str, budget: str) -> list[dict[str, Any]]:
         """The results of a method, seed by seed. The baseline's are those at equal samples, whatever the budget."""
@@ -135,6 +139,7 @@ class Report:
         parts = ["# Study\n", EXPLANATION.format(headline=self.headline)]
         for budget in self.budgets:
             parts.append(f"## {BUDGETS[budget]}\n\n{self.table(budget)}")
+            parts += [f"Less `{rival}`, in points:\n\n{self.differences(budget, rival)}" for rival in self.rivals]
         parts.append(f"![{self.headline} over seconds of training](accuracy_over_time.png)\n")
         parts.append(self.circumstances())
         return "\n".join(parts)
@@ -155,6 +160,18 @@ class Report:
             f"{statistics.mean(result['samples_seen'] for result in results):,.0f}",
             f"{statistics.mean(result['train_seconds'] for result in results):.0f}",
         ]
+
+    def differences(self, budget: str, rival: str) -> str:
+        """A table of each method less a rival: the mean over the seeds that both have, and its 95 % interval."""
+        rows = []
+        for method in self.methods:
+            seeds = {r["seed"] for r in self.of(method, budget)} & {r["seed"] for r in self.of(rival, budget)}
+            if method == rival or not seeds:
+                continue
+            pairs = [[r for r in self.of(name, budget) if r["seed"] in seeds] for name in (method, rival)]
+            columns = [[self.values(results, column) for results in pairs] for column in self.columns]
+            rows.append([method, str(len(seeds)), *(paired_difference(*values) for values in columns)])
+        return markdown_table(["method", "n", *self.columns], rows)
 
     def circumstances(self) -> str:
         """What all runs were made under; more than one line of a kind where they differ."""
@@ -210,6 +227,17 @@ def name_lines(figure: Figure, methods: list[str]) -> None:
     if lines:
         in_order = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
         figure.legend(handles=in_order, loc="outside right center", frameon=False, labelcolor="linecolor", fontsize=9)
+
+
+def paired_difference(own: list[float], other: list[float]) -> str:
+    """The mean difference of paired shares in points, with the 95 % interval of Student's t where there are two or more."""
+    if len(own) != len(other) or not own:
+        return "–"
+    differences = 100 * (np.array(own) - np.array(other))
+    if len(differences) == 1 or not differences.std():
+        return f"{differences.mean():+.1f}"
+    low, high = ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    return f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -36,6 +36,7 @@ class Study:
         peers: name -> a random patch mask, whose ratio is the patch dropout of open_clip's model (`peer.py`).
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
+        rivals: the methods and peers that each other one is compared with, seed by seed.
         samples_only: the methods and peers that get no run of `time` and `half time`.
         budgets: keys of [`BUDGETS`].
         suite: of `hf-maskclip evaluate`, on the final model; empty: the run's own evaluations only.
@@ -47,6 +48,7 @@ class Study:
     columns: dict[str, list[str]]
     headline: str
     peers: dict[str, Any] = field(default_factory=dict)
+    rivals: list[str] = field(default_factory=list)
     samples_only: list[str] = field(default_factory=list)
     suite: str = ""
     budgets: list[str] = field(default_factory=lambda: ["samples", "time"])

@@ -46,7 +46,7 @@ def read_study(path: Path) -> Study:
         fail(f"study {str(path)!r}: must have {', '.join(needed)}, and may have {', '.join(known[len(needed) :])}")
     study = Study(**values)
     kinds = {name: dict for name in ("base", "methods", "columns", "peers")}
-    kinds |= {"seeds": list, "samples_only": list, "budgets": list}
+    kinds |= {"seeds": list, "samples_only": list, "rivals": list, "budgets": list}
     for name, kind in kinds.items():
         if not isinstance(value := getattr(study, name), kind):
             fail(f"{path}: {name} {value!r}: must be a {'mapping' if kind is dict else 'list'}")
@@ -60,8 +60,9 @@ def read_study(path: Path) -> Study:
         fail(f"{path}: methods has no {BASELINE!r}, with which the others are compared")
     if wrong := [name for name in study.own_options if "/" in name]:
         fail(f"{path}: method {wrong[0]!r}: a name must have no slash")
-    if wrong := [name for name in study.samples_only if name not in study.own_options]:
-        fail(f"{path}: samples_only {wrong[0]!r}: must be among the methods and peers")
+    for name, given in (("samples_only", study.samples_only), ("rivals", study.rivals)):
+        if wrong := [method for method in given if method not in study.own_options]:
+            fail(f"{path}: {name} {wrong[0]!r}: must be among the methods and peers")
     if wrong := [budget for budget in study.budgets if budget not in BUDGETS]:
         fail(f"{path}: budget {wrong[0]!r}: must be one of {', '.join(BUDGETS)}")
     if study.headline not in study.columns:
@@ -120,7 +121,7 @@ def write_report(study: Study, output_dir: Path) -> list[dict[str, Any]]:
     results = read_results(output_dir / "results")
     if results:
         write_results(results, output_dir / "results.jsonl")
-        report = Report(results, list(study.own_options), study.columns, study.headline)
+        report = Report(results, list(study.own_options), study.columns, study.headline, study.rivals)
         (output_dir / "report.md").write_text(report.markdown(), encoding="utf-8")
         report.figure().savefig(output_dir / "accuracy_over_time.png", dpi=150)
     return results
