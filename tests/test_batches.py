@@ -202,7 +202,7 @@ def test_for_a_gpu_the_loader_pins_batches_and_keeps_what_else_is_in_them(shards
     assert batch.pixel_values is not pinned[1]
     assert torch.equal(batch.pixel_values, plain.pixel_values)
     assert torch.equal(batch.input_ids, plain.input_ids)
-    for name in ("keys", "skipped", "worker", "start", "end", "spatial_shapes"):
+    for name in ("keys", "skipped", "of_sources", "worker", "starts", "ends", "spatial_shapes"):
         assert getattr(batch, name) == getattr(plain, name)
     stopped = Stopped("no more")
     assert next(iter(DataLoader([stopped], batch_size=None, collate_fn=lambda item: item, pin_memory=True))) is stopped

@@ -191,7 +191,7 @@ def test_a_step_of_training_waits_for_its_numbers_and_the_one_size(mask, views, 
             move_to_fake_cuda(patches.schedule.teacher.average)
         pixels = torch.empty(8 if views == "crops" else 4, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
         texts = {"input_ids": torch.empty(4, 16, dtype=torch.long)}
-        batch = Batch(pixels, texts, ["a", "b", "c", "d"], Counter(), 0, Place(), Place())
+        batch = Batch(pixels, texts, ["a", "b", "c", "d"], Counter(), Counter(), 0, (Place(),), (Place(),))
         training_step(run, batch, step=5)
     is_packed = mask in ("cluster", "pgs")
     assert notes == [THE_SIZE] * is_packed + ["backward", "read", "update"]

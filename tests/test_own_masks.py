@@ -152,9 +152,9 @@ def test_a_new_built_in_mask_is_one_file_and_one_row(monkeypatch, tmp_path, make
     monkeypatch.setitem(patch_mask_registry.BUILT_IN, "brightest", module.BrightestPatchMask)
     monkeypatch.setitem(contract.MASKS, "brightest", ("brightest", 0.5, 0.5))
     for grid in contract.GRIDS:
-        contract.test_kept_counts_are_within_bounds_and_indices_in_order("brightest", grid)
-    contract.test_half_precision_input_gives_a_valid_selection("brightest", torch.bfloat16)
-    contract.test_flat_and_noisy_images_give_a_valid_selection("brightest")
+        contract.test_kept_counts_are_within_bounds_and_indices_in_order("brightest", grid, "cpu")
+    contract.test_half_precision_input_gives_a_valid_selection("brightest", torch.bfloat16, "cpu")
+    contract.test_flat_and_noisy_images_give_a_valid_selection("brightest", "cpu")
     contract.test_masks_never_wait_for_the_device("brightest")
     contract.test_masks_have_no_state_and_rebuild_from_their_dict("brightest")
     contract.test_ratios_scaled_by_a_ramp_go_from_nothing_to_the_full_mask("brightest")

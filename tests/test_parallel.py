@@ -132,7 +132,7 @@ def test_deepspeed_keeps_the_bound_of_the_logit_scale_and_the_state_before_a_los
     before = tmp_path / "run" / "checkpoints" / "step-00000002"
     assert f"error: step 3: the loss is nan; the state before it is {before}" in split.printed()
     records = losses_of(options["output_dir"])
-    assert [math.log(record["logit_scale"]) for record in records] == pytest.approx(logit_scales[:2], abs=1e-3)
+    assert math.log(records[1]["logit_scale"]) == pytest.approx(logit_scales[0], abs=1e-3)  # that its loss was taken with
     assert MaskCLIPModel.from_pretrained(before).logit_scale.item() == pytest.approx(logit_scales[1], abs=1e-3)
 
 

@@ -160,7 +160,7 @@ def test_a_source_that_keeps_failing_is_skipped_and_next_time_tried_without_wait
     spec, waits = failing_shard
     FailingFiles.failures = 1000
     read = keys_of(spec)
-    assert 1 <= len(read) < 6
+    assert 1 <= len(read) <= 6  # not all rows, and what stands for the rest
     assert read[-1] == "shard_unreadable"
     assert waits == list(shards.RETRY_SECONDS)
     assert f"{spec}: the rest of this shard is unreadable (ConnectionError: the network is down)" in caplog.messages

@@ -186,7 +186,7 @@ def test_a_second_ctrl_c_ends_at_once(python_handles_ctrl_c):
 
 
 def test_an_interrupted_program_ends_with_code_130_and_without_a_traceback(python_handles_ctrl_c, options, monkeypatch, capsys):
-    monkeypatch.setattr(run_module, "open_source", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(run_module.Mix, "open", lambda *a, **k: signal.raise_signal(signal.SIGINT))
     assert program(words(options)) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 

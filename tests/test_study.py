@@ -208,7 +208,10 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"base": None}, "must have base, methods, seeds, columns, headline, and may have peers, rivals, samples_only, suite, budgets"),
+        (
+            {"base": None},
+            "must have base, methods, seeds, columns, headline, and may have peers, rivals, samples_only, suite, budgets",
+        ),
         ({"seeds": 3}, "seeds 3: must be a list"),
         ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
         ({"methods": {"pgs": "pgs"}}, "methods has no 'none'"),

@@ -148,7 +148,7 @@ def model_for(loss: str) -> nn.Module:
 
 def whole_batch() -> Batch:
     texts = torch.randint(4, 200, (PAIRS, CONTEXT), generator=torch.Generator().manual_seed(SEED))
-    where = {"worker": 0, "start": (0, 0), "end": (0, PAIRS)}
+    where = {"of_sources": Counter(), "worker": 0, "starts": (), "ends": ()}
     return Batch(photo_like(PAIRS, 32, 32), {"input_ids": texts}, [str(n) for n in range(PAIRS)], Counter(), **where)
 
 

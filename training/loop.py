@@ -133,7 +133,7 @@ def numbers_of(run: Run, loss: torch.Tensor, chunks: list[Chunk], num_patches: i
     mean_loss = run.accelerator.reduce(loss, reduction="mean").float()
     logit_scale = run.learner.model.logit_scale.detach().exp().float()
     shares = kept_shares(chunks, num_patches, loss.device)
-    return NumbersOnHost(torch.cat([torch.stack([mean_loss, logit_scale]), shares]))
+    return NumbersOnHost(torch.cat([mean_loss.reshape(1), logit_scale.reshape(1), shares]))
 
 
 def write_step(
