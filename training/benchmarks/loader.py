@@ -4,13 +4,15 @@
     python training/benchmarks/loader.py --shards 'cc12m/{00000..00009}.tar'
 
 Without `--shards` it writes its own: JPEGs with the spectrum of photographs, and captions. The loaders read the tars, decode,
-crop at random, resize with bicubic interpolation and tokenise. They take turns in one process on one thread, without workers,
+crop at random, resize with bicubic interpolation and tokenise. They take turns in one process on one core, without workers,
 whose prefetching would go on in the others' turn; workers multiply what is measured here. Ours hands over bytes, which the
 device normalises; open_clip's transform normalises at once. The first row is no loader: it decodes and resizes what is in
 memory, as ours does, which bounds it.
 """
 
+import os
 import statistics
+import sys
 import tempfile
 from functools import partial
 from itertools import islice
@@ -104,6 +106,8 @@ def consume(iterator) -> None:
 
 
 torch.set_num_threads(1)
+if sys.platform == "linux":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the thread that reads ahead counts, too
 with tempfile.TemporaryDirectory() as folder:
     shards = options.shards or write_shards(Path(folder), count=8, samples=256)
     tokenizer = train_tokenizer(
