@@ -117,6 +117,7 @@ def test_each_batch_has_of_every_source_its_share_rounded_and_in_the_mean_its_sh
     assert counts[6].tolist() == [((first <= points) & (points < last)).sum() for first, last in pairwise(borders)]
 
 
+@pytest.mark.timeout(120)
 def test_sources_have_epochs_of_their_own_and_their_pairs_are_different_though_keys_are_the_same(tmp_path, tokenizer):
     folders = write_folders(tmp_path, 40, 5)
     seen: Counter[str] = Counter()
@@ -206,6 +207,7 @@ def test_a_scene_is_not_mirrored_though_the_pictures_beside_it_are(run, data, mo
     assert steps[0]["of_sources"] == {f"{data}/train-*.tar": 2, "scenes": 2}
 
 
+@pytest.mark.timeout(120)
 def test_a_source_that_gives_out_is_named(run, data, tmp_path):
     small, bad = tmp_path / "small.tar", tmp_path / "bad.tar"
     write_shard(small, {"a": pair(1)})
