@@ -129,6 +129,14 @@ def test_which_data_sets_of_the_hub_a_spec_names(spec):
     assert hub_ids_of([spec]) == SPECS[spec]
 
 
+def test_the_card_of_a_mix_names_each_source(tmp_path):
+    mix = "[{data: org/pairs, weight: 3, caption_key: alt}, {data: 'hf://datasets/org/more/*.tar'}]"
+    (tmp_path / "mixed.yaml").write_text(f"model: vit-b-16\npatch_mask: pgs\ntrain_data: {mix}\n")
+    card = card_of_recipe(tmp_path / "mixed.yaml")
+    assert card.data.datasets == ["org/pairs", "org/more"]
+    assert "data `org/pairs`, weight `3`, caption_key `alt`; data `hf://datasets/org/more/*.tar`" in str(card)
+
+
 def test_a_folder_here_is_no_data_set_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "pairs").mkdir(parents=True)
