@@ -167,7 +167,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(write, values, tmp_path,
     assert "1 of 3 runs are finished" in printed
 
 
-def test_equal_time_is_the_time_of_none_of_the_same_seed(write, values, tmp_path):
+def test_equal_time_is_that_of_the_baseline_of_the_same_seed(write, values, tmp_path):
     values["base"] |= {"max_steps": 100, "eval_every": 20, "unmasked_tuning_steps": 10, "warmup_steps": 5}
     study = read_study(write(values | {"seeds": [0, 1]}))
     run = StudyRun(study, tmp_path, 1, "time", "random 0.5")
@@ -183,6 +183,9 @@ def test_equal_time_is_the_time_of_none_of_the_same_seed(write, values, tmp_path
     assert [options[name] for name in scaled] == [240, 48, 24, 12]
     assert options["batch_size"] == 4
     assert run.options()["max_steps"] == 100
+    study = read_study(write(values | {"seeds": [0, 1], "baseline": "random 0.5"}))
+    assert time_ratio(StudyRun(study, tmp_path, 1, "time", "none")) == pytest.approx(0.25 / 0.6)
+    assert [run.method for run in runs_of(study, tmp_path) if run.budget == "time"] == ["none", "none"]
 
 
 def test_some_methods_get_no_run_of_equal_time(write, values, tmp_path):
@@ -210,11 +213,12 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
     [
         (
             {"base": None},
-            "must have base, methods, seeds, columns, headline, and may have peers, rivals, samples_only, suite, budgets",
+            "must have base, methods, seeds, columns, headline, and may have peers, rivals, samples_only, baseline, suite",
         ),
         ({"seeds": 3}, "seeds 3: must be a list"),
         ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
         ({"methods": {"pgs": "pgs"}}, "methods has no 'none'"),
+        ({"baseline": "pgs"}, "methods has no 'pgs', with which the others are compared"),
         ({"methods": {"none": "none", "a/b": "pgs"}}, "method 'a/b': a name must have no slash"),
         ({"methods": {"none": "none", "x": "checkers"}}, "checkers"),
         ({"headline": "speed"}, "headline 'speed': must be one of the columns text R@1"),

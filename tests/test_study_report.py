@@ -57,6 +57,7 @@ def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
     assert report.earliest_reach("pgs") == pytest.approx(0.44, abs=0.005)
     assert report.earliest_reach("cluster") is None
     text = report.markdown()
+    assert "over that of `none`" in text
     assert "cluster" not in text
     assert "CPU, 2 CPUs" in text
     assert text.index("Equal samples") < text.index("Equal time")
@@ -71,6 +72,15 @@ def test_differences_are_paired_by_seed_with_their_intervals(report):
     assert paired_difference([0.4, 0.5], [0.3]) == paired_difference([], []) == "–"
     assert "Less" not in report.markdown()
     assert "Less `none`, in points:" in replace(report, rivals=["none"]).markdown()
+
+
+def test_another_baseline_is_what_times_are_measured_by(report):
+    report = replace(report, baseline="pgs")
+    *_, none, pgs = report.table("samples").splitlines()
+    # 1 / 0.5 and 2 / 0.8; its mean curve reaches the final 30 % of pgs at its first evaluation, after 75 of 65 s
+    assert none == "| none | 2 | 50.0 ± 10.0 | 37.5 ± 7.5 | 2.25 ± 0.25 | 1.15 | 800 | 150 |"
+    assert pgs.startswith("| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 1.00 ± 0.00 | 1.00 |")
+    assert "over that of `pgs`" in report.markdown()
 
 
 def test_a_curve_is_the_mean_over_seeds_at_equal_shares_of_the_run(report):

@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import ttest_1samp
 
-BASELINE = "none"  # the method that the others are compared with
+BASELINE = "none"  # the method that the others are compared with, where a study names no other
 BUDGETS = {"samples": "Equal samples", "time": "Equal time", "half time": "Half the time"}  # their names, and titles
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's; black is the baseline's
 
 EXPLANATION = """\
 Mean ± standard error over n seeds, in percent. Relative time is the time of a step, the last steps on whole images included,
-over that of `none`, at equal samples and of the same seed. Time to reach: when the mean curve first reaches the final
-{headline} of `none`, as a share of the time of `none`, which has one budget only and stands in all tables.
+over that of `{baseline}`, at equal samples and of the same seed. Time to reach: when the mean curve first reaches the final
+{headline} of `{baseline}`, as a share of the time of `{baseline}`, which has one budget only and stands in all tables.
 """
 
 
@@ -75,6 +75,7 @@ class Report:
         columns: name -> the metrics that it is the mean of.
         headline: the column that is drawn.
         rivals: the methods that each other one is compared with, seed by seed.
+        baseline: whose time others are measured by.
     """
 
     results: list[dict[str, Any]]
@@ -82,10 +83,11 @@ class Report:
     columns: dict[str, list[str]]
     headline: str
     rivals: Sequence[str] = ()
+    baseline: str = BASELINE
 
     def of(self, method: str, budget: str) -> list[dict[str, Any]]:
         """The results of a method, seed by seed. The baseline's are those at equal samples, whatever the budget."""
-        budget = "samples" if method == BASELINE else budget
+        budget = "samples" if method == self.baseline else budget
         found = [result for result in self.results if (result["method"], result["budget"]) == (method, budget)]
         return sorted(found, key=lambda result: result["seed"])
 
@@ -100,7 +102,7 @@ class Report:
 
     def relative_times(self, method: str) -> list[float]:
         """The seconds of a step at equal samples, over those of the baseline, of each seed that both have."""
-        seconds = {result["seed"]: result["seconds_per_step"] for result in self.of(BASELINE, "samples")}
+        seconds = {result["seed"]: result["seconds_per_step"] for result in self.of(self.baseline, "samples")}
         own = self.of(method, "samples")
         return [result["seconds_per_step"] / seconds[result["seed"]] for result in own if result["seed"] in seconds]
 
@@ -123,7 +125,7 @@ class Report:
 
     def reach(self, method: str, budget: str) -> float | None:
         """The time to reach the baseline's final headline, as a share of the baseline's time; None where it is not reached."""
-        baseline, curve = self.curve(BASELINE, "samples"), self.curve(method, budget)
+        baseline, curve = self.curve(self.baseline, "samples"), self.curve(method, budget)
         if baseline is None or curve is None:
             return None
         seconds = time_to_reach(curve, baseline.mean[-1])
@@ -136,7 +138,7 @@ class Report:
     # ------------------------------------------------------------------------------------------------ as text
 
     def markdown(self) -> str:
-        parts = ["# Study\n", EXPLANATION.format(headline=self.headline)]
+        parts = ["# Study\n", EXPLANATION.format(headline=self.headline, baseline=self.baseline)]
         for budget in self.budgets:
             parts.append(f"## {BUDGETS[budget]}\n\n{self.table(budget)}")
             parts += [f"Less `{rival}`, in points:\n\n{self.differences(budget, rival)}" for rival in self.rivals]
@@ -204,7 +206,7 @@ class Report:
             axes.fill_between(curve.seconds, low, high, color=look["color"], alpha=0.12, linewidth=0)
             axes.plot(curve.seconds, 100 * curve.mean, label=method, linewidth=1.6, **look)
             axes.plot(curve.seconds[-1], 100 * curve.mean[-1], "o", markersize=4, color=look["color"], label="_end")
-        baseline = self.curve(BASELINE, "samples")
+        baseline = self.curve(self.baseline, "samples")
         if baseline is not None:
             axes.axhline(100 * baseline.mean[-1], color="0.35", linestyle=":", linewidth=1, label="_final")
         axes.set(title=BUDGETS[budget], xlabel="seconds of training", xlim=(0, None))
@@ -213,9 +215,9 @@ class Report:
 
     def _look(self, method: str) -> dict[str, str]:
         """Colour and dashes of a method, the same in all panels."""
-        if method == BASELINE:
+        if method == self.baseline:
             return {"color": "black", "linestyle": "-"}
-        turn, colour = divmod([name for name in self.methods if name != BASELINE].index(method), len(COLOURS))
+        turn, colour = divmod([name for name in self.methods if name != self.baseline].index(method), len(COLOURS))
         return {"color": COLOURS[colour], "linestyle": ("-", "--", ":")[turn % 3]}
 
 

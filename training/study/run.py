@@ -32,13 +32,14 @@ class Study:
     Args:
         base: options of `training/train.py` that all runs share.
         methods: name -> patch mask, or a mapping of options with the `patch_mask` among them, which win over those of `base`;
-            `none` is what the others are compared with.
+            [`baseline`] is among them.
         peers: name -> a random patch mask, whose ratio is the patch dropout of open_clip's model (`peer.py`).
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
         rivals: the methods and peers that each other one is compared with, seed by seed.
         samples_only: the methods and peers that get no run of `time` and `half time`.
         budgets: keys of [`BUDGETS`].
+        baseline: the method whose time others are measured by.
         suite: of `hf-maskclip evaluate`, on the final model; empty: the run's own evaluations only.
     """
 
@@ -50,6 +51,7 @@ class Study:
     peers: dict[str, Any] = field(default_factory=dict)
     rivals: list[str] = field(default_factory=list)
     samples_only: list[str] = field(default_factory=list)
+    baseline: str = BASELINE
     suite: str = ""
     budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
 
@@ -134,7 +136,8 @@ def time_ratio(run: StudyRun) -> float | None:
     """What a run's steps are scaled by; None where the runs that say so are not finished."""
     if run.budget == "samples":
         return 1.0
-    finished = [StudyRun(run.study, run.output_dir, run.seed, "samples", method).result for method in (BASELINE, run.method)]
+    methods = (run.study.baseline, run.method)
+    finished = [StudyRun(run.study, run.output_dir, run.seed, "samples", method).result for method in methods]
     if not all(path.exists() for path in finished):
         return None
     baseline, own = (json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"] for path in finished)

@@ -3,12 +3,13 @@
     python -m training.study training/study/scenes.yaml --output_dir runs/study-scenes
     python -m training.study training/study/scenes.yaml --output_dir runs/study-scenes --report_only
 
-The budget `samples` gives each method the steps of `base`. The budget `time` gives it as many as take the time that the method
-`none` took: the steps of `base` times the seconds a step of `none`, over those of the method, of the same seed; `half time`
-half of these. Warm-up, evaluations and the last steps on whole images keep their share of the run. Runs go seed by seed, so
-that what is finished can be compared. A finished run is a JSON in `results/` and is never run again; a run that was interrupted
-begins anew, so that its time is that of one piece. SIGTERM and Ctrl-C end the study, and the same command goes on. After each
-run the report is written, and `results.jsonl`, which gathers what is finished.
+The budget `samples` gives each method the steps of `base`. The budget `time` gives it as many as take the time that the study's
+baseline took, which is the method `none` where it names no other: the steps of `base` times the seconds a step of the baseline,
+over those of the method, of the same seed; `half time` half of these. Warm-up, evaluations and the last steps on whole images
+keep their share of the run. Runs go seed by seed, so that what is finished can be compared. A finished run is a JSON in
+`results/` and is never run again; a run that was interrupted begins anew, so that its time is that of one piece. SIGTERM and
+Ctrl-C end the study, and the same command goes on. After each run the report is written, and `results.jsonl`, which gathers
+what is finished.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import yaml
 from hf_maskclip.errors import ConfigError, fail
 from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.config import load_config
-from training.study.report import BASELINE, BUDGETS, Report, read_results, write_results
+from training.study.report import BUDGETS, Report, read_results, write_results
 from training.study.run import Study, StudyRun, as_arguments, carry_out, time_ratio
 
 OWN_OPTIONS = ("output_dir", "patch_mask", "seed", "samples_seen", "log_every", "checkpoint_every", "resume")
@@ -56,8 +57,8 @@ def read_study(path: Path) -> Study:
         fail(f"{path}: base has no max_steps, the budget of a run")
     if taken := {key for own in study.own_options.values() for key in own} & {*OWN_OPTIONS, "max_steps"} - {"patch_mask"}:
         fail(f"{path}: a method has {', '.join(sorted(taken))}, which the study sets by itself, or is the same for all")
-    if BASELINE not in study.methods:
-        fail(f"{path}: methods has no {BASELINE!r}, with which the others are compared")
+    if study.baseline not in list(study.methods):
+        fail(f"{path}: methods has no {study.baseline!r}, with which the others are compared")
     if wrong := [name for name in study.own_options if "/" in name]:
         fail(f"{path}: method {wrong[0]!r}: a name must have no slash")
     for name, given in (("samples_only", study.samples_only), ("rivals", study.rivals)):
@@ -80,7 +81,7 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
         for budget in BUDGETS
         if budget in study.budgets
         for method in study.own_options
-        if budget == "samples" or method not in (BASELINE, *study.samples_only)  # the baseline's equal time is its own
+        if budget == "samples" or method not in (study.baseline, *study.samples_only)  # the baseline's equal time is its own
     ]
 
 
@@ -121,7 +122,7 @@ def write_report(study: Study, output_dir: Path) -> list[dict[str, Any]]:
     results = read_results(output_dir / "results")
     if results:
         write_results(results, output_dir / "results.jsonl")
-        report = Report(results, list(study.own_options), study.columns, study.headline, study.rivals)
+        report = Report(results, list(study.own_options), study.columns, study.headline, study.rivals, study.baseline)
         (output_dir / "report.md").write_text(report.markdown(), encoding="utf-8")
         report.figure().savefig(output_dir / "accuracy_over_time.png", dpi=150)
     return results
@@ -136,7 +137,7 @@ def run_all(runs: list[StudyRun], lock: Any) -> int:
         name = f"[{number}/{len(runs)}] {run.method}, seed {run.seed}, {BUDGETS[run.budget].lower()}"
         ratio = time_ratio(run)
         if ratio is None:
-            print(f"{name}: left out, the run with equal samples of it or of {BASELINE} failed", flush=True)
+            print(f"{name}: left out, the run with equal samples of it or of {run.study.baseline} failed", flush=True)
             num_failed += 1
             continue
         try:
