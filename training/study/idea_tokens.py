@@ -141,5 +141,6 @@ class SummaryMask(PGSPatchMask):
         return GroupedSelection.of(visible, pixels.unflatten(3, (self.patch_size, self.patch_size)), members)
 
 
-register_patch_mask("coarse", CoarseMask)
-register_patch_mask("summary", SummaryMask)
+MASKS = {"coarse": CoarseMask, "summary": SummaryMask}
+for name, mask in MASKS.items():
+    register_patch_mask(name, mask)

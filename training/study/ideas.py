@@ -139,7 +139,6 @@ class LeverageMask(PatchMask):
         return whitened.square().sum(dim=1)
 
 
-register_patch_mask("edge_draw", EdgeDrawMask)
-register_patch_mask("edge_share", EdgeShareMask)
-register_patch_mask("batch_budget", BatchBudgetMask)
-register_patch_mask("leverage", LeverageMask)
+MASKS = {"edge_draw": EdgeDrawMask, "edge_share": EdgeShareMask, "batch_budget": BatchBudgetMask, "leverage": LeverageMask}
+for name, mask in MASKS.items():
+    register_patch_mask(name, mask)

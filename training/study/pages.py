@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from training.study import quickstart
-from training.study.report import BASELINE, BUDGETS, Report, cell, markdown_table, name_lines, read_results
+from training.study.report import BASELINE, BUDGETS, Report, cell, markdown_table, name_lines, paired_difference, read_results
 from training.study.run import ROOT
 from training.study.study import read_study
 
@@ -39,6 +39,16 @@ ADDITIONS = {
     "transport alone": ("pgs 0.3 transport only", "pgs 0.3 neither"),
 }
 TITLES = {"scenes": "drawn scenes", "pairs": "clip art and emoji"}
+# The control of each idea: it has the same tokens, and lacks what the idea says.
+CONTROLS = {
+    "edges drawn": "edges at random",
+    "leverage 0.5": "random 0.5",
+    "pgs falling": "pgs growing",
+    "batch budget": "batch budget shuffled",
+    "pgs 0.75, complementary": "random 0.75, two views",
+    "coarse": "coarse at random",
+    "summary": "summary at random",
+}
 
 
 def read_report(name: str) -> Report:
@@ -46,7 +56,8 @@ def read_report(name: str) -> Report:
     study = read_study(Path(__file__).with_name(f"{name}.yaml"))
     results = [result for result in read_results(RESULTS / f"{name}.jsonl") if "initial_weights" not in result]
     finished = {result["method"] for result in results}
-    return Report(results, [name for name in study.own_options if name in finished], study.columns, study.headline)
+    methods = [name for name in study.own_options if name in finished]
+    return Report(results, methods, study.columns, study.headline, study.rivals, study.baseline)
 
 
 def summary_table(scenes: Report, pairs: Report) -> str:
@@ -97,6 +108,27 @@ def additions_table(ablation: Report) -> str:
             with_it, without = (ablation.values(ablation.of(method, "samples"), column) for method in methods)
             rows[-1].append(cell([100 * (a - b) for a, b in zip(with_it, without, strict=True)], 1))
     return markdown_table(["added", *columns], rows)
+
+
+def ideas_table(reports: dict[str, Report], budget: str) -> str:
+    """The headline of each idea, its paired difference to the baseline, and to its control, on each set."""
+    columns = ["R@10", "less `pgs 0.5`", "less its control"]
+    header = [
+        "idea",
+        "time",
+        *(f"{TITLES[name]}: {columns[0]}" if n == 0 else columns[n] for name in reports for n in range(3)),
+    ]
+    rows = []
+    for method in next(iter(reports.values())).methods:
+        times = [time for report in reports.values() for time in report.relative_times(method)]
+        rows.append([method, cell(times, 2)])
+        for report in reports.values():
+            own = report.values(report.of(method, budget), report.headline)
+            rows[-1].append(f"{cell([100 * value for value in own], 1)} ({len(own)})")
+            for rival in (report.baseline, CONTROLS.get(method)):
+                pairs = report.paired(method, rival, budget) if rival not in (None, method) else ([], [])
+                rows[-1].append(paired_difference(*(report.values(results, report.headline) for results in pairs)))
+    return markdown_table(header, rows)
 
 
 def initialization_table() -> str:

@@ -167,13 +167,17 @@ class Report:
         """A table of each method less a rival: the mean over the seeds that both have, and its 95 % interval."""
         rows = []
         for method in self.methods:
-            seeds = {r["seed"] for r in self.of(method, budget)} & {r["seed"] for r in self.of(rival, budget)}
-            if method == rival or not seeds:
-                continue
-            pairs = [[r for r in self.of(name, budget) if r["seed"] in seeds] for name in (method, rival)]
-            columns = [[self.values(results, column) for results in pairs] for column in self.columns]
-            rows.append([method, str(len(seeds)), *(paired_difference(*values) for values in columns)])
+            pairs = self.paired(method, rival, budget)
+            if method != rival and pairs[0]:
+                columns = [[self.values(results, column) for results in pairs] for column in self.columns]
+                rows.append([method, str(len(pairs[0])), *(paired_difference(*values) for values in columns)])
         return markdown_table(["method", "n", *self.columns], rows)
+
+    def paired(self, method: str, rival: str, budget: str) -> list[list[dict[str, Any]]]:
+        """The results of a method and of a rival, of the seeds that both have."""
+        both = [self.of(name, budget) for name in (method, rival)]
+        seeds = set.intersection(*({result["seed"] for result in results} for results in both))
+        return [[result for result in results if result["seed"] in seeds] for results in both]
 
     def circumstances(self) -> str:
         """What all runs were made under; more than one line of a kind where they differ."""
