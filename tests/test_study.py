@@ -183,6 +183,9 @@ def test_equal_time_is_that_of_the_baseline_of_the_same_seed(write, values, tmp_
     assert [options[name] for name in scaled] == [240, 48, 24, 12]
     assert options["batch_size"] == 4
     assert run.options()["max_steps"] == 100
+    values["methods"]["random 0.5"] = {"patch_mask": "random", "unmasked_tuning_steps": 20}
+    own = StudyRun(read_study(write(values)), tmp_path, 0, "time", "random 0.5").options(1.5)
+    assert (own["max_steps"], own["unmasked_tuning_steps"]) == (150, 30)
     study = read_study(write(values | {"seeds": [0, 1], "baseline": "random 0.5"}))
     assert time_ratio(StudyRun(study, tmp_path, 1, "time", "none")) == pytest.approx(0.25 / 0.6)
     assert [run.method for run in runs_of(study, tmp_path) if run.budget == "time"] == ["none", "none"]

@@ -92,10 +92,10 @@ class StudyRun:
 
     def options(self, time_ratio: float = 1.0) -> dict[str, Any]:
         """Those of `training/train.py`, the steps scaled by a ratio."""
-        scaled = {name: self.study.base[name] for name in SCALED_OPTIONS if self.study.base.get(name, 0) > 0}
-        scaled = {name: max(1, round(time_ratio * count)) for name, count in scaled.items()}
-        own = {"output_dir": str(self.folder), "seed": self.seed}
-        return self.study.base | scaled | self.study.own_options[self.method] | own
+        given = self.study.base | self.study.own_options[self.method]
+        counts = {name: given[name] for name in SCALED_OPTIONS if given.get(name, 0) > 0}
+        scaled = {name: max(1, round(time_ratio * count)) for name, count in counts.items()}
+        return given | scaled | {"output_dir": str(self.folder), "seed": self.seed}
 
 
 def as_arguments(options: dict[str, Any]) -> list[str]:
