@@ -119,8 +119,8 @@ def ideas_table(reports: dict[str, Report], budget: str) -> str:
     for name in reports:
         header += [f"{TITLES[name]}: R@10 (seeds)", "less `pgs 0.5`", "less its control"]
     for method in next(iter(reports.values())).methods:
-        times = [time for report in reports.values() for time in report.relative_times(method)]
-        rows.append([method, cell(times, 2)])
+        times = [report.least_seconds(method) / report.least_seconds(report.baseline) for report in reports.values()]
+        rows.append([method, f"{statistics.mean(times):.2f}"])
         for report in reports.values():
             own = report.values(report.of(method, budget), report.headline)
             rows[-1].append(f"{cell([100 * value for value in own], 1)} ({len(own)})")

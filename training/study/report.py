@@ -106,6 +106,10 @@ class Report:
         own = self.of(method, "samples")
         return [result["seconds_per_step"] / seconds[result["seed"]] for result in own if result["seed"] in seconds]
 
+    def least_seconds(self, method: str) -> float:
+        """The seconds of a step at equal samples, of the seed that other work on the machine held up least."""
+        return min(result["seconds_per_step"] for result in self.of(method, "samples"))
+
     def curve(self, method: str, budget: str) -> Curve | None:
         """None where a method has no run, or no run evaluated the headline while it trained."""
         keys, seconds, values, shares = self.columns[self.headline], [], [], None

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,12 +136,22 @@ def time_ratio(run: StudyRun) -> float | None:
     """What a run's steps are scaled by; None where the runs that say so are not finished."""
     if run.budget == "samples":
         return 1.0
-    methods = (run.study.baseline, run.method)
-    finished = [StudyRun(run.study, run.output_dir, run.seed, "samples", method).result for method in methods]
-    if not all(path.exists() for path in finished):
+    seconds = [least_seconds_per_step(run, method) for method in (run.study.baseline, run.method)]
+    if None in seconds:
         return None
-    baseline, own = (json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"] for path in finished)
-    return baseline / own / (2 if run.budget == "half time" else 1)
+    return seconds[0] / seconds[1] / (2 if run.budget == "half time" else 1)
+
+
+def least_seconds_per_step(run: StudyRun, method: str) -> float | None:
+    """The seconds a step of a method at equal samples: the least of its finished seeds, for other work only adds to them.
+
+    None where the seed of `run` is not finished.
+    """
+    of_seeds = {seed: replace(run, method=method, budget="samples", seed=seed).result for seed in run.study.seeds}
+    if not of_seeds[run.seed].exists():
+        return None
+    finished = [json.loads(path.read_text(encoding="utf-8")) for path in of_seeds.values() if path.exists()]
+    return min(result["seconds_per_step"] for result in finished)
 
 
 def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:

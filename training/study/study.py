@@ -5,11 +5,11 @@
 
 The budget `samples` gives each method the steps of `base`. The budget `time` gives it as many as take the time that the study's
 baseline took, which is the method `none` where it names no other: the steps of `base` times the seconds a step of the baseline,
-over those of the method, of the same seed; `half time` half of these. Warm-up, evaluations and the last steps on whole images
-keep their share of the run. Runs go seed by seed, so that what is finished can be compared. A finished run is a JSON in
-`results/` and is never run again; a run that was interrupted begins anew, so that its time is that of one piece. SIGTERM and
-Ctrl-C end the study, and the same command goes on. After each run the report is written, and `results.jsonl`, which gathers
-what is finished.
+over those of the method, each the least of its finished seeds; `half time` half of these. Warm-up, evaluations and the last
+steps on whole images keep their share of the run. Runs go seed by seed, so that what is finished can be compared. A finished
+run is a JSON in `results/` and is never run again; a run that was interrupted begins anew, so that its time is that of one
+piece. SIGTERM and Ctrl-C end the study, and the same command goes on. After each run the report is written, and
+`results.jsonl`, which gathers what is finished.
 """
 
 import argparse
