@@ -1,5 +1,7 @@
 """Proves that the masks that look at pictures keep the objects of a scene rather than its background."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from helpers import photo_like
@@ -43,3 +45,13 @@ def test_what_pgs_drops_around_a_textured_object_on_a_plain_background_is_backgr
     assert is_object.float().mean() > 0.35
     assert dropped.float().mean() == 0.5
     assert dropped[:, ~is_object].sum() / dropped.sum() >= 0.95
+
+
+def test_how_choices_vary_is_counted_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "training" / "benchmarks"))
+    from mask_behaviour import variety
+
+    # Three epochs of one picture of four patches: the first always, the second twice, the third once, the fourth never.
+    draws = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]], dtype=torch.bool)[:, None]
+    # Overlaps of 2/2 and 1/3; two of three have the entropy of one third, 0.918 bits.
+    assert variety(draws) == ["75.0%", "66.7%", "50.0%", "0.46"]
