@@ -143,15 +143,10 @@ def time_ratio(run: StudyRun) -> float | None:
 
 
 def least_seconds_per_step(run: StudyRun, method: str) -> float | None:
-    """The seconds a step of a method at equal samples: the least of its finished seeds, for other work only adds to them.
-
-    None where the seed of `run` is not finished.
-    """
-    of_seeds = {seed: replace(run, method=method, budget="samples", seed=seed).result for seed in run.study.seeds}
-    if not of_seeds[run.seed].exists():
-        return None
-    finished = [json.loads(path.read_text(encoding="utf-8")) for path in of_seeds.values() if path.exists()]
-    return min(result["seconds_per_step"] for result in finished)
+    """The seconds a step of a method at equal samples: the least of its finished seeds, for other work only adds to them."""
+    of_seeds = [replace(run, method=method, budget="samples", seed=seed).result for seed in run.study.seeds]
+    finished = [json.loads(path.read_text(encoding="utf-8")) for path in of_seeds if path.exists()]
+    return min((result["seconds_per_step"] for result in finished), default=None)
 
 
 def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:
