@@ -49,6 +49,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
+def masks_of_ideas():
+    """Known even where another test has imported their modules before."""
+    from training.study import idea_tokens, ideas
+
+    for name, mask in (ideas.MASKS | idea_tokens.MASKS).items():
+        patch_mask_registry.register_patch_mask(name, mask)
+
+
+@pytest.fixture
 def device(request) -> str:
     """Where a test is to run what it tests."""
     return request.config.getoption("--device")

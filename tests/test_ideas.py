@@ -4,7 +4,6 @@ import pytest
 import torch
 from helpers import PATCH_SIZE, photo_like
 
-from hf_maskclip import register_patch_mask
 from hf_maskclip.models.masked_tower import PatchMaskedTower
 from hf_maskclip.models.patch_edges import patch_edges
 from hf_maskclip.models.patch_masking_pgs import PGSPatchMask
@@ -154,10 +153,7 @@ def test_a_group_is_embedded_as_the_mean_of_its_patches(make_model):
 
 
 @pytest.mark.parametrize("name", ["ideas_scenes", "ideas_pairs"])
-def test_each_idea_of_a_study_has_its_control(name):
-    for known in (ideas.MASKS, idea_tokens.MASKS):
-        for mask_name, mask in known.items():
-            register_patch_mask(mask_name, mask)
+def test_each_idea_of_a_study_has_its_control(name, masks_of_ideas):
     study = read_study(ROOT / "training" / "study" / f"{name}.yaml")
     assert len(runs_of(study, ROOT)) >= len(study.methods)
     for idea, control in pages.CONTROLS.items():

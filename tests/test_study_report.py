@@ -117,7 +117,7 @@ def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path):
         assert len(pages.read_report(name).results) == num_runs
 
 
-def test_the_pages_say_what_the_results_say():
+def test_the_pages_say_what_the_results_say(masks_of_ideas):
     scenes, pairs = (pages.read_report(name) for name in ("scenes", "pairs"))
     tables = pages.tables(scenes, pairs)
     for name in pages.PAGES:

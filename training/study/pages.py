@@ -43,6 +43,8 @@ TITLES = {"scenes": "drawn scenes", "pairs": "clip art and emoji"}
 CONTROLS = {
     "edges drawn": "edges at random",
     "leverage 0.5": "random 0.5",
+    "pgs 0.75": "random 0.75",
+    "leverage 0.75": "pgs 0.75",
     "pgs falling": "pgs 0.5625, a fifth whole",
     "pgs growing": "pgs falling",
     "random falling": "random 0.5",
@@ -119,6 +121,8 @@ def ideas_table(reports: dict[str, Report], budget: str) -> str:
     for name in reports:
         header += [f"{TITLES[name]}: R@10 (seeds)", "less `pgs 0.5`", "less its control"]
     for method in next(iter(reports.values())).methods:
+        if not all(report.of(method, budget) for report in reports.values()):
+            continue
         times = [report.least_seconds(method) / report.least_seconds(report.baseline) for report in reports.values()]
         rows.append([method, f"{statistics.mean(times):.2f}"])
         for report in reports.values():
@@ -150,6 +154,8 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     found = {"in short": short_table(scenes), "summary": summary_table(scenes, pairs)}
     found["initial weights"] = initialization_table()
     found["quickstart"] = quickstart.table()
+    ideas = {name: read_report(f"ideas_{name}") for name in TITLES}
+    found |= {f"ideas, {BUDGETS[budget].lower()}": ideas_table(ideas, budget) for budget in ("samples", "time")}
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
     for name, report in (("scenes", scenes), ("pairs", pairs)):
         found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
