@@ -55,6 +55,25 @@ def slow_attentive(scores: list[float], rows: int, columns: int, merge: int, num
     return [i in kept for i in range(rows * columns)]
 
 
+def slow_leverage(image: torch.Tensor, noise: list[float], num_kept: int, patch: int = 8) -> tuple[list[bool], list[float]]:
+    """Visible patches of one image, and l_i, with 2 x 2 cells and a ridge of 0.1, in float64 and by a matrix inverse."""
+    half, columns = patch // 2, image.shape[2] // patch
+    features = []
+    for i in range(image.shape[1] * image.shape[2] // patch**2):
+        top, left = (patch * place for place in divmod(i, columns))
+        corners = [(top + y, left + x) for y in (0, half) for x in (0, half)]
+        cells = [image[:, y : y + half, x : x + half].double().mean(dim=(1, 2)) for y, x in corners]
+        features.append(torch.cat(cells).numpy())
+    centred = [feature - sum(features) / len(features) for feature in features]
+    covariance = sum(np.outer(feature, feature) for feature in centred) / len(features)
+    ridge = 0.1 * np.trace(covariance) / len(covariance) + 1e-6
+    inverse = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
+    scores = [max(1e-6, feature @ inverse @ feature) for feature in centred]
+    keys = [math.log(score) - math.log(-math.log(u)) for score, u in zip(scores, noise, strict=True)]
+    kept = sorted(range(len(keys)), key=lambda i: -keys[i])[:num_kept]
+    return [i in kept for i in range(len(keys))], scores
+
+
 def slow_cluster(image: torch.Tensor, anchors: list[int], threshold: float) -> tuple[list[bool], list[float]]:
     """What is masked of one image at first, and c_i."""
     num_patches = image.shape[1] * image.shape[2] // 64

@@ -34,16 +34,6 @@ def images() -> torch.Tensor:
     return images
 
 
-def test_patches_are_drawn_in_proportion_to_their_weights():
-    weights = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0]).expand(20_000, -1)
-    first = ideas.draw_in_proportion(weights, 1, seeded(0)).visible(5).float().mean(dim=0)
-    torch.testing.assert_close(first, torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0]), atol=0.015, rtol=0)
-    two = ideas.draw_in_proportion(weights, 2, seeded(0)).visible(5).float().mean(dim=0)
-    # The first patch is drawn first, or second after one of the others.
-    expected = 0.4 + sum(share * 0.4 / (1 - share) for share in (0.3, 0.2, 0.1))
-    assert two[0].item() == pytest.approx(expected, abs=0.015)
-
-
 def test_edges_are_drawn_where_there_are_edges(images):
     mask = ideas.EdgeDrawMask(patch_size=8)
     drawn = torch.stack([visible(mask, images, seed) for seed in range(8)])
@@ -78,33 +68,6 @@ def test_a_budget_for_the_batch_gives_more_to_pictures_that_have_more(images):
     shuffled = ideas.BatchBudgetMask(shuffled=True, patch_size=8)(images, generator=seeded(0))
     assert shuffled.lengths.tolist() != selection.lengths.tolist()
     assert sorted(shuffled.lengths.tolist()) == sorted(selection.lengths.tolist())
-
-
-def test_leverage_is_the_distance_from_the_mean_by_the_pictures_own_covariance(images):
-    mask = ideas.LeverageMask(ridge=0.2, patch_size=8)
-    image = images[0].double()
-    features = torch.stack(
-        [
-            torch.stack(
-                [image[c, y : y + 4, x : x + 4].mean() for c in range(3) for y in (top, top + 4) for x in (left, left + 4)]
-            )
-            for top in range(0, 48, 8)
-            for left in range(0, 48, 8)
-        ]
-    )
-    features = features - features.mean(dim=0)
-    covariance = features.T @ features / 36
-    ridge = 0.2 * covariance.diagonal().mean() + 1e-6
-    expected = (features @ torch.linalg.inv(covariance + ridge * torch.eye(12)) * features).sum(dim=1)
-    torch.testing.assert_close(mask.scores(images)[0].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_patch_that_has_none_like_it_stays(images):
-    images = photo_like(1, 48, 48) * 0.05
-    images[0, :, 16:24, 24:32] = torch.tensor([2.0, -1.0, 0.5])[:, None, None]
-    drawn = torch.stack([visible(ideas.LeverageMask(patch_size=8), images, seed)[0] for seed in range(50)])
-    assert drawn[:, 2 * 6 + 3].float().mean() > 0.95
-    assert 0.4 < drawn.float().mean() < 0.6
 
 
 @pytest.mark.parametrize("choose", ["edges", "random"])

@@ -10,7 +10,7 @@ import ot
 import pytest
 import torch
 from helpers import assert_uniform, photo_like, select_patches
-from slow_masks import slow_attentive, slow_block, slow_cluster, slow_pgs, slow_similarity
+from slow_masks import slow_attentive, slow_block, slow_cluster, slow_leverage, slow_pgs, slow_similarity
 
 from hf_maskclip import build_patch_mask
 from hf_maskclip.models.patch_edges import patch_edges, sobel_magnitude
@@ -85,6 +85,29 @@ def test_random_keeps_the_patches_of_lowest_noise_and_favours_no_position():
     # Chi-square of 16 counts, each 1000 expected, variance 500 each: 15 degrees of freedom, 37.7 at 0.1 %.
     counts = selection.visible(16).sum(dim=0).double()
     assert ((counts - 1000).square() / 500).sum() * 15 / 16 < 37.7
+
+
+@pytest.mark.parametrize("mask_ratio", [0.5, 0.75])
+def test_leverage_draws_without_replacement_by_its_scores(mask_ratio):
+    images = photo_like(3, 48, 64)
+    images[2, :, :, :32] = 0.5  # half of the third is plain
+    spec = {"name": "leverage", "mask_ratio": mask_ratio}
+    visible = select_patches(spec, images).visible(48)
+    scores = build_patch_mask(spec, patch_size=8).scores(images)
+    noise = torch.rand(3, 48, generator=torch.Generator().manual_seed(0))
+    for image, row, seen, own in zip(images, noise.tolist(), visible.tolist(), scores, strict=True):
+        expected, expected_scores = slow_leverage(image, row, keep_count(48, mask_ratio))
+        assert seen == expected
+        torch.testing.assert_close(own.double(), torch.tensor(expected_scores, dtype=torch.float64), rtol=1e-3, atol=1e-5)
+
+
+def test_leverage_keeps_what_has_none_like_it():
+    """A coloured patch among others that all are alike; and where nothing differs, chance decides."""
+    images = 0.05 * photo_like(200, 48, 48)
+    images[:, :, 16:24, 24:32] = torch.tensor([2.0, -1.0, 0.5])[:, None, None]
+    stands_out = select_patches("leverage", images).visible(36).float().mean(dim=0)
+    assert stands_out[2 * 6 + 3] > 0.95
+    assert_uniform(select_patches("leverage", torch.ones(1000, 3, 64, 64)).visible(64))
 
 
 def test_gaussian_draws_without_replacement_by_its_weights():

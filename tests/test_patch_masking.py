@@ -38,6 +38,8 @@ MASKS = {
     "pgs canny": ({"name": "pgs", "edges": "canny"}, 0.3, 0.5),
     "pgs plain": ({"name": "pgs", "edges": "none", "transport": False}, 0.3, 0.5),
     "pgs embeds": ({"name": "pgs", "embedding_weight": 0.5}, 0.3, 0.5),
+    "leverage": ("leverage", 0.5, 0.5),
+    "leverage cells": ({"name": "leverage", "mask_ratio": 0.75, "cells": 3, "ridge": 1.0}, 0.75, 0.75),
     "a user's own": ({"name": "sparse"}, 0.75, 0.75),
 }
 GRIDS = {"7x7": (56, 56), "14x14": (112, 112), "16x16": (128, 128), "5x9": (40, 72)}
@@ -156,7 +158,7 @@ def test_the_surplus_rule_of_cluster_favours_no_place():
     [
         (
             "pqs",
-            "unknown patch mask 'pqs': must be one of none, random, gaussian, block, grid, cluster, attentive, pgs, sparse",
+            "unknown patch mask 'pqs': must be one of none, random, gaussian, block, grid, cluster, attentive, pgs, leverage",
         ),
         ({"mask_ratio": 0.5}, "unknown patch mask None"),
         ({"name": "random", "mask_ration": 0.5}, "'random' has no option 'mask_ration': its options are mask_ratio"),
@@ -181,6 +183,8 @@ def test_the_surplus_rule_of_cluster_favours_no_place():
         ({"name": "pgs", "sinkhorn_iterations": 2.5}, "sinkhorn_iterations=2.5: must be a whole number from 1 to 1000"),
         ({"name": "pgs", "candidate_ratio": -0.1}, "candidate_ratio=-0.1: must be a number from 0 to 1"),
         ({"name": "gaussian", "sigma": 0}, "sigma=0: must be a number from 0.01 to 100"),
+        ({"name": "leverage", "cells": 0}, "cells=0: must be a whole number from 1 to 16"),
+        ({"name": "leverage", "ridge": 0}, "ridge=0: must be a number from 0.0001 to 100"),
         ({"name": "block", "min_block_ratio": 0.5}, "min_block_ratio=0.5: must be at most max_block_ratio=0.3"),
         ({"name": "grid", "mask_ratio": -0.1}, "mask_ratio=-0.1: must be a number in"),
         ({"name": "attentive", "merge": 3}, "merge=3: must be a whole number from 1 to 2"),

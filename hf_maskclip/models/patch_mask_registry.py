@@ -19,6 +19,7 @@ from .patch_masking_block import BlockPatchMask
 from .patch_masking_cluster import ClusterPatchMask
 from .patch_masking_gaussian import GaussianPatchMask
 from .patch_masking_grid import GridPatchMask
+from .patch_masking_leverage import LeveragePatchMask
 from .patch_masking_none import NoPatchMask
 from .patch_masking_pgs import PGSPatchMask
 from .patch_masking_random import RandomPatchMask
@@ -33,6 +34,7 @@ BUILT_IN: dict[str, type[PatchMask]] = {
     "cluster": ClusterPatchMask,
     "attentive": AttentivePatchMask,
     "pgs": PGSPatchMask,
+    "leverage": LeveragePatchMask,
 }
 _registered: dict[str, type[PatchMask]] = {}
 

@@ -216,6 +216,16 @@ def keep_first_of_each(order: torch.Tensor, num_kept: torch.Tensor, max_kept: in
     return PatchSelection(torch.where(indices == num_patches, indices[:, :1], indices), num_kept)
 
 
+def draw_by_weights(log_weights: torch.Tensor, num_drawn: int, generator: torch.Generator | None) -> PatchSelection:
+    """Keep `num_drawn` patches of each image, drawn one after another by weights whose logarithms are (B, L).
+
+    The largest of log w + Gumbel noise are such a draw without replacement (Kool et al. 2019, arXiv 1903.06059).
+    """
+    uniform = torch.rand(log_weights.shape, generator=generator, device=log_weights.device)
+    keys = log_weights - torch.log(-torch.log(uniform))
+    return keep_first(keys.argsort(dim=1, descending=True), num_drawn)
+
+
 def sort_with_random_ties(priority: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Indices (B, L) that sort each row of `priority` (B, L) ascending; equal ones come in the random order of `noise` (B, L).
 

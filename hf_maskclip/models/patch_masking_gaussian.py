@@ -2,7 +2,16 @@
 
 import torch
 
-from .patch_masking import Citation, PatchMask, PatchSelection, check_range, check_ratio, keep_count, keep_first, patch_grid
+from .patch_masking import (
+    Citation,
+    PatchMask,
+    PatchSelection,
+    check_range,
+    check_ratio,
+    draw_by_weights,
+    keep_count,
+    patch_grid,
+)
 
 
 class GaussianPatchMask(PatchMask):
@@ -33,7 +42,5 @@ class GaussianPatchMask(PatchMask):
         rows, columns = patch_grid(pixel_values, self.patch_size)
         y, x = (((torch.arange(n, device=pixel_values.device) + 0.5) / n - 0.5).square() for n in (rows, columns))
         log_weights = -(y[:, None] + x).flatten() / (2 * self.sigma**2)  # (L,)
-        # The largest of log w + Gumbel noise are a draw without replacement by the weights w.
-        uniform = torch.rand(len(pixel_values), rows * columns, generator=generator, device=pixel_values.device)
-        keys = log_weights - torch.log(-torch.log(uniform))  # (B, L)
-        return keep_first(keys.argsort(dim=1, descending=True), keep_count(rows * columns, self.mask_ratio))
+        num_kept = keep_count(rows * columns, self.mask_ratio)
+        return draw_by_weights(log_weights.expand(len(pixel_values), -1), num_kept, generator)

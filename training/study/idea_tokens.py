@@ -17,6 +17,7 @@ from hf_maskclip.models.patch_edges import patch_edges
 from hf_maskclip.models.patch_masking import (
     check_choice,
     check_ratio,
+    draw_by_weights,
     keep_count,
     keep_first,
     patch_grid,
@@ -24,7 +25,6 @@ from hf_maskclip.models.patch_masking import (
 )
 from hf_maskclip.models.patch_masking_pgs import PGSPatchMask
 from hf_maskclip.models.patch_similarity import PatchFeatures
-from training.study.ideas import draw_in_proportion
 
 
 class GroupedSelection(PatchSelection):
@@ -91,10 +91,10 @@ class CoarseMask(PatchMask):
         rows, columns = patch_grid(pixel_values, 2 * self.patch_size)  # of blocks
         num_blocks = rows * columns
         num_fine = max(1, round((keep_count(4 * num_blocks, self.mask_ratio) - num_blocks) / 3))
-        weights = pixel_values.new_ones(len(pixel_values), num_blocks)
+        log_weights = pixel_values.new_zeros(len(pixel_values), num_blocks)
         if self.choose == "edges":
-            weights = patch_edges(pixel_values, 2 * self.patch_size)
-        is_fine = draw_in_proportion(weights, num_fine, generator).visible(num_blocks)  # (B, L / 4)
+            log_weights = patch_edges(pixel_values, 2 * self.patch_size).clamp(min=1e-6).log()
+        is_fine = draw_by_weights(log_weights, num_fine, generator).visible(num_blocks)  # (B, L / 4)
         is_visible = self._patches_of(is_fine.view(-1, rows, columns))  # (B, L)
         visible = keep_first((~is_visible).float().argsort(dim=1, stable=True), 4 * num_fine)
         coarse = keep_first(is_fine.float().argsort(dim=1, stable=True), num_blocks - num_fine).indices  # (B, G)

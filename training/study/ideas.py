@@ -2,35 +2,22 @@
 
 docs/study.md says what came out. These masks are no part of the package.
 
-Shapes: B batch, L patches of an image, K kept patches, C channels, P patch side in pixels, D features.
+Shapes: B batch, L patches of an image, K kept patches.
 """
 
 import torch
-from torch.nn import functional as F
 
 from hf_maskclip import PatchMask, PatchSelection, register_patch_mask
 from hf_maskclip.models.patch_edges import patch_edges
 from hf_maskclip.models.patch_masking import (
     check_choice,
-    check_integer,
-    check_range,
     check_ratio,
+    draw_by_weights,
     keep_count,
     keep_first,
     keep_first_of_each,
-    patchify,
 )
 from hf_maskclip.models.patch_masking_pgs import PGSPatchMask
-
-
-def draw_in_proportion(weights: torch.Tensor, num_drawn: int, generator: torch.Generator | None) -> PatchSelection:
-    """Draw patches one after another without replacement, each with a chance in proportion to its weight (B, L), at least 1e-6.
-
-    The largest log-weights with Gumbel noise are such a draw (Kool et al. 2019, arXiv 1903.06059).
-    """
-    uniform = torch.rand(weights.shape, generator=generator, device=weights.device)
-    keys = weights.clamp(min=1e-6).log() - torch.log(-torch.log(uniform))  # (B, L)
-    return keep_first(keys.argsort(dim=1, descending=True), num_drawn)
 
 
 class EdgeDrawMask(PatchMask):
@@ -43,7 +30,8 @@ class EdgeDrawMask(PatchMask):
     @torch.no_grad()
     def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None) -> PatchSelection:
         strength = patch_edges(pixel_values, self.patch_size)  # (B, L)
-        return draw_in_proportion(strength, keep_count(strength.shape[1], self.mask_ratio), generator)
+        log_strength = strength.clamp(min=1e-6).log()
+        return draw_by_weights(log_strength, keep_count(strength.shape[1], self.mask_ratio), generator)
 
 
 class EdgeShareMask(PGSPatchMask):
@@ -97,48 +85,6 @@ class BatchBudgetMask(PGSPatchMask):
         return keep_first_of_each(stages.order, lengths, most)
 
 
-class LeverageMask(PatchMask):
-    """Patches are drawn in proportion to how distinct they are in their picture: their ridge leverage scores.
-
-    f_i: the pixels of patch i, averaged in `cells` x `cells` cells, minus the picture's mean f. C: their covariance (D, D).
-    Score: l_i = f_i^T (C + ridge * mean(diag C) * I)^-1 f_i (Alaoui and Mahoney 2015, arXiv 1411.0306). Patches that have many
-    like them span few directions, which they share; a patch that has none like it stands out in a direction of its own.
-
-    Args:
-        mask_ratio: the fraction removed.
-        cells: of a patch, along each side; D = C * cells^2.
-        ridge: in units of the mean variance of a feature.
-        power: of the scores. 0 is random, and the larger, the less chance.
-    """
-
-    def __init__(
-        self, mask_ratio: float = 0.5, cells: int = 2, ridge: float = 0.1, power: float = 1.0, *, patch_size: int = 16
-    ):
-        super().__init__(patch_size=patch_size)
-        self.mask_ratio = check_ratio("mask_ratio", mask_ratio)
-        self.cells = check_integer("cells", cells, 1, patch_size)
-        self.ridge = check_range("ridge", ridge, 1e-4, 100)
-        self.power = check_range("power", power, 0, 100)
-
-    @torch.no_grad()
-    def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None) -> PatchSelection:
-        scores = self.scores(pixel_values)
-        return draw_in_proportion(scores**self.power, keep_count(scores.shape[1], self.mask_ratio), generator)
-
-    def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """l (B, L)."""
-        cells = F.avg_pool2d(pixel_values.float(), self.patch_size // self.cells)
-        features = patchify(cells, self.cells).flatten(2)  # f (B, L, D)
-        features = features - features.mean(dim=1, keepdim=True)
-        covariance = features.transpose(1, 2) @ features / features.shape[1]  # C (B, D, D)
-        variance = covariance.diagonal(dim1=1, dim2=2)
-        ridge = self.ridge * variance.mean(dim=1, keepdim=True) + 1e-6  # (B, 1)
-        # `cholesky_ex` does not wait for the device, and the ridge keeps the matrix positive.
-        factor = torch.linalg.cholesky_ex(covariance + torch.diag_embed(ridge.expand_as(variance))).L
-        whitened = torch.linalg.solve_triangular(factor, features.transpose(1, 2), upper=False)  # (B, D, L)
-        return whitened.square().sum(dim=1)
-
-
-MASKS = {"edge_draw": EdgeDrawMask, "edge_share": EdgeShareMask, "batch_budget": BatchBudgetMask, "leverage": LeverageMask}
+MASKS = {"edge_draw": EdgeDrawMask, "edge_share": EdgeShareMask, "batch_budget": BatchBudgetMask}
 for name, mask in MASKS.items():
     register_patch_mask(name, mask)
