@@ -46,8 +46,23 @@ NOUNS = {
 }
 JUNK = set("aiga aj art bb bwh clip clipart cm elements hash illustration image magick rpg svg symbol theme unsorted".split())
 # Keywords that say nothing about one drawing.
-GENERIC = {"appicon", "geometry", "icon", "icons", "mapsym", "mathsymbol", "miscellany", "networksym", "shape", "shapes", "sign"}
+GENERIC = {
+    "appicon",
+    "geometry",
+    "icon",
+    "icons",
+    "mapsym",
+    "mathsymbol",
+    "miscellany",
+    "networksym",
+    "shape",
+    "shapes",
+    "sign",
+}
 GENERIC |= {"signs and", "signs and symbols", "united nations member"}
+# Words in which near variants of one drawing differ, such as its black-and-white copy.
+VARIANT_WORDS = set("and black blue brown colour dark flat gray green grey light of orange pink purple red simple the".split())
+VARIANT_WORDS |= {"aqua", "seagreen", "white", "yellow"}
 PHRASINGS = ("{title}", "clip art of {title}", "{title} illustration")
 PHRASINGS_WITH_KEYWORDS = ("{title}, {first}", "{title} ({first})", "{title}, {keywords}", *PHRASINGS)
 
@@ -150,8 +165,8 @@ def read_clip_art(pictures: Path, drawings: Path) -> dict[str, tuple[str, Drawin
 
 
 def is_held_out(title: str) -> bool:
-    """Whether a title is held out, as its black-and-white copy is then."""
-    return share(title.removesuffix(" black and white")) < HELD_OUT
+    """Whether a title is held out, as all of its variants are then."""
+    return share(" ".join(sorted(set(title.split()) - VARIANT_WORDS)) or title) < HELD_OUT
 
 
 def clip_art(pictures: Path, drawings: Path) -> dict[str, list[Sample]]:

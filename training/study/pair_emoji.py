@@ -125,7 +125,9 @@ class Emoji:
 
     def names(self) -> list[str]:
         """Its name and its short names, without those of flags and of ideographs, which are codes."""
-        short = [re.sub(r"[_-]+", " ", name) for name in self.about["short_names"] if not re.match(r"flag-|u[0-9a-f]{4}$", name)]
+        short = [
+            re.sub(r"[_-]+", " ", name) for name in self.about["short_names"] if not re.match(r"flag-|u[0-9a-f]{4}$", name)
+        ]
         return list(dict.fromkeys([self.name, *short]))
 
     def captions(self) -> list[str]:

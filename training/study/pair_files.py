@@ -1,7 +1,6 @@
 """The files of the study's pairs: public packages that are fetched, checked and read, and tars that are written.
 
-A package is a `.deb` of Debian or a `.tgz` of npm, and both are read without the tool that fetched it. A tar of the same samples has
-the same bytes.
+A package is a `.deb` of Debian or a `.tgz` of npm. Neither needs the tool that fetched it to be read.
 """
 
 import hashlib
@@ -24,9 +23,9 @@ Sample = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Package:
-    """A package: its name, its version, and the SHA256 of its file.
+    """A package: the command that fetches it into the working directory, a glob for its file, and the file's SHA256.
 
-    `pattern` is a glob for the file, because Debian's tool writes an epoch before the version and mirrors do not.
+    It is a glob because Debian's tool writes an epoch before the version, and mirrors do not.
     """
 
     command: tuple[str, ...]
