@@ -6,11 +6,11 @@ import io
 import json
 import sys
 import tarfile
-import zlib
 from pathlib import Path
 
 import pytest
 from helpers import encode_image, random_picture
+from made_up_packages import ANIMALS, PLACES, drawings_and_pictures, emoji_files, tar_bytes, write_deb
 from PIL import Image
 
 from hf_maskclip.data.sources import open_source
@@ -21,87 +21,9 @@ from hf_maskclip.evaluation.datasets.pairs import PairKeys
 from hf_maskclip.evaluation.runner import run_evaluations
 from training.study import pair_clip_art, pair_files
 from training.study.pair_clip_art import Drawing, is_held_out, keywords_of, title_of
+from training.study.pair_emoji import Emoji, groups_of_variants, retrieval_samples
 from training.study.pair_files import Package, read_package
 from training.study.pairs import main, make_pairs
-
-ANIMALS = "ant bear cat dog eel fox goat hen ibis jay koala lion mole newt owl pig quail rat seal toad".split()
-PLACES = "attic barn cave desert field".split()
-SVG = """<svg><metadata><dc:title> {title} </dc:title><rdf:li>hash</rdf:li><rdf:li>wild_life</rdf:li><rdf:li>zoo</rdf:li>
-<dc:creator><cc:Agent><dc:title>{author}</dc:title></cc:Agent></dc:creator></metadata>{body}</svg>"""
-LINKED = '<image width="3" xlink:href="absent.png"/>'
-
-
-# ---- Made-up packages ------------------------------------------------------------------------------------------------------
-
-
-def tar_bytes(files: dict[str, bytes], mode: str) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode=mode) as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-        link = tarfile.TarInfo("./usr/share/openclipart/png/animals/link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "cat_attic.png"
-        tar.addfile(link)
-    return content.getvalue()
-
-
-def write_deb(file: Path, files: dict[str, bytes]) -> None:
-    """A Debian package whose second member has an odd size."""
-    content = b"!<arch>\n"
-    for name, data in (("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), ("data.tar.xz", tar_bytes(files, "w:xz"))):
-        content += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
-    file.write_bytes(content)
-
-
-def drawings_and_pictures() -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """The files of both packages of clip art: 100 usable drawings and their black-and-white copies, then what is left out."""
-    drawings, pictures = {}, {}
-
-    def add(source: str, title: str, picture: Image.Image, author: str = "Ann Example", body: str = "") -> None:
-        svg = SVG.format(title=title, author=author, body=body)
-        drawings[f"./usr/share/openclipart/svg/{source}.svg"] = svg.encode()
-        pictures[f"./usr/share/openclipart/png/{source}.png"] = encode_image(picture)
-
-    titles = [f"{animal} {place}" for animal in ANIMALS for place in PLACES]
-    for number, title in enumerate(titles):
-        name = title.replace(" ", "_")
-        add(f"animals/{name}", title, random_picture(number))
-        add(f"animals/{name}_bw", f"{title} (B and W)", random_picture(1000 + number))
-    for number in range(14):
-        add(f"people/zebra{number}_ann_exam_01", "Clip art of Ann", random_picture(2000 + number))
-    add("left/equal", "equal", random_picture(0))
-    add("left/blank", "blank", Image.new("RGBA", (40, 40), (9, 9, 9, 0)))
-    add("left/tiny", "tiny", random_picture(3000, (200, 9)))
-    add("left/linked", "linked", random_picture(3001), body=LINKED)
-    add("left/flat-theme/kinternet", "icon", random_picture(3002))
-    add("left/cavallo", "Cavallo", random_picture(3003), author="Architetto Francesco Rollandin")
-    add("left/123", "4", random_picture(3004))
-    return drawings, pictures
-
-
-def emoji_files(style: str) -> dict[str, bytes]:
-    """The files of a package of emoji: ten of each of three subcategories, a job in three variants, and a skin tone."""
-    files, table = {}, []
-
-    def add(name: str, code: str, subcategory: str, category: str = "Animals & Nature", seed: int | None = None) -> None:
-        about = {"name": name.upper(), "unified": code.upper(), "image": f"{code}.png", "category": category}
-        table.append(about | {"subcategory": subcategory, "short_names": [name.replace(" ", "_"), f"small_{name}"]})
-        number = zlib.crc32(f"{style} {code}".encode()) if seed is None else seed
-        picture = random_picture(number, (64, 64))
-        files[f"package/img/{style}/64/{code}.png"] = encode_image(picture)
-        files[f"package/img/{style}/sheets/{code}.png"] = b"no picture"
-
-    for number, animal in enumerate(ANIMALS[:10]):
-        add(animal, f"1f4{number:02}", "animal-bird")
-        add(f"{animal} food", f"1f5{number:02}", "food-sweet", "Food & Drink")
-        for word, code in (("man", "1f468"), ("woman", "1f469"), ("person", "1f9d1")):
-            add(f"{word} {animal} keeper", f"{code}-200d-1f6{number:02}", "person-role", "People & Body")
-    add("twin", "1f700", "flag", "Flags", seed=1)
-    add("other twin", "1f701", "flag", "Flags", seed=1)
-    add("tone", "1f3fb", "skin-tone", "Component")
-    return files | {"package/emoji.json": json.dumps(table).encode()}
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +126,14 @@ def test_no_held_out_drawing_is_trained_on(made):
         assert not held_out & {sample[key] for sample in train}
     titles, held_out = ({each["title"].removesuffix(" black and white") for each in about(of)} for of in (train, val))
     assert not titles & held_out
-    assert len(about(val)) > len(held_out)  # the copies of some are there to stay together
+    assert len(val) == len({each["title"] for each in about(val)}) > len(held_out)  # the copies of some are there, too
 
 
 def test_unusable_drawings_are_left_out_and_a_title_has_at_most_ten(made):
     both = about(samples_of(made, "clipart/*.tar"))
     sources = [each["source"] for each in both]
-    assert len(sources) == 210
+    expected = {f"{animal} {place}{end}" for animal in ANIMALS for place in PLACES for end in ("", " black and white")}
+    assert {each["title"] for each in both} - {"equal"} == expected | {"zebra"}
     assert sum(source.startswith("people/") for source in sources) == 10
     assert sources.count("animals/ant_attic.png") + sources.count("left/equal.png") == 1  # they are one picture
     assert {source for source in sources if source.startswith("left/")} <= {"left/equal.png"}
@@ -295,6 +218,41 @@ def test_variants_of_an_emoji_are_on_one_side(made):
     jobs = {code.split("-")[-1] for code in held_out if "200d" in code}
     assert len(jobs) == 2
     assert all(f"{person}-200d-{job}" in held_out for job in jobs for person in ("1f468", "1f469", "1f9d1"))
+
+
+def emoji_of(name: str, code: str, picture: int, category: str = "Objects", short: str = "") -> Emoji:
+    about = {"name": name, "unified": code, "short_names": [short or name], "category": category, "subcategory": "tool"}
+    return Emoji(about, {"google": random_picture(picture)})
+
+
+@pytest.mark.parametrize(
+    ("others", "sizes"),
+    [
+        ([("UNLIKE", "1F475", 1)], [1, 1]),
+        ([("OLDER WOMAN", "1F475", 1)], [2]),
+        ([("GRANNY", "1F469-200D-1F474", 1)], [2]),
+        ([("UNLIKE", "1F475", 0)], [2]),
+        ([("UNLIKE", "1F475", 1), ("UNLIKE MAN", "1F476", 0)], [3]),
+        ([("UNLIKE", "1F475", 1), ("OTHER", "1F476", 1)], [1, 2]),
+    ],
+    ids=["alone", "name", "code points", "picture", "by another", "of others"],
+)
+def test_variants_share_a_name_code_points_or_a_picture(others, sizes):
+    groups = groups_of_variants([emoji_of("OLDER MAN", "1F474", 0), *(emoji_of(*other) for other in others)])
+    assert sorted(map(len, groups)) == sizes
+
+
+def test_a_caption_of_retrieval_is_neither_known_nor_anothers():
+    same = [emoji_of("KEY", "1", 0, short="old_key"), emoji_of("KEY", "2", 1, short="spanner")]
+    first, *others = [sample["txt"].decode().split("\n") for sample in retrieval_samples(same, {"key emoji"})]
+    assert first == ["old key emoji", "key emoji, tool", "old key emoji from the objects group", "an emoji of key"]
+    assert others == []  # two captions are too few
+
+
+def test_codes_are_no_names():
+    assert emoji_of("Russia Flag", "1", 0, "Flags", "ru").names() == ["russia flag"]
+    assert emoji_of("SQUARED 7533", "1", 0, short="u7533").names() == ["squared 7533"]
+    assert emoji_of("KEY", "1", 0, short="old_key").names() == ["key", "old key"]
 
 
 def test_classes_are_subcategories_in_plain_words(made):

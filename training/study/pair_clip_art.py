@@ -45,6 +45,7 @@ NOUNS = {
     "stickmen": "stick man",
 }
 JUNK = set("aiga aj art bb bwh clip clipart cm elements hash illustration image magick rpg svg symbol theme unsorted".split())
+JUNK |= {"openclipart", "untitled"}
 # Keywords that say nothing about one drawing.
 GENERIC = {
     "appicon",

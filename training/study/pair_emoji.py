@@ -124,10 +124,9 @@ class Emoji:
         return NAMES.get(subcategory, subcategory.rpartition("-")[2])
 
     def names(self) -> list[str]:
-        """Its name and its short names, without those of flags and of ideographs, which are codes."""
-        short = [
-            re.sub(r"[_-]+", " ", name) for name in self.about["short_names"] if not re.match(r"flag-|u[0-9a-f]{4}$", name)
-        ]
+        """Its name and its short names, of which those of flags and of ideographs are left out, as they are codes."""
+        short = [] if self.about["category"] == "Flags" else self.about["short_names"]
+        short = [re.sub(r"[_-]+", " ", name) for name in short if not re.fullmatch("u[0-9a-f]{4}", name)]
         return list(dict.fromkeys([self.name, *short]))
 
     def captions(self) -> list[str]:
