@@ -47,19 +47,7 @@ NOUNS = {
 JUNK = set("aiga aj art bb bwh clip clipart cm elements hash illustration image magick rpg svg symbol theme unsorted".split())
 JUNK |= {"openclipart", "untitled"}
 # Keywords that say nothing about one drawing.
-GENERIC = {
-    "appicon",
-    "geometry",
-    "icon",
-    "icons",
-    "mapsym",
-    "mathsymbol",
-    "miscellany",
-    "networksym",
-    "shape",
-    "shapes",
-    "sign",
-}
+GENERIC = set("appicon,geometry,icon,icons,mapsym,mathsymbol,miscellany,networksym,shape,shapes,sign".split(","))
 GENERIC |= {"signs and", "signs and symbols", "united nations member"}
 # Words in which near variants of one drawing differ, such as its black-and-white copy.
 VARIANT_WORDS = set("and black blue brown colour dark flat gray green grey light of orange pink purple red simple the".split())
