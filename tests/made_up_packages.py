@@ -12,7 +12,8 @@ from PIL import Image
 ANIMALS = "ant bear cat dog eel fox goat hen ibis jay koala lion mole newt owl pig quail rat seal toad".split()
 PLACES = "attic barn cave desert field".split()
 SVG = """<svg><metadata><dc:title> {title} </dc:title><rdf:li>hash</rdf:li><rdf:li>wild_life</rdf:li><rdf:li>zoo</rdf:li>
-<dc:creator><cc:Agent><dc:title>{author}</dc:title></cc:Agent></dc:creator></metadata>{body}</svg>"""
+<dc:creator><cc:Agent><dc:title>{author}</dc:title></cc:Agent></dc:creator>
+<cc:license rdf:resource="{licence}"/></metadata>{body}</svg>"""
 LINKED = '<image width="3" xlink:href="absent.png"/>'
 
 
@@ -41,8 +42,8 @@ def drawings_and_pictures() -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The files of both packages of clip art: 100 titles of two drawings with a black-and-white copy, then what is left out."""
     drawings, pictures = {}, {}
 
-    def add(source: str, title: str, picture: Image.Image, author: str = "Ann Example", body: str = "") -> None:
-        svg = SVG.format(title=title, author=author, body=body)
+    def add(source: str, title: str, picture: Image.Image, **about: str) -> None:
+        svg = SVG.format(**{"title": title, "author": "Ann Example", "body": "", "licence": "any/PublicDomain"} | about)
         drawings[f"./usr/share/openclipart/svg/{source}.svg"] = svg.encode()
         pictures[f"./usr/share/openclipart/png/{source}.png"] = encode_image(picture)
 
@@ -58,6 +59,7 @@ def drawings_and_pictures() -> tuple[dict[str, bytes], dict[str, bytes]]:
     add("left/blank", "blank", Image.new("RGBA", (40, 40), (9, 9, 9, 0)))
     add("left/tiny", "tiny", random_picture(3000, (200, 9)))
     add("left/linked", "linked", random_picture(3001), body=LINKED)
+    add("left/licensed", "licensed", random_picture(3005), licence="any/GPL/2.0/")
     add("left/flat-theme/kinternet", "icon", random_picture(3002))
     add("left/cavallo", "Cavallo", random_picture(3003), author="Architetto Francesco Rollandin")
     add("left/123", "4", random_picture(3004))

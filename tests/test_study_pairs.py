@@ -164,7 +164,7 @@ def test_pictures_lie_over_white_and_are_made_smaller_only():
     ],
 )
 def test_a_title_is_words(source, title, is_collection, expected):
-    assert title_of(source, Drawing(title, (), "ann example", False), is_collection) == expected
+    assert title_of(source, Drawing(title, (), "ann example", True), is_collection) == expected
 
 
 def test_keywords_are_at_most_two_and_add_something_to_the_title():
@@ -180,7 +180,7 @@ def test_keywords_are_at_most_two_and_add_something_to_the_title():
         "east",
         "sea",
     )
-    found = keywords_of("a", Drawing("", keywords, "ann example", False), "kenya flag")
+    found = keywords_of("a", Drawing("", keywords, "ann example", True), "kenya flag")
     assert len(found) == 2
     assert set(found) < {"africa", "east", "sea"}
 

@@ -63,7 +63,7 @@ class Drawing:
     title: str
     keywords: tuple[str, ...]
     author: str
-    has_links: bool  # to pictures that are not there
+    is_usable: bool  # in the public domain by its own word, and whole without pictures that it links to
 
     @classmethod
     def read(cls, content: bytes) -> "Drawing":
@@ -74,9 +74,10 @@ class Drawing:
 
         title = found(r"<dc:title[^>]*>([^<]*)</dc:title>")
         author = found(r"<dc:creator>.*?<dc:title[^>]*>([^<]*)</dc:title>")
+        is_public = bool(re.search(r'<cc:license rdf:resource="[^"]*public_?domain', text, flags=re.IGNORECASE))
         links = found(r'<image\b[^>]*?xlink:href="(?!data:)([^"]*)"')
         keywords = tuple(found(r"<rdf:li[^>]*>([^<]*)</rdf:li>"))
-        return cls(title[0] if title else "", keywords, author[0].lower() if author else "", bool(links))
+        return cls(title[0] if title else "", keywords, author[0].lower() if author else "", is_public and not links)
 
 
 def words_of(text: str) -> list[str]:
@@ -144,7 +145,7 @@ def read_clip_art(pictures: Path, drawings: Path) -> dict[str, tuple[str, Drawin
     found = {}
     for source, content in read_package(pictures, r"usr/share/openclipart/png/(.+)\.png"):
         drawing = about.get(source)
-        if not drawing or drawing.has_links or LEFT_OUT.match(source) or drawing.author.endswith(AUTHORS_LEFT_OUT):
+        if not drawing or not drawing.is_usable or LEFT_OUT.match(source) or drawing.author.endswith(AUTHORS_LEFT_OUT):
             continue
         title = title_of(source, drawing, uses[drawing.title] > PICTURES_PER_COLLECTION)
         jpeg = as_jpeg(content) if title else None

@@ -11,8 +11,8 @@ A file of another SHA256 than the one in this program is refused. Draws and orde
 
 clipart/train-*.tar, clipart/val-000000.tar: jpg, txt, json
     Pictures lie over white. Their longest side is at most 160 pixels, the quality of their JPEG is 90.
-    Blank, tiny, huge and equal pictures are left out. So are drawings that lack a linked picture, icons of themes, and two
-    authors with titles in Italian and French.
+    Blank, tiny, huge and equal pictures are left out. So are icons of themes, two authors with titles in Italian and French,
+    and drawings that lack a linked picture or do not say that they are in the public domain.
     A title is the drawing's, without numbers and junk words. One that more than two drawings share names a collection, and the
     file's name takes its place. Some folders add a noun, such as "flag". A title has at most ten pictures.
     A caption is the title, with or without keywords, in one of six phrasings.
