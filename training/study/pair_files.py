@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -111,7 +111,7 @@ def write_shards(folder: Path, split: str, samples: Sequence[Sample], prefix: st
         write_tar(folder / f"{split}-{number:06d}.tar", samples[start : start + per_shard], prefix, start)
 
 
-def write_benchmark(folder: Path, texts: dict[str, Sequence[str]], splits: dict[str, Sequence[Sample]]) -> None:
+def write_benchmark(folder: Path, texts: Mapping[str, Sequence[str]], splits: Mapping[str, Sequence[Sample]]) -> None:
     """Write a data set in clip-benchmark's layout: its text files as lines, and one shard for each split."""
     for split, samples in splits.items():
         write_tar(folder / split / "0.tar", samples, "s")
