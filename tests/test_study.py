@@ -265,6 +265,6 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
 
 def test_the_studies_that_are_kept_can_be_read():
     folder = study_run.ROOT / "training" / "study"
-    for name, num_runs in (("scenes.yaml", 3 * (17 + 12)), ("pairs.yaml", 2 * (15 + 13 + 13))):
+    for name, num_runs in (("scenes.yaml", 3 * (19 + 14)), ("pairs.yaml", 2 * (17 + 15 + 15))):
         study = read_study(folder / name)
         assert len(runs_of(study, folder)) == num_runs
