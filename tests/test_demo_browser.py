@@ -106,7 +106,7 @@ def test_sliders_and_files_change_the_masks(address, browser, tmp_path):
 
     page = Page(browser, address)
     masks, stages = page.html("masks"), page.html("stages")
-    assert masks.count("<img") == 9
+    assert masks.count("<img") == 10
     page.find("input[type=range][aria-label*='Mask ratio']").send_keys(Keys.ARROW_RIGHT)
     page.wait_for(lambda: "88 of 196 patches" in page.find("#masks").text)
     assert page.html("stages") == stages  # PGS has sliders of its own
@@ -116,7 +116,7 @@ def test_sliders_and_files_change_the_masks(address, browser, tmp_path):
     page.wait_for(lambda: "PGS: least mask ratio is 0.95, above PGS: largest mask ratio" in page.find("#masks").text)
     assert page.find("#stages").text == ""
     page.find("input[type=range][aria-label*='least mask ratio']").send_keys(Keys.HOME)
-    page.wait_for(lambda: page.html("masks").count("<img") == 9)
+    page.wait_for(lambda: page.html("masks").count("<img") == 10)
 
     page.find("button[aria-label='Remove Image'], button[aria-label='Clear']").click()
     page.wait_for(lambda: "There is no picture" in page.find("#masks").text)

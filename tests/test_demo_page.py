@@ -233,7 +233,7 @@ def test_the_tabs_wait_in_queues_of_their_own_and_open_with_results(make_model, 
     assert queues == {("masks", 2), ("zero-shot", 2)}
     assert not any(function.preprocess for function in demo.fns.values())
     values = {block.elem_id: block.value for block in demo.blocks.values() if block.elem_id and "value" in vars(block)}
-    assert values["masks"].count("<img") == 9
+    assert values["masks"].count("<img") == 10
     assert values["stages"].count("<img") == 7
     assert "<svg" in values["scores"]
     assert "https://arxiv.org/abs/2503.17080" in values["masks"]

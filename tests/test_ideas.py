@@ -7,9 +7,24 @@ from helpers import PATCH_SIZE, photo_like
 from hf_maskclip.models.masked_tower import PatchMaskedTower
 from hf_maskclip.models.patch_edges import patch_edges
 from hf_maskclip.models.patch_masking_pgs import PGSPatchMask
-from training.study import idea_tokens, ideas, pages
+from training.study import pages
 from training.study.run import ROOT
 from training.study.study import read_study, runs_of
+
+
+@pytest.fixture
+def ideas(masks_of_ideas):
+    """Imported in tests alone, so that the tables of other tests have no masks of a study."""
+    from training.study import ideas
+
+    return ideas
+
+
+@pytest.fixture
+def idea_tokens(masks_of_ideas):
+    from training.study import idea_tokens
+
+    return idea_tokens
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -34,7 +49,7 @@ def images() -> torch.Tensor:
     return images
 
 
-def test_edges_are_drawn_where_there_are_edges(images):
+def test_edges_are_drawn_where_there_are_edges(images, ideas):
     mask = ideas.EdgeDrawMask(patch_size=8)
     drawn = torch.stack([visible(mask, images, seed) for seed in range(8)])
     assert (drawn.sum(dim=2) == 18).all()
@@ -42,7 +57,7 @@ def test_edges_are_drawn_where_there_are_edges(images):
     assert (drawn[0] != drawn[1]).any(dim=1).all()
 
 
-def test_edges_at_random_are_as_many_as_pgs_keeps(images):
+def test_edges_at_random_are_as_many_as_pgs_keeps(images, ideas):
     edges, pgs = is_edge(images), PGSPatchMask(0.75, 0.75, patch_size=8)
     mask = ideas.EdgeShareMask(0.75, patch_size=8)
     assert (edges.sum(dim=1) > 9).any()  # some have more edges than there is room for
@@ -55,7 +70,7 @@ def test_edges_at_random_are_as_many_as_pgs_keeps(images):
     assert (draws[0] != draws[1])[crowded].any(dim=1).all()
 
 
-def test_a_budget_for_the_batch_gives_more_to_pictures_that_have_more(images):
+def test_a_budget_for_the_batch_gives_more_to_pictures_that_have_more(images, ideas):
     selection = ideas.BatchBudgetMask(patch_size=8)(images, generator=seeded(0))
     assert selection.lengths.sum() == 6 * 18
     assert selection.lengths.min() >= 9
@@ -71,7 +86,7 @@ def test_a_budget_for_the_batch_gives_more_to_pictures_that_have_more(images):
 
 
 @pytest.mark.parametrize("choose", ["edges", "random"])
-def test_coarse_tokens_and_fine_patches_show_each_patch_once(choose):
+def test_coarse_tokens_and_fine_patches_show_each_patch_once(choose, idea_tokens):
     images = photo_like(3, 64, 64)  # 8 x 8 patches, 4 x 4 blocks
     selection = idea_tokens.CoarseMask(choose=choose, patch_size=8)(images, generator=seeded(0))
     fine, coarse = selection.visible(64), selection.members
@@ -86,7 +101,7 @@ def test_coarse_tokens_and_fine_patches_show_each_patch_once(choose):
 
 
 @pytest.mark.parametrize("groups", ["candidates", "random"])
-def test_a_summary_is_the_mean_of_the_dropped_patches_of_a_group(images, groups):
+def test_a_summary_is_the_mean_of_the_dropped_patches_of_a_group(images, groups, idea_tokens):
     selection = idea_tokens.SummaryMask(groups=groups, patch_size=8)(images, generator=seeded(0))
     assert selection.indices.shape[1] + selection.members.shape[1] == 18
     assert selection.kept_share(36) == 0.5
@@ -99,7 +114,7 @@ def test_a_summary_is_the_mean_of_the_dropped_patches_of_a_group(images, groups)
     torch.testing.assert_close(selection.group_pixels[2, 1], torch.stack(pixels).mean(dim=0))
 
 
-def test_a_group_is_embedded_as_the_mean_of_its_patches(make_model):
+def test_a_group_is_embedded_as_the_mean_of_its_patches(make_model, idea_tokens):
     tower = make_model().eval().vision_model
     assert isinstance(tower, PatchMaskedTower)
     size = tower.config.image_size

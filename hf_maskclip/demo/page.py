@@ -73,9 +73,8 @@ def _introduction(model_dir: str | Path) -> str:
     if not Path(model_dir).exists():
         model = f"[{model}](https://huggingface.co/{model_dir})"
     return (
-        "# hf_maskclip\nCLIP can be trained on a well-chosen part of each picture's patches: it costs less, and the rest says "
-        f"enough. *Masks* shows which patches stay, *Zero-shot* what that does to the answers of a model. Package: {package}. "
-        f"Model: {model}."
+        "# hf_maskclip\nCLIP can be trained on a well-chosen part of each picture's patches, at less cost. *Masks* shows which "
+        f"stay, *Zero-shot* what that does to a model's answers. Package: {package}. Model: {model}."
     )
 
 
