@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel
 
 from hf_maskclip.errors import ConfigError
+from hf_maskclip.models.patch_mask_registry import BUILT_IN
 from hf_maskclip.phases import Phase, Timeline, phases_of_schedule, read_phases
 from training.config import TrainingConfig
 from training.dry_run import dry_run
@@ -136,8 +137,8 @@ def test_each_step_has_the_pictures_the_mask_and_the_captions_of_its_phase_and_s
     assert exported.vision_model.embeddings.position_embedding.weight.shape == (65, 128)
 
 
-@pytest.mark.parametrize("patch_mask", ["none", "cluster", "attentive", "leverage"])
-def test_every_kind_of_mask_trains_on_small_pictures_and_all_positions_learn(patch_mask, run, tmp_path):
+@pytest.mark.parametrize("patch_mask", BUILT_IN)
+def test_every_mask_trains_on_small_pictures_and_all_positions_learn(patch_mask, run, tmp_path):
     """At half size, where without antialiasing the outermost positions would get no gradient."""
     weights = []
     for steps in (1, 3):

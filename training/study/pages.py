@@ -13,7 +13,17 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from training.study import quickstart
-from training.study.report import BASELINE, BUDGETS, Report, cell, markdown_table, name_lines, paired_difference, read_results
+from training.study.report import (
+    BASELINE,
+    BUDGETS,
+    Report,
+    cell,
+    least_seconds,
+    markdown_table,
+    name_lines,
+    paired_difference,
+    read_results,
+)
 from training.study.run import ROOT
 from training.study.study import read_study
 
@@ -123,7 +133,8 @@ def ideas_table(reports: dict[str, Report], budget: str) -> str:
     for method in next(iter(reports.values())).methods:
         if not all(report.of(method, budget) for report in reports.values()):
             continue
-        times = [report.least_seconds(method) / report.least_seconds(report.baseline) for report in reports.values()]
+        seconds = [[least_seconds(report.of(m, "samples")) for m in (method, report.baseline)] for report in reports.values()]
+        times = [own / baseline for own, baseline in seconds]
         rows.append([method, f"{statistics.mean(times):.2f}"])
         for report in reports.values():
             own = report.values(report.of(method, budget), report.headline)

@@ -41,6 +41,11 @@ def write_results(results: list[dict[str, Any]], file: Path) -> None:
     file.write_text("".join(f"{json.dumps(result)}\n" for result in results), encoding="utf-8")
 
 
+def least_seconds(results: Sequence[dict[str, Any]]) -> float | None:
+    """The seconds a step of the run that other work held up least, for it only adds to them; None without runs."""
+    return min((result["seconds_per_step"] for result in results), default=None)
+
+
 class Curve(NamedTuple):
     """The headline of a method over training: arrays of equal length."""
 
@@ -105,10 +110,6 @@ class Report:
         seconds = {result["seed"]: result["seconds_per_step"] for result in self.of(self.baseline, "samples")}
         own = self.of(method, "samples")
         return [result["seconds_per_step"] / seconds[result["seed"]] for result in own if result["seed"] in seconds]
-
-    def least_seconds(self, method: str) -> float:
-        """The seconds of a step at equal samples, of the seed that other work on the machine held up least."""
-        return min(result["seconds_per_step"] for result in self.of(method, "samples"))
 
     def curve(self, method: str, budget: str) -> Curve | None:
         """None where a method has no run, or no run evaluated the headline while it trained."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hf_maskclip.distributed import usable_cpus
-from training.study.report import BASELINE
+from training.study.report import BASELINE, least_seconds
 from training.tracking import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,17 +136,16 @@ def time_ratio(run: StudyRun) -> float | None:
     """What a run's steps are scaled by; None where the runs that say so are not finished."""
     if run.budget == "samples":
         return 1.0
-    seconds = [least_seconds_per_step(run, method) for method in (run.study.baseline, run.method)]
-    if None in seconds:
+    baseline, own = (least_seconds(finished_seeds(run, method)) for method in (run.study.baseline, run.method))
+    if baseline is None or own is None:
         return None
-    return seconds[0] / seconds[1] / (2 if run.budget == "half time" else 1)
+    return baseline / own / (2 if run.budget == "half time" else 1)
 
 
-def least_seconds_per_step(run: StudyRun, method: str) -> float | None:
-    """The seconds a step of a method at equal samples: the least of its finished seeds, for other work only adds to them."""
+def finished_seeds(run: StudyRun, method: str) -> list[dict[str, Any]]:
+    """The results of a method at equal samples, of the study's seeds that are finished."""
     of_seeds = [replace(run, method=method, budget="samples", seed=seed).result for seed in run.study.seeds]
-    finished = [json.loads(path.read_text(encoding="utf-8")) for path in of_seeds if path.exists()]
-    return min((result["seconds_per_step"] for result in finished), default=None)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in of_seeds if path.exists()]
 
 
 def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:
