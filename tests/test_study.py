@@ -87,7 +87,7 @@ def test_a_method_can_be_more_than_a_mask(write, values, trainings, tmp_path, ca
 
 
 @pytest.mark.parametrize("name", ["scenes", "pairs"])
-def test_the_studies_of_this_project_have_the_fields_own_controls(name):
+def test_the_studies_of_this_project_have_the_fields_own_controls(name, masks_of_ideas):
     study = read_study(Path(__file__).resolve().parents[1] / "training" / "study" / f"{name}.yaml")
     assert {"resize 48", "frequency 8", "pgs 0.5, frequency 8", "random 0.75, two views"} <= study.methods.keys()
 
@@ -198,6 +198,19 @@ def test_some_methods_get_no_run_of_equal_time(write, values, tmp_path):
     assert runs == [("samples", "none"), ("samples", "random 0.5"), ("samples", "pgs"), ("time", "random 0.5")]
 
 
+def test_methods_with_all_budgets_get_further_seeds(write, values, tmp_path):
+    values["methods"] |= {"pgs": "pgs"}
+    study = read_study(write(values | {"samples_only": ["pgs"], "further_seeds": [5]}))
+    further = [(run.budget, run.method) for run in runs_of(study, tmp_path) if run.seed == 5]
+    assert further == [("samples", "none"), ("samples", "random 0.5"), ("time", "random 0.5")]
+    assert len(runs_of(study, tmp_path)) == 4 + 3
+    for seed, method, seconds in ((0, "none", 2.0), (5, "none", 1.0), (0, "random 0.5", 0.25)):
+        file = StudyRun(study, tmp_path, seed, "samples", method).result
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"seconds_per_step": seconds}))
+    assert time_ratio(StudyRun(study, tmp_path, 0, "time", "random 0.5")) == 1.0 / 0.25
+
+
 def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
     seconds = [9.0, 1.0, 1.0, 1.0, 3.0, 3.0]  # the first was held up, the last two saw whole images
     phases = [1, 1, 1, 1, 2, 2]
@@ -216,7 +229,7 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
     [
         (
             {"base": None},
-            "must have base, methods, seeds, columns, headline, and may have peers, rivals, samples_only, baseline, suite",
+            "must have base, methods, seeds, columns, headline, and may have peers, rivals, samples_only, further_seeds",
         ),
         ({"seeds": 3}, "seeds 3: must be a list"),
         ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
@@ -263,8 +276,8 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
     assert len(trainings) == 3  # the first run is kept
 
 
-def test_the_studies_that_are_kept_can_be_read():
+def test_the_studies_that_are_kept_can_be_read(masks_of_ideas):
     folder = study_run.ROOT / "training" / "study"
-    for name, num_runs in (("scenes.yaml", 3 * (19 + 14)), ("pairs.yaml", 2 * (17 + 15 + 15))):
+    for name, num_runs in (("scenes.yaml", 3 * (21 + 7) + 2 * (8 + 7)), ("pairs.yaml", 3 * (18 + 7) + 8 + 7)):
         study = read_study(folder / name)
         assert len(runs_of(study, folder)) == num_runs

@@ -37,7 +37,8 @@ class Study:
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
         rivals: the methods and peers that each other one is compared with, seed by seed.
-        samples_only: the methods and peers that get no run of `time` and `half time`.
+        samples_only: the methods and peers that get no run of `time` and `half time`, and no further seeds.
+        further_seeds: those that all other methods get beside `seeds`.
         budgets: keys of [`BUDGETS`].
         baseline: the method whose time others are measured by.
         suite: of `hf-maskclip evaluate`, on the final model; empty: the run's own evaluations only.
@@ -51,6 +52,7 @@ class Study:
     peers: dict[str, Any] = field(default_factory=dict)
     rivals: list[str] = field(default_factory=list)
     samples_only: list[str] = field(default_factory=list)
+    further_seeds: list[int] = field(default_factory=list)
     baseline: str = BASELINE
     suite: str = ""
     budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
@@ -144,7 +146,8 @@ def time_ratio(run: StudyRun) -> float | None:
 
 def finished_seeds(run: StudyRun, method: str) -> list[dict[str, Any]]:
     """The results of a method at equal samples, of the study's seeds that are finished."""
-    of_seeds = [replace(run, method=method, budget="samples", seed=seed).result for seed in run.study.seeds]
+    seeds = [*run.study.seeds, *run.study.further_seeds]
+    of_seeds = [replace(run, method=method, budget="samples", seed=seed).result for seed in seeds]
     return [json.loads(path.read_text(encoding="utf-8")) for path in of_seeds if path.exists()]
 
 

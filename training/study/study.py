@@ -47,7 +47,7 @@ def read_study(path: Path) -> Study:
         fail(f"study {str(path)!r}: must have {', '.join(needed)}, and may have {', '.join(known[len(needed) :])}")
     study = Study(**values)
     kinds = {name: dict for name in ("base", "methods", "columns", "peers")}
-    kinds |= {"seeds": list, "samples_only": list, "rivals": list, "budgets": list}
+    kinds |= {"seeds": list, "samples_only": list, "further_seeds": list, "rivals": list, "budgets": list}
     for name, kind in kinds.items():
         if not isinstance(value := getattr(study, name), kind):
             fail(f"{path}: {name} {value!r}: must be a {'mapping' if kind is dict else 'list'}")
@@ -77,11 +77,12 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
     """All runs in their order: seed by seed, equal samples before the equal times that these give."""
     return [
         StudyRun(study, output_dir, seed, budget, method)
-        for seed in study.seeds
+        for seed in [*study.seeds, *study.further_seeds]
         for budget in BUDGETS
         if budget in study.budgets
         for method in study.own_options
-        if budget == "samples" or method not in (study.baseline, *study.samples_only)  # the baseline's equal time is its own
+        if budget == "samples" or method != study.baseline  # the baseline's equal time is its own
+        if method not in study.samples_only or (budget == "samples" and seed in study.seeds)
     ]
 
 
