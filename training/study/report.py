@@ -146,7 +146,10 @@ class Report:
         parts = ["# Study\n", EXPLANATION.format(headline=self.headline, baseline=self.baseline)]
         for budget in self.budgets:
             parts.append(f"## {BUDGETS[budget]}\n\n{self.table(budget)}")
-            parts += [f"Less `{rival}`, in points:\n\n{self.differences(budget, rival)}" for rival in self.rivals]
+            parts += [
+                f"Less `{rival}`, in points (95 % interval; seeds ahead):\n\n{self.differences(budget, rival)}"
+                for rival in self.rivals
+            ]
         parts.append(f"![{self.headline} over seconds of training](accuracy_over_time.png)\n")
         parts.append(self.circumstances())
         return "\n".join(parts)
@@ -169,7 +172,7 @@ class Report:
         ]
 
     def differences(self, budget: str, rival: str) -> str:
-        """A table of each method less a rival: the mean over the seeds that both have, and its 95 % interval."""
+        """A table of each method less a rival: [`paired_difference`] over the seeds that both have."""
         rows = []
         for method in self.methods:
             pairs = self.paired(method, rival, budget)
@@ -241,14 +244,16 @@ def name_lines(figure: Figure, methods: list[str]) -> None:
 
 
 def paired_difference(own: list[float], other: list[float]) -> str:
-    """The mean difference of paired shares in points, with the 95 % interval of Student's t where there are two or more."""
+    """The mean difference of paired shares in points. Two pairs or more have the 95 % interval of Student's t, and in how many
+    of them `own` is ahead."""
     if len(own) != len(other) or not own:
         return "–"
     differences = 100 * (np.array(own) - np.array(other))
     if len(differences) == 1 or not differences.std():
         return f"{differences.mean():+.1f}"
     low, high = ttest_1samp(differences, 0.0).confidence_interval(0.95)
-    return f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+    ahead = int((differences > 0).sum())
+    return f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f}; {ahead} of {len(differences)})"
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
