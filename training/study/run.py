@@ -58,6 +58,10 @@ class Study:
     budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
 
     @property
+    def all_seeds(self) -> list[int]:
+        return [*self.seeds, *self.further_seeds]
+
+    @property
     def own_options(self) -> dict[str, dict[str, Any]]:
         """The options of `training/train.py` in which each method and peer differs from the others."""
         given = self.methods | self.peers
@@ -146,8 +150,7 @@ def time_ratio(run: StudyRun) -> float | None:
 
 def finished_seeds(run: StudyRun, method: str) -> list[dict[str, Any]]:
     """The results of a method at equal samples, of the study's seeds that are finished."""
-    seeds = [*run.study.seeds, *run.study.further_seeds]
-    of_seeds = [replace(run, method=method, budget="samples", seed=seed).result for seed in seeds]
+    of_seeds = [replace(run, method=method, budget="samples", seed=seed).result for seed in run.study.all_seeds]
     return [json.loads(path.read_text(encoding="utf-8")) for path in of_seeds if path.exists()]
 
 

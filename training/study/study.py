@@ -77,7 +77,7 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
     """All runs in their order: seed by seed, equal samples before the equal times that these give."""
     return [
         StudyRun(study, output_dir, seed, budget, method)
-        for seed in [*study.seeds, *study.further_seeds]
+        for seed in study.all_seeds
         for budget in BUDGETS
         if budget in study.budgets
         for method in study.own_options
