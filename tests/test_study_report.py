@@ -49,13 +49,14 @@ def test_mean_and_standard_error():
 def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
     header, _, none, pgs = report.table("samples").splitlines()
     assert header == "| method | n | pair | both | relative time | time to reach | pairs seen | seconds |"
-    assert none == "| none | 2 | 50.0 ± 10.0 | 37.5 ± 7.5 | 1.00 ± 0.00 | 1.00 | 800 | 150 |"
-    # 0.5 / 1 and 0.8 / 2; its mean curve ends at 30 %, below the 50 % of none
-    assert pgs == "| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 0.45 ± 0.05 | not reached | 800 | 65 |"
-    # from 40 % after 50 s to 70 % after 100 s, 50 % are reached after 66.7 s of the 150 s of none; one seed has no error
-    assert report.table("time").splitlines()[-1] == "| pgs | 1 | 70.0 | 52.5 | 0.45 ± 0.05 | 0.44 | 1,600 | 100 |"
-    assert report.earliest_reach("pgs") == pytest.approx(0.44, abs=0.005)
-    assert report.earliest_reach("cluster") is None
+    assert none == "| none | 2 | 50.0 ± 10.0 | 37.5 ± 7.5 | 1.00 | 1.00 | 800 | 100 |"
+    # the fastest seeds take 0.5 and 1 s a step; its mean curve ends at 30 %, below the 50 % of none
+    assert pgs == "| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 0.50 | not reached | 800 | 50 |"
+    # from 40 % after 50 s to 70 % after 100 s, 50 % are reached after 66.7 s of the 100 s of none; one seed has no error
+    assert report.table("time").splitlines()[-1] == "| pgs | 1 | 70.0 | 52.5 | 0.50 | 0.67 | 1,600 | 100 |"
+    assert report.reach("pgs", "time") == pytest.approx(2 / 3)
+    assert report.reach("cluster", "time") is None
+    assert math.isnan(report.relative_time("cluster"))
     text = report.markdown()
     assert "over that of `none`" in text
     assert "cluster" not in text
@@ -75,18 +76,38 @@ def test_differences_are_paired_by_seed_with_their_intervals(report):
     assert "Less `none`, in points (95 % interval; seeds ahead):" in replace(report, rivals=["none"]).markdown()
 
 
+def test_sets_are_compared_side_by_side(report):
+    reports = {"scenes": replace(report, rivals=["none"]), "pairs": report}
+    header, _, none, pgs = pages.comparison_table(reports, "samples", {"pgs": "none"}).splitlines()
+    scenes, pairs = "drawn scenes: R@10 (seeds)", "clip art and emoji: R@10 (seeds)"
+    assert header == f"| method | time | {scenes} | less `none` | less its control | {pairs} | less its control |"
+    assert none == "| `none` | 1.00 | 50.0 ± 10.0 (2) | – | – | 50.0 ± 10.0 (2) | – |"
+    difference = "-20.0 (-147.1 to +107.1; 0 of 2)"
+    assert pgs == f"| `pgs` | 0.50 | 30.0 ± 0.0 (2) | {difference} | {difference} | 30.0 ± 0.0 (2) | {difference} |"
+    only_scenes = replace(report, results=[result for result in report.results if result["method"] == "none"])
+    assert len(pages.comparison_table({"scenes": report, "pairs": only_scenes}, "samples").splitlines()) == 3
+
+
+def test_the_table_of_the_readme_is_that_of_equal_time(report):
+    header, _, none, pgs = pages.short_table({"scenes": report, "pairs": report}).splitlines()
+    sets = "drawn scenes, equal time | reached at | clip art and emoji, equal time | reached at"
+    assert header == f"| mask | time of a step | {sets} |"
+    assert none == "| `none` | 1.00 | 50.0 ± 10.0 | 1.00 | 50.0 ± 10.0 | 1.00 |"
+    assert pgs == "| `pgs` | 0.50 | 70.0 | 0.67 | 70.0 | 0.67 |"
+
+
 def test_another_baseline_is_what_times_are_measured_by(report):
     report = replace(report, baseline="pgs")
     *_, none, pgs = report.table("samples").splitlines()
-    # 1 / 0.5 and 2 / 0.8; its mean curve reaches the final 30 % of pgs at its first evaluation, after 75 of 65 s
-    assert none == "| none | 2 | 50.0 ± 10.0 | 37.5 ± 7.5 | 2.25 ± 0.25 | 1.15 | 800 | 150 |"
-    assert pgs.startswith("| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 1.00 ± 0.00 | 1.00 |")
+    # 1 / 0.5; its mean curve reaches the final 30 % of pgs at its first evaluation, after 50 s, all that pgs takes
+    assert none == "| none | 2 | 50.0 ± 10.0 | 37.5 ± 7.5 | 2.00 | 1.00 | 800 | 100 |"
+    assert pgs.startswith("| pgs | 2 | 30.0 ± 0.0 | 22.5 ± 0.0 | 1.00 | 1.00 |")
     assert "over that of `pgs`" in report.markdown()
 
 
-def test_a_curve_is_the_mean_over_seeds_at_equal_shares_of_the_run(report):
+def test_a_curve_is_the_mean_over_seeds_at_equal_shares_of_the_run_and_at_the_pace_of_the_fastest(report):
     curve = report.curve("none", "samples")
-    assert curve.seconds.tolist() == [75, 150]
+    assert curve.seconds.tolist() == [50, 100]
     assert curve.mean.tolist() == pytest.approx([0.3, 0.5])
     assert curve.error.tolist() == pytest.approx([0.1, 0.1])
     assert report.curve("cluster", "samples") is None
@@ -110,12 +131,11 @@ def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(repor
 
 
 def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path, masks_of_ideas):
-    for name, num_runs, num_initial in (("scenes", 42, 2), ("pairs", 30, 0)):
+    for name, num_runs in (("scenes", 42), ("pairs", 30)):
         file, copy = pages.RESULTS / f"{name}.jsonl", tmp_path / f"{name}.jsonl"
         write_results(results := read_results(file), copy)
         assert copy.read_bytes() == file.read_bytes()
-        assert len(results) == num_runs + num_initial
-        assert len(pages.read_report(name).results) == num_runs
+        assert len(results) == len(pages.read_report(name).results) == num_runs
 
 
 def test_the_pages_say_what_the_results_say(masks_of_ideas):
@@ -126,7 +146,7 @@ def test_the_pages_say_what_the_results_say(masks_of_ideas):
         assert page.count("<!-- table: ") == page.count("<!-- end -->") > 0
         assert page == pages.fill(page, tables), f"{name}: run python -m training.study.pages"
     assert tables["in short"] in (study_run.ROOT / "README.md").read_text()
-    assert tables["summary"] in (study_run.ROOT / "docs" / "study.md").read_text()
+    assert tables["summary, equal time"] in (study_run.ROOT / "docs" / "study.md").read_text()
 
 
 def test_a_table_goes_between_its_comments_and_nowhere_else():

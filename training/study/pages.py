@@ -8,6 +8,7 @@ page has each table between two comments with its name. Only these and docs/stud
 
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -18,7 +19,6 @@ from training.study.report import (
     BUDGETS,
     Report,
     cell,
-    least_seconds,
     markdown_table,
     name_lines,
     paired_difference,
@@ -29,18 +29,7 @@ from training.study.study import read_study
 
 RESULTS = ROOT / "docs" / "study"
 PAGES = ("README.md", "docs/study.md")
-# The rows of the README's table.
-IN_SHORT = ("none", "random 0.5", "cluster", "pgs 0.5")
-# The summary's columns of each study: what they are called there, and in the study. Then comes the time to reach.
-SCORES = {
-    "scenes": {
-        "colour": "zero-shot colour",
-        "unseen pair": "zero-shot pair",
-        "R@10": "retrieval R@10",
-        "probe": "linear probe",
-    },
-    "pairs": {"category": "emoji categories", "R@10": "R@10 of all"},
-}
+HEADLINE = "R@10"  # what the headlines of all sets are called in tables of more than one
 # What is added to CLIP-PGS: the method with it, and the one without.
 ADDITIONS = {
     "edges, to transport": ("pgs 0.3", "pgs 0.3 transport only"),
@@ -69,41 +58,57 @@ CONTROLS = {
 def read_report(name: str) -> Report:
     """The finished runs of a study, by its YAML beside this file."""
     study = read_study(Path(__file__).with_name(f"{name}.yaml"))
-    results = [result for result in read_results(RESULTS / f"{name}.jsonl") if "initial_weights" not in result]
+    results = read_results(RESULTS / f"{name}.jsonl")
     finished = {result["method"] for result in results}
     methods = [name for name in study.own_options if name in finished]
     return Report(results, methods, study.columns, study.headline, study.rivals, study.baseline)
 
 
-def summary_table(scenes: Report, pairs: Report) -> str:
-    """The methods of the pairs (those of the scenes without the ablation): a few columns of each study at equal samples, the
-    headline at equal time, and the time of a step, which is the mean of both."""
-    reports = {"scenes": scenes, "pairs": pairs}
-    header = ["method", "time"]
-    for name, columns in SCORES.items():
-        header += [f"{TITLES[name]}: {next(iter(columns))}", *list(columns)[1:], "R@10, equal time", "reached at"]
-    rows = []
-    for method in pairs.methods:
-        cells = [f"`{method}`", cell(scenes.relative_times(method) + pairs.relative_times(method), 2)]
-        for name, columns in SCORES.items():
-            report = reports[name]
-            scores = [report.values(report.of(method, "samples"), column) for column in columns.values()]
-            scores.append(report.values(report.of(method, "time"), report.headline))
-            cells += [cell([100 * value for value in values], 1) for values in scores]
-            reached = report.earliest_reach(method)
-            cells.append("–" if reached is None else f"{reached:.2f}")
-        rows.append(cells)
+def short_table(reports: dict[str, Report]) -> str:
+    """The README's: time of a step, and on each set the headline at equal time, and when the unmasked model is reached."""
+    header = ["mask", "time of a step"]
+    for name in reports:
+        header += [f"{TITLES[name]}, equal time", "reached at"]
+    return markdown_table(header, [_short_row(reports, method) for method in _of_equal_time(reports)])
+
+
+def _short_row(reports: dict[str, Report], method: str) -> list[str]:
+    cells = [f"`{method}`", _mean_time(reports, method)]
+    for report in reports.values():
+        values = report.values(report.of(method, "time"), report.headline)
+        reached = report.reach(method, "time")
+        cells += [cell([100 * value for value in values], 1), "not" if reached is None else f"{reached:.2f}"]
+    return cells
+
+
+def _of_equal_time(reports: dict[str, Report]) -> list[str]:
+    """The methods that have runs of equal time on all sets; the baseline is one."""
+    methods = next(iter(reports.values())).methods
+    return [method for method in methods if all(report.of(method, "time") for report in reports.values())]
+
+
+def _mean_time(reports: dict[str, Report], method: str) -> str:
+    """The relative time of a method, in the mean of all sets."""
+    return f"{statistics.mean(report.relative_time(method) for report in reports.values()):.2f}"
+
+
+def comparison_table(reports: dict[str, Report], budget: str, controls: dict[str, str] | None = None) -> str:
+    """On each set, the headline of each method that all sets have, and its paired differences to its rivals and its control."""
+    header, rows = ["method", "time"], []
+    for name, report in reports.items():
+        header += [f"{TITLES[name]}: {HEADLINE} (seeds)", *(f"less `{rival}`" for rival in report.rivals)]
+        header += ["less its control"] if controls else []
+    for method in next(iter(reports.values())).methods:
+        if not all(report.of(method, budget) for report in reports.values()):
+            continue
+        rows.append([f"`{method}`", _mean_time(reports, method)])
+        for report in reports.values():
+            own = report.values(report.of(method, budget), report.headline)
+            rows[-1].append(f"{cell([100 * value for value in own], 1)} ({len(own)})")
+            for rival in [*report.rivals, *([controls.get(method)] if controls else [])]:
+                pairs = report.paired(method, rival, budget) if rival not in (None, method) else ([], [])
+                rows[-1].append(paired_difference(*(report.values(results, report.headline) for results in pairs)))
     return markdown_table(header, rows)
-
-
-def short_table(scenes: Report) -> str:
-    """The README's: time of a step, headline at equal samples and at equal time, and when the unmasked model is reached."""
-    rows = []
-    for method in IN_SHORT:
-        scores = [scenes.values(scenes.of(method, budget), scenes.headline) for budget in ("samples", "time")]
-        cells = [cell(scenes.relative_times(method), 2), *(cell([100 * value for value in values], 1) for values in scores)]
-        rows.append([f"`{method}`", *cells, f"{scenes.earliest_reach(method):.2f}"])
-    return markdown_table(["mask", "time of a step", "equal pairs", "equal time", "reached at"], rows)
 
 
 def ablation(scenes: Report) -> Report:
@@ -116,33 +121,13 @@ def ablation(scenes: Report) -> Report:
 
 def additions_table(ablation: Report) -> str:
     """What edges and transport add, in points: means and standard errors of the differences seed by seed, at equal samples."""
-    columns, rows = SCORES["scenes"], []
+    columns, rows = list(ablation.columns), []
     for name, methods in ADDITIONS.items():
         rows.append([name])
-        for column in columns.values():
+        for column in columns:
             with_it, without = (ablation.values(ablation.of(method, "samples"), column) for method in methods)
             rows[-1].append(cell([100 * (a - b) for a, b in zip(with_it, without, strict=True)], 1))
     return markdown_table(["added", *columns], rows)
-
-
-def ideas_table(reports: dict[str, Report], budget: str) -> str:
-    """The headline of each idea, its paired difference to the baseline, and to its control, on each set."""
-    header, rows = ["idea", "time"], []
-    for name in reports:
-        header += [f"{TITLES[name]}: R@10 (seeds)", "less `pgs 0.5`", "less its control"]
-    for method in next(iter(reports.values())).methods:
-        if not all(report.of(method, budget) for report in reports.values()):
-            continue
-        seconds = [[least_seconds(report.of(m, "samples")) for m in (method, report.baseline)] for report in reports.values()]
-        times = [own / baseline for own, baseline in seconds]
-        rows.append([method, f"{statistics.mean(times):.2f}"])
-        for report in reports.values():
-            own = report.values(report.of(method, budget), report.headline)
-            rows[-1].append(f"{cell([100 * value for value in own], 1)} ({len(own)})")
-            for rival in (report.baseline, CONTROLS.get(method)):
-                pairs = report.paired(method, rival, budget) if rival not in (None, method) else ([], [])
-                rows[-1].append(paired_difference(*(report.values(results, report.headline) for results in pairs)))
-    return markdown_table(header, rows)
 
 
 def initialization_table() -> str:
@@ -150,9 +135,7 @@ def initialization_table() -> str:
     columns = read_study(Path(__file__).with_name("scenes.yaml")).columns
     names = ("zero-shot colour", "zero-shot pair", "retrieval R@10")
     rows = []
-    for result in read_results(RESULTS / "scenes.jsonl"):
-        if "initial_weights" not in result:
-            continue
+    for result in read_results(RESULTS / "initial_weights.jsonl"):
         for point in result["curve"]:
             scores = [f"{100 * statistics.mean(point['metrics'][key] for key in columns[name]):.1f}" for name in names]
             rows.append([result["initial_weights"], f"{point['samples_seen']:,}", *scores])
@@ -162,13 +145,15 @@ def initialization_table() -> str:
 def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     """The tables of all pages by their names."""
     parts = ablation(scenes)
-    found = {"in short": short_table(scenes), "summary": summary_table(scenes, pairs)}
+    both = {"scenes": scenes, "pairs": pairs}
+    found = {"in short": short_table(both)}
+    found |= {f"summary, {BUDGETS[budget].lower()}": comparison_table(both, budget) for budget in BUDGETS}
     found["initial weights"] = initialization_table()
     found["quickstart"] = quickstart.table()
     ideas = {name: read_report(f"ideas_{name}") for name in TITLES}
-    found |= {f"ideas, {BUDGETS[budget].lower()}": ideas_table(ideas, budget) for budget in ("samples", "time")}
+    found |= {f"ideas, {BUDGETS[budget].lower()}": comparison_table(ideas, budget, CONTROLS) for budget in BUDGETS}
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
-    for name, report in (("scenes", scenes), ("pairs", pairs)):
+    for name, report in both.items():
         found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
         found[f"{name}, circumstances"] = report.circumstances()
     return found
@@ -185,13 +170,15 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 
 def figure(scenes: Report, pairs: Report) -> Figure:
-    """The headline over seconds of training, at equal samples, a panel for each study; without the ablation."""
+    """The headline over seconds of training, at equal time, a panel for each study."""
     drawn = Figure(figsize=(11.5, 4.2), layout="constrained")
     panels = drawn.subplots(1, 2)
-    for axes, (name, report) in zip(panels, {"scenes": scenes, "pairs": pairs}.items(), strict=True):
-        Report(report.results, pairs.methods, report.columns, report.headline).draw(axes, "samples")
+    reports = {"scenes": scenes, "pairs": pairs}
+    methods = _of_equal_time(reports)
+    for axes, (name, report) in zip(panels, reports.items(), strict=True):
+        replace(report, methods=methods).draw(axes, "time")
         axes.set(title=TITLES[name], ylabel=f"{report.headline}, %")
-    name_lines(drawn, pairs.methods)
+    name_lines(drawn, methods)
     return drawn
 
 
@@ -203,8 +190,8 @@ def main() -> None:
         page.write_text(fill(page.read_text(encoding="utf-8"), found))
     figure(scenes, pairs).savefig(ROOT / "docs" / "study.png", dpi=130)
     for name, report in (("scenes", scenes), ("pairs", pairs)):
-        seconds = statistics.mean(result["train_seconds"] for result in report.results)
-        print(f"{name}: {len(report.results)} runs of {seconds:.0f} s in the mean")
+        seconds = statistics.mean(result["wall_seconds"] for result in report.results)
+        print(f"{name}: {len(report.results)} runs of {seconds:.0f} s with evaluation, in the mean")
 
 
 if __name__ == "__main__":

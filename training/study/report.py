@@ -19,13 +19,14 @@ from matplotlib.lines import Line2D
 from scipy.stats import ttest_1samp
 
 BASELINE = "none"  # the method that the others are compared with, where a study names no other
-BUDGETS = {"samples": "Equal samples", "time": "Equal time", "half time": "Half the time"}  # their names, and titles
+BUDGETS = {"samples": "Equal samples", "time": "Equal time"}  # their names, and titles
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's; black is the baseline's
 
 EXPLANATION = """\
 Mean ± standard error over n seeds, in percent. Relative time is the time of a step, the last steps on whole images included,
-over that of `{baseline}`, at equal samples and of the same seed. Time to reach: when the mean curve first reaches the final
-{headline} of `{baseline}`, as a share of the time of `{baseline}`, which has one budget only and stands in all tables.
+over that of `{baseline}`; both are the least of their seeds at equal samples. Seconds are those of steps of this time. Time to
+reach: when the mean curve first reaches the final {headline} of `{baseline}`, as a share of the time of `{baseline}`, which has
+one budget only and stands in all tables.
 """
 
 
@@ -105,14 +106,21 @@ class Report:
         keys = self.columns[column]
         return [statistics.mean(r["metrics"][k] for k in keys) for r in results if set(keys) <= set(r["metrics"])]
 
-    def relative_times(self, method: str) -> list[float]:
-        """The seconds of a step at equal samples, over those of the baseline, of each seed that both have."""
-        seconds = {result["seed"]: result["seconds_per_step"] for result in self.of(self.baseline, "samples")}
-        own = self.of(method, "samples")
-        return [result["seconds_per_step"] / seconds[result["seed"]] for result in own if result["seed"] in seconds]
+    def step_seconds(self, method: str) -> float:
+        """The seconds of a step, by [`least_seconds`] of the runs at equal samples; nan without these."""
+        least = least_seconds(self.of(method, "samples"))
+        return math.nan if least is None else least
+
+    def relative_time(self, method: str) -> float:
+        """The seconds of a step over those of the baseline.
+
+        Not seed by seed, for a shared machine can be slower for hours, in which other methods run.
+        """
+        return self.step_seconds(method) / self.step_seconds(self.baseline)
 
     def curve(self, method: str, budget: str) -> Curve | None:
-        """None where a method has no run, or no run evaluated the headline while it trained."""
+        """With the seconds that a run takes whose steps take [`step_seconds`]. None where a method has no run, or no run
+        evaluated the headline while it trained."""
         keys, seconds, values, shares = self.columns[self.headline], [], [], None
         for result in self.of(method, budget):
             points = [point for point in result["curve"] if set(keys) <= set(point["metrics"])]
@@ -120,7 +128,8 @@ class Report:
                 continue
             own_shares = [point["step"] / result["steps"] for point in points]
             shares = own_shares if shares is None else shares
-            seconds.append(np.interp(shares, own_shares, [point["seconds"] for point in points]))
+            pace = self.step_seconds(method) / result["seconds_per_step"]
+            seconds.append(np.interp(shares, own_shares, [pace * point["seconds"] for point in points]))
             values.append(np.interp(shares, own_shares, [statistics.mean(p["metrics"][k] for k in keys) for p in points]))
         if not values:
             return None
@@ -135,10 +144,6 @@ class Report:
             return None
         seconds = time_to_reach(curve, baseline.mean[-1])
         return None if seconds is None else seconds / baseline.seconds[-1]
-
-    def earliest_reach(self, method: str) -> float | None:
-        """[`reach`] of the budget with which it is first."""
-        return min((share for budget in self.budgets if (share := self.reach(method, budget)) is not None), default=None)
 
     # ------------------------------------------------------------------------------------------------ as text
 
@@ -165,10 +170,10 @@ class Report:
             method,
             str(len(results)),
             *(cell([100 * value for value in self.values(results, column)], 1) for column in self.columns),
-            cell(self.relative_times(method), 2),
+            f"{self.relative_time(method):.2f}",
             "not reached" if reached is None else f"{reached:.2f}",
             f"{statistics.mean(result['samples_seen'] for result in results):,.0f}",
-            f"{statistics.mean(result['train_seconds'] for result in results):.0f}",
+            f"{statistics.mean(result['steps'] for result in results) * self.step_seconds(method):.0f}",
         ]
 
     def differences(self, budget: str, rival: str) -> str:

@@ -37,9 +37,8 @@ class Study:
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
         rivals: the methods and peers that each other one is compared with, seed by seed.
-        samples_only: the methods and peers that get no run of `time` and `half time`, and no further seeds.
+        samples_only: the methods and peers that get no run of `time`, and no further seeds.
         further_seeds: those that all other methods get beside `seeds`.
-        budgets: keys of [`BUDGETS`].
         baseline: the method whose time others are measured by.
         suite: of `hf-maskclip evaluate`, on the final model; empty: the run's own evaluations only.
     """
@@ -55,7 +54,6 @@ class Study:
     further_seeds: list[int] = field(default_factory=list)
     baseline: str = BASELINE
     suite: str = ""
-    budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
 
     @property
     def all_seeds(self) -> list[int]:
@@ -145,7 +143,7 @@ def time_ratio(run: StudyRun) -> float | None:
     baseline, own = (least_seconds(finished_seeds(run, method)) for method in (run.study.baseline, run.method))
     if baseline is None or own is None:
         return None
-    return baseline / own / (2 if run.budget == "half time" else 1)
+    return baseline / own
 
 
 def finished_seeds(run: StudyRun, method: str) -> list[dict[str, Any]]:

@@ -5,9 +5,9 @@
 
 The budget `samples` gives each method the steps of `base`. The budget `time` gives it as many as take the time that the study's
 baseline took, which is the method `none` where it names no other: the steps of `base` times the seconds a step of the baseline,
-over those of the method, each the least of its finished seeds; `half time` half of these. Warm-up, evaluations and the last
-steps on whole images keep their share of the run. Runs go seed by seed, so that what is finished can be compared. A finished
-run is a JSON in `results/` and is never run again; a run that was interrupted begins anew, so that its time is that of one
+over those of the method, each the least of its seeds. Warm-up, evaluations and the last steps on whole images keep their share
+of the run. Runs of `samples` go first, so that all seeds have the same time, and seed by seed, so that what is finished can be
+compared. A finished run is a JSON in `results/` and is never run again. One that was interrupted begins anew, for a time of one
 piece. SIGTERM and Ctrl-C end the study, and the same command goes on. After each run the report is written, and
 `results.jsonl`, which gathers what is finished.
 """
@@ -47,7 +47,7 @@ def read_study(path: Path) -> Study:
         fail(f"study {str(path)!r}: must have {', '.join(needed)}, and may have {', '.join(known[len(needed) :])}")
     study = Study(**values)
     kinds = {name: dict for name in ("base", "methods", "columns", "peers")}
-    kinds |= {"seeds": list, "samples_only": list, "further_seeds": list, "rivals": list, "budgets": list}
+    kinds |= {"seeds": list, "samples_only": list, "further_seeds": list, "rivals": list}
     for name, kind in kinds.items():
         if not isinstance(value := getattr(study, name), kind):
             fail(f"{path}: {name} {value!r}: must be a {'mapping' if kind is dict else 'list'}")
@@ -64,8 +64,6 @@ def read_study(path: Path) -> Study:
     for name, given in (("samples_only", study.samples_only), ("rivals", study.rivals)):
         if wrong := [method for method in given if method not in study.own_options]:
             fail(f"{path}: {name} {wrong[0]!r}: must be among the methods and peers")
-    if wrong := [budget for budget in study.budgets if budget not in BUDGETS]:
-        fail(f"{path}: budget {wrong[0]!r}: must be one of {', '.join(BUDGETS)}")
     if study.headline not in study.columns:
         fail(f"{path}: headline {study.headline!r}: must be one of the columns {', '.join(study.columns)}")
     for run in runs_of(study, Path("runs")):
@@ -74,12 +72,11 @@ def read_study(path: Path) -> Study:
 
 
 def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
-    """All runs in their order: seed by seed, equal samples before the equal times that these give."""
+    """All runs in their order: equal samples before the equal times that all of these give, and seed by seed."""
     return [
         StudyRun(study, output_dir, seed, budget, method)
-        for seed in study.all_seeds
         for budget in BUDGETS
-        if budget in study.budgets
+        for seed in study.all_seeds
         for method in study.own_options
         if budget == "samples" or method != study.baseline  # the baseline's equal time is its own
         if method not in study.samples_only or (budget == "samples" and seed in study.seeds)
