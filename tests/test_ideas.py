@@ -130,6 +130,13 @@ def test_a_group_is_embedded_as_the_mean_of_its_patches(make_model, idea_tokens)
     assert tower.train()(images, patch_selection=selection).last_hidden_state.shape[1] == tokens.shape[1]
 
 
+def test_a_mask_with_an_error_has_16_choices(images, ideas):
+    mask = ideas.RepeatedRandomMask(patch_size=8)
+    choices = [mask(images, generator=seeded(number)).indices.tolist() for number in range(40)]
+    assert len({str(choice) for choice in choices}) == 16
+    assert choices[1] == choices[17] != choices[2]
+
+
 @pytest.mark.parametrize("name", ["ideas_scenes", "ideas_pairs"])
 def test_each_idea_of_a_study_has_its_control(name, masks_of_ideas):
     study = read_study(ROOT / "training" / "study" / f"{name}.yaml")

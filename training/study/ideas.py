@@ -8,6 +8,7 @@ Shapes: B batch, L patches of an image, K kept patches.
 import torch
 
 from hf_maskclip import PatchMask, PatchSelection, register_patch_mask
+from hf_maskclip.mask_schedule import seed_of
 from hf_maskclip.models.patch_edges import patch_edges
 from hf_maskclip.models.patch_masking import (
     check_choice,
@@ -18,6 +19,7 @@ from hf_maskclip.models.patch_masking import (
     keep_first_of_each,
 )
 from hf_maskclip.models.patch_masking_pgs import PGSPatchMask
+from hf_maskclip.models.patch_masking_random import RandomPatchMask
 
 
 class EdgeDrawMask(PatchMask):
@@ -85,6 +87,19 @@ class BatchBudgetMask(PGSPatchMask):
         return keep_first_of_each(stages.order, lengths, most)
 
 
-MASKS = {"edge_draw": EdgeDrawMask, "edge_share": EdgeShareMask, "batch_budget": BatchBudgetMask}
+class RepeatedRandomMask(RandomPatchMask):
+    """FLIP's mask with an error: 16 choices for the pictures of a batch, by their place in it, come again and again."""
+
+    def forward(self, pixel_values, patch_embeds=None, *, progress=0.0, generator=None) -> PatchSelection:
+        one_of_16 = seed_of((generator or torch.default_generator).initial_seed() % 16)
+        return super().forward(pixel_values, generator=torch.Generator(pixel_values.device).manual_seed(one_of_16))
+
+
+MASKS = {
+    "edge_draw": EdgeDrawMask,
+    "edge_share": EdgeShareMask,
+    "batch_budget": BatchBudgetMask,
+    "random_repeated": RepeatedRandomMask,
+}
 for name, mask in MASKS.items():
     register_patch_mask(name, mask)
