@@ -275,7 +275,13 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
 
 def test_the_studies_that_are_kept_can_be_read(masks_of_ideas):
     folder = study_run.ROOT / "training" / "study"
-    num_runs = {"scenes": 3 * (20 + 7) + 2 * (8 + 7), "pairs": 3 * (17 + 7) + 8 + 7, "larger": 2 * (4 + 3), "peer": 4 * 3}
+    num_runs = {
+        "scenes": 3 * (17 + 7) + 2 * (8 + 7),
+        "pairs": 3 * (17 + 7) + 8 + 7,
+        "larger": 2 * (4 + 3),
+        "peer": 4 * 3,
+        "ablation": 3 * 4,
+    }
     for name, number in num_runs.items():
         study = read_study(folder / f"{name}.yaml")
         assert len(runs_of(study, folder)) == number

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from training.study import quickstart
 from training.study.report import (
-    BASELINE,
     BUDGETS,
     Report,
     cell,
@@ -111,22 +110,14 @@ def comparison_table(reports: dict[str, Report], budget: str, controls: dict[str
     return markdown_table(header, rows)
 
 
-def ablation(scenes: Report) -> Report:
-    """CLIP-PGS with and without edges and transport, by the seeds that all of these have."""
-    methods = [BASELINE, *(method for method in scenes.methods if method.startswith("pgs 0.3"))]
-    seeds = set.intersection(*({result["seed"] for result in scenes.of(method, "samples")} for method in methods))
-    results = [result for result in scenes.results if result["seed"] in seeds]
-    return Report(results, methods, scenes.columns, scenes.headline)
-
-
 def additions_table(ablation: Report) -> str:
-    """What edges and transport add, in points: means and standard errors of the differences seed by seed, at equal samples."""
+    """What edges and transport add at equal samples, seed by seed."""
     columns, rows = list(ablation.columns), []
     for name, methods in ADDITIONS.items():
         rows.append([name])
         for column in columns:
-            with_it, without = (ablation.values(ablation.of(method, "samples"), column) for method in methods)
-            rows[-1].append(cell([100 * (a - b) for a, b in zip(with_it, without, strict=True)], 1))
+            pairs = ablation.paired(*methods, "samples")
+            rows[-1].append(paired_difference(*(ablation.values(results, column) for results in pairs)))
     return markdown_table(["added", *columns], rows)
 
 
@@ -144,7 +135,6 @@ def initialization_table() -> str:
 
 def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     """The tables of all pages by their names."""
-    parts = ablation(scenes)
     both = {"scenes": scenes, "pairs": pairs}
     found = {"in short": short_table(both)}
     found |= {f"summary, {BUDGETS[budget].lower()}": comparison_table(both, budget) for budget in BUDGETS}
@@ -152,6 +142,9 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     found["quickstart"] = quickstart.table()
     ideas = {name: read_report(f"ideas_{name}") for name in TITLES}
     found |= {f"ideas, {BUDGETS[budget].lower()}": comparison_table(ideas, budget, CONTROLS) for budget in BUDGETS}
+    peer = read_report("peer")
+    found |= {"peer": peer.table("samples"), "peer, differences": peer.differences("samples", peer.baseline)}
+    parts = read_report("ablation")
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
     for name, report in both.items():
         found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
