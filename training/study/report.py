@@ -194,7 +194,7 @@ class Report:
 
     def circumstances(self) -> str:
         """What all runs were made under; more than one line of a kind where they differ."""
-        base = {json.dumps(result["base"]) for result in self.results}
+        base = {f"`{json.dumps(result['base'])}`" for result in self.results}
         machines = {f"{r['machine']['processor']}, {r['machine']['cpus']} CPUs" for r in self.results}
         versions = {", ".join(f"{name} {number}" for name, number in r["versions"].items()) for r in self.results}
         commits = {f"commit {result['commit']}" for result in self.results if result["commit"]}
