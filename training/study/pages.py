@@ -68,7 +68,7 @@ def short_table(reports: dict[str, Report]) -> str:
     header = ["mask", "time of a step"]
     for name in reports:
         header += [f"{TITLES[name]}, equal time", "reached at"]
-    return markdown_table(header, [_short_row(reports, method) for method in _of_equal_time(reports)])
+    return markdown_table(header, [_short_row(reports, method) for method in _on_all_sets(reports, "time")])
 
 
 def _short_row(reports: dict[str, Report], method: str) -> list[str]:
@@ -80,10 +80,10 @@ def _short_row(reports: dict[str, Report], method: str) -> list[str]:
     return cells
 
 
-def _of_equal_time(reports: dict[str, Report]) -> list[str]:
-    """The methods that have runs of equal time on all sets; the baseline is one."""
+def _on_all_sets(reports: dict[str, Report], budget: str) -> list[str]:
+    """The methods that have runs of a budget on all sets; the baseline has them of each."""
     methods = next(iter(reports.values())).methods
-    return [method for method in methods if all(report.of(method, "time") for report in reports.values())]
+    return [method for method in methods if all(report.of(method, budget) for report in reports.values())]
 
 
 def _mean_time(reports: dict[str, Report], method: str) -> str:
@@ -97,9 +97,7 @@ def comparison_table(reports: dict[str, Report], budget: str, controls: dict[str
     for name, report in reports.items():
         header += [f"{TITLES[name]}: {HEADLINE} (seeds)", *(f"less `{rival}`" for rival in report.rivals)]
         header += ["less its control"] if controls else []
-    for method in next(iter(reports.values())).methods:
-        if not all(report.of(method, budget) for report in reports.values()):
-            continue
+    for method in _on_all_sets(reports, budget):
         rows.append([f"`{method}`", _mean_time(reports, method)])
         for report in reports.values():
             own = report.values(report.of(method, budget), report.headline)
@@ -167,7 +165,7 @@ def figure(scenes: Report, pairs: Report) -> Figure:
     drawn = Figure(figsize=(11.5, 4.2), layout="constrained")
     panels = drawn.subplots(1, 2)
     reports = {"scenes": scenes, "pairs": pairs}
-    methods = _of_equal_time(reports)
+    methods = _on_all_sets(reports, "time")
     for axes, (name, report) in zip(panels, reports.items(), strict=True):
         replace(report, methods=methods).draw(axes, "time")
         axes.set(title=TITLES[name], ylabel=f"{report.headline}, %")
