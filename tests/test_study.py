@@ -196,6 +196,13 @@ def test_some_methods_get_no_run_of_equal_time(write, values, tmp_path):
     assert runs == [("samples", "none"), ("samples", "random 0.5"), ("samples", "pgs"), ("time", "random 0.5")]
 
 
+def test_methods_without_a_run_of_equal_time_are_evaluated_at_their_end_only(write, values, tmp_path):
+    study = read_study(write(values | {"samples_only": ["random 0.5"]}))
+    evaluated = {run.method: run.options()["eval_every"] for run in runs_of(study, tmp_path)}
+    assert (values["base"]["eval_every"], values["base"]["max_steps"]) == (2, 4)
+    assert evaluated == {"none": 2, "random 0.5": 4}
+
+
 def test_methods_with_all_budgets_get_further_seeds(write, values, tmp_path):
     values["methods"] |= {"pgs": "pgs"}
     study = read_study(write(values | {"samples_only": ["pgs"], "further_seeds": [5]}))

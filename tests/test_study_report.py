@@ -96,6 +96,12 @@ def test_the_table_of_the_readme_is_that_of_equal_time(report):
     assert pgs == "| `pgs` | 0.50 | 70.0 | 0.67 | 70.0 | 0.67 |"
 
 
+def test_a_run_that_was_evaluated_at_its_end_only_does_not_say_when_it_reached_the_baseline(report):
+    assert report.reach_cell("pgs", "samples") == "not reached"
+    once = [made_up("pgs", 0, "samples", 0.5, [0.9]), *report.of("none", "samples")]
+    assert "| 0.50 | – | 800 | 50 |" in replace(report, results=once).table("samples")
+
+
 def test_another_baseline_is_what_times_are_measured_by(report):
     report = replace(report, baseline="pgs")
     *_, none, pgs = report.table("samples").splitlines()

@@ -145,6 +145,14 @@ class Report:
         seconds = time_to_reach(curve, baseline.mean[-1])
         return None if seconds is None else seconds / baseline.seconds[-1]
 
+    def reach_cell(self, method: str, budget: str) -> str:
+        """[`reach`] in words; a dash where runs were not evaluated before their end, which do not say when."""
+        curve = self.curve(method, budget)
+        if curve is None or len(curve.seconds) == 1:
+            return "–"
+        reached = self.reach(method, budget)
+        return "not reached" if reached is None else f"{reached:.2f}"
+
     # ------------------------------------------------------------------------------------------------ as text
 
     def markdown(self) -> str:
@@ -165,13 +173,12 @@ class Report:
         return markdown_table(header, rows)
 
     def row(self, method: str, budget: str, results: list[dict[str, Any]]) -> list[str]:
-        reached = self.reach(method, budget)
         return [
             method,
             str(len(results)),
             *(cell([100 * value for value in self.values(results, column)], 1) for column in self.columns),
             f"{self.relative_time(method):.2f}",
-            "not reached" if reached is None else f"{reached:.2f}",
+            self.reach_cell(method, budget),
             f"{statistics.mean(result['samples_seen'] for result in results):,.0f}",
             f"{statistics.mean(result['steps'] for result in results) * self.step_seconds(method):.0f}",
         ]

@@ -37,10 +37,9 @@ class Study:
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
         rivals: the methods and peers that each other one is compared with, seed by seed.
-        samples_only: the methods and peers that get no run of `time`, and no further seeds.
+        samples_only: the methods and peers that get no run of `time` and no further seeds, and are evaluated at their end only.
         further_seeds: those that all other methods get beside `seeds`.
         baseline: the method whose time others are measured by.
-        suite: of `hf-maskclip evaluate`, on the final model; empty: the run's own evaluations only.
     """
 
     base: dict[str, Any]
@@ -53,7 +52,6 @@ class Study:
     samples_only: list[str] = field(default_factory=list)
     further_seeds: list[int] = field(default_factory=list)
     baseline: str = BASELINE
-    suite: str = ""
 
     @property
     def all_seeds(self) -> list[int]:
@@ -97,6 +95,8 @@ class StudyRun:
     def options(self, time_ratio: float = 1.0) -> dict[str, Any]:
         """Those of `training/train.py`, the steps scaled by a ratio."""
         given = self.study.base | self.study.own_options[self.method]
+        if self.method in self.study.samples_only:
+            given |= {"eval_every": given["max_steps"]}
         counts = {name: given[name] for name in SCALED_OPTIONS if given.get(name, 0) > 0}
         scaled = {name: max(1, round(time_ratio * count)) for name, count in counts.items()}
         return given | scaled | {"output_dir": str(self.folder), "seed": self.seed}
@@ -165,9 +165,6 @@ def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:
     options = run.options(ratio)
     program = "training.study.peer" if run.method in run.study.peers else "training.train"
     call([program, *as_arguments(options)], run.log, lock)
-    if run.study.suite:
-        files = ["--model", str(run.folder / "export"), "--output", str(run.folder / f"eval_{run.study.suite}.json")]
-        call(["hf_maskclip", "evaluate", "--suite", run.study.suite, *files], run.log, lock)
     result = result_of(run) | {"wall_seconds": round(time.perf_counter() - start, 1)}
     if run.seed != run.study.seeds[0]:
         shutil.rmtree(run.folder / "export")
@@ -203,10 +200,7 @@ def result_of(run: StudyRun) -> dict[str, Any]:
     """All that the report needs to know of a run, and under what it was made."""
     records = read_metrics(run.folder / "metrics.jsonl")
     summary = json.loads((run.folder / "eval.json").read_text(encoding="utf-8"))
-    evaluations = summary["results"]
-    if run.study.suite:
-        evaluations |= json.loads((run.folder / f"eval_{run.study.suite}.json").read_text(encoding="utf-8"))["results"]
-    metrics = {f"{name}/{key}": value for name, record in evaluations.items() for key, value in record.items()}
+    metrics = {f"{name}/{key}": value for name, record in summary["results"].items() for key, value in record.items()}
     steps = [record for record in records if "loss" in record]
     seconds = typical_seconds(steps)
     return {
