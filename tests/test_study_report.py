@@ -71,6 +71,7 @@ def test_differences_are_paired_by_seed_with_their_intervals(report):
     assert pgs == "| pgs | 2 | -20.0 (-147.1 to +107.1; 0 of 2) | -15.0 (-110.3 to +80.3; 0 of 2) |"
     assert report.differences("time", "none").splitlines()[-1] == "| pgs | 1 | +30.0 | +22.5 |"
     assert paired_difference([0.4, 0.2, 0.3], [0.2, 0.3, 0.2]).endswith("; 2 of 3)")
+    assert paired_difference([0.3, 0.4], [0.2, 0.3]) == "+10.0"  # equal but for the rounding of floats
     assert paired_difference([0.4, 0.5], [0.3]) == paired_difference([], []) == "–"
     assert "Less" not in report.markdown()
     assert "Less `none`, in points (95 % interval; seeds ahead):" in replace(report, rivals=["none"]).markdown()

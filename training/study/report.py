@@ -261,7 +261,7 @@ def paired_difference(own: list[float], other: list[float]) -> str:
     if len(own) != len(other) or not own:
         return "–"
     differences = 100 * (np.array(own) - np.array(other))
-    if len(differences) == 1 or not differences.std():
+    if np.ptp(differences) < 1e-6:  # one seed, or the same difference in all but for rounding: no interval
         return f"{differences.mean():+.1f}"
     low, high = ttest_1samp(differences, 0.0).confidence_interval(0.95)
     ahead = int((differences > 0).sum())
