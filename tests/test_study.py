@@ -287,6 +287,7 @@ def test_the_studies_that_are_kept_can_be_read(masks_of_ideas):
         "pairs": 3 * (17 + 7) + 8 + 7,
         "larger": 2 * (4 + 3),
         "peer": 4 * 3,
+        "peer_sample": 4 * 3,
         "ablation": 3 * 4,
     }
     for name, number in num_runs.items():

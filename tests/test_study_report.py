@@ -89,6 +89,15 @@ def test_sets_are_compared_side_by_side(report):
     assert len(pages.comparison_table({"scenes": report, "pairs": only_scenes}, "samples").splitlines()) == 3
 
 
+def test_peers_are_compared_on_each_set_and_on_all_together(report):
+    other = replace(report, results=[made_up("none", 2, "samples", 1.0, [0.4]), made_up("pgs", 2, "samples", 1.0, [0.5])])
+    report = replace(report, methods=["none", "pgs"])
+    header, _, pgs = pages.peers_table({"public": report, "own": other}).splitlines()
+    assert header == "| less `none` | public | own | together |"
+    # -10, -30 and +10 points: a mean of -10, an error of 11.55, and t(0.975) of two degrees of freedom is 4.303
+    assert pgs == "| `pgs` | -20.0 (-147.1 to +107.1; 0 of 2) | +10.0 | -10.0 (-59.7 to +39.7; 1 of 3) |"
+
+
 def test_the_table_of_the_readme_is_that_of_equal_time(report):
     header, _, none, pgs = pages.short_table({"scenes": report, "pairs": report}).splitlines()
     sets = "drawn scenes, equal time | reached at | clip art and emoji, equal time | reached at"
@@ -138,7 +147,7 @@ def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(repor
 
 
 def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path, masks_of_ideas):
-    for name, num_runs in (("scenes", 45), ("pairs", 43), ("peer", 12), ("ablation", 12)):
+    for name, num_runs in (("scenes", 45), ("pairs", 43), ("peer", 12), ("peer_sample", 12), ("ablation", 12)):
         file, copy = pages.RESULTS / f"{name}.jsonl", tmp_path / f"{name}.jsonl"
         write_results(results := read_results(file), copy)
         assert copy.read_bytes() == file.read_bytes()

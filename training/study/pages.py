@@ -108,6 +108,17 @@ def comparison_table(reports: dict[str, Report], budget: str, controls: dict[str
     return markdown_table(header, rows)
 
 
+def peers_table(reports: dict[str, Report]) -> str:
+    """The headline of each method less the baseline's, on each set, and over the seeds of all sets together."""
+    first, rows = next(iter(reports.values())), []
+    for method in (name for name in first.methods if name != first.baseline):
+        pairs = [report.paired(method, first.baseline, "samples") for report in reports.values()]
+        values = [[first.values(results, first.headline) for results in pair] for pair in pairs]
+        together = [[value for pair in values for value in pair[side]] for side in (0, 1)]
+        rows.append([f"`{method}`", *(paired_difference(*pair) for pair in [*values, together])])
+    return markdown_table([f"less `{first.baseline}`", *reports, "together"], rows)
+
+
 def additions_table(ablation: Report) -> str:
     """What edges and transport add at equal samples, seed by seed."""
     columns, rows = list(ablation.columns), []
@@ -140,8 +151,9 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     found["quickstart"] = quickstart.table()
     ideas = {name: read_report(f"ideas_{name}") for name in TITLES}
     found |= {f"ideas, {BUDGETS[budget].lower()}": comparison_table(ideas, budget, CONTROLS) for budget in BUDGETS}
-    peer = read_report("peer")
-    found |= {"peer": peer.table("samples"), "peer, differences": peer.differences("samples", peer.baseline)}
+    peers = {"public pairs": read_report("peer"), "sample data": read_report("peer_sample")}
+    found |= {f"peer, {name}": report.table("samples") for name, report in peers.items()}
+    found["peer, differences"] = peers_table(peers)
     parts = read_report("ablation")
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
     for name, report in both.items():
