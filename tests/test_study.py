@@ -12,7 +12,7 @@ from hf_maskclip.errors import ConfigError
 from training.config import load_config
 from training.study import run as study_run
 from training.study.report import read_results
-from training.study.run import StudyRun, learning_curve, time_ratio, typical_seconds
+from training.study.run import StudyRun, learning_curve, steps_ratio, typical_seconds
 from training.study.study import locked, program, read_study, runs_of
 
 PAIR = "zero_shot_pair/top1"
@@ -55,7 +55,7 @@ def trainings(monkeypatch) -> list[str]:
         (folder / "export").mkdir(parents=True)
         record = {"step": config.max_steps, "eval/retrieval_data/image_to_text_recall@1": 0.5}
         seconds = 1.0 if config.patch_mask == {"name": "none"} else 0.5
-        same = {"loss": 1.0, "step_seconds": seconds, "phase": 1}
+        same = {"loss": 1.0, "step_seconds": seconds, "phase": 1, "kept_patches": 16.0}
         steps = [{"step": step} | same for step in range(1, config.max_steps + 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*steps, record]))
         summary = {"steps": len(steps), "samples_seen": 4 * len(steps), "train_seconds": seconds * len(steps)}
@@ -101,6 +101,7 @@ def test_a_study_is_run_by_the_real_program_and_only_once(write, values, tmp_pat
     assert result["curve"][-1]["metrics"] == result["metrics"]
     assert 0 < result["curve"][0]["seconds"] < result["curve"][1]["seconds"]
     assert result["seconds_per_step"] > 0
+    assert result["kept_patches"] == 64
     assert result["machine"]["cpus"]
     assert result["versions"]["torch"]
     report = (output_dir / "report.md").read_text()
@@ -171,11 +172,11 @@ def test_equal_time_is_that_of_the_baseline_by_the_fastest_seed_of_each(write, v
     study = read_study(write(values | {"seeds": [0, 1]}))
     run = StudyRun(study, tmp_path, 1, "time", "random 0.5")
     for seed, method, seconds in [(0, "none", 9.0), (1, "none", 0.6), (0, "random 0.5", 0.25), (1, "random 0.5", 0.5)]:
-        assert method == "random 0.5" or time_ratio(run) is None
+        assert method == "random 0.5" or steps_ratio(run) is None
         path = StudyRun(study, tmp_path, seed, "samples", method).result
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seconds_per_step": seconds}))
-    assert time_ratio(run) == pytest.approx(2.4)
+    assert steps_ratio(run) == pytest.approx(2.4)
     options = run.options(2.4)
     scaled = ("max_steps", "eval_every", "unmasked_tuning_steps", "warmup_steps")
     assert [options[name] for name in scaled] == [240, 48, 24, 12]
@@ -185,8 +186,22 @@ def test_equal_time_is_that_of_the_baseline_by_the_fastest_seed_of_each(write, v
     own = StudyRun(read_study(write(values)), tmp_path, 0, "time", "random 0.5").options(1.5)
     assert (own["max_steps"], own["unmasked_tuning_steps"]) == (150, 30)
     study = read_study(write(values | {"seeds": [0, 1], "baseline": "random 0.5"}))
-    assert time_ratio(StudyRun(study, tmp_path, 1, "time", "none")) == pytest.approx(0.25 / 0.6)
+    assert steps_ratio(StudyRun(study, tmp_path, 1, "time", "none")) == pytest.approx(0.25 / 0.6)
     assert [run.method for run in runs_of(study, tmp_path) if run.budget == "time"] == ["none", "none"]
+
+
+def test_equal_tokens_are_as_many_patches_as_the_baseline_encodes(write, values, tmp_path):
+    study = read_study(write(values | {"budgets": ["samples", "tokens"], "further_seeds": [5]}))
+    runs = [run for run in runs_of(study, tmp_path) if run.budget != "samples"]
+    assert [(run.budget, run.method, run.seed) for run in runs] == [("tokens", "random 0.5", 0)]
+    for seed, method, patches in ((0, "none", 16.0), (0, "random 0.5", 9.0), (5, "random 0.5", 7.0)):
+        assert steps_ratio(runs[0]) is None or seed == 5
+        file = StudyRun(study, tmp_path, seed, "samples", method).result
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"kept_patches": patches}))
+    assert steps_ratio(runs[0]) == 2.0
+    options = runs[0].options(2.0)
+    assert (options["max_steps"], options["eval_every"]) == (8, 8)  # its end only: no curve is drawn of it
 
 
 def test_some_methods_get_no_run_of_equal_time(write, values, tmp_path):
@@ -213,7 +228,7 @@ def test_methods_with_all_budgets_get_further_seeds(write, values, tmp_path):
         file = StudyRun(study, tmp_path, seed, "samples", method).result
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"seconds_per_step": seconds}))
-    assert time_ratio(StudyRun(study, tmp_path, 0, "time", "random 0.5")) == 1.0 / 0.25
+    assert steps_ratio(StudyRun(study, tmp_path, 0, "time", "random 0.5")) == 1.0 / 0.25
 
 
 def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
@@ -234,7 +249,7 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
     [
         (
             {"base": None},
-            "must have base, methods, seeds, columns, headline, and may have peers, rivals, samples_only, further_seeds",
+            "must have base, methods, seeds, columns, headline, and may have peers, rivals, budgets, samples_only, further",
         ),
         ({"seeds": 3}, "seeds 3: must be a list"),
         ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
@@ -244,6 +259,8 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
         ({"methods": {"none": "none", "x": "checkers"}}, "checkers"),
         ({"headline": "speed"}, "headline 'speed': must be one of the columns text R@1"),
         ({"samples_only": ["pgs"]}, "samples_only 'pgs': must be among the methods and peers"),
+        ({"budgets": ["time"]}, "budgets ['time']: must have samples, and may have tokens, time"),
+        ({"budgets": ["samples", "half"]}, "budgets ['samples', 'half']: must have samples"),
         ({"rivals": ["pgs"]}, "rivals 'pgs': must be among the methods and peers"),
         ({"base": {"max_steps": 4, "seed": 3}}, "base has seed, which the study sets by itself"),
         ({"base": {"batch_size": 4}}, "base has no max_steps"),
@@ -283,8 +300,8 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
 def test_the_studies_that_are_kept_can_be_read(masks_of_ideas):
     folder = study_run.ROOT / "training" / "study"
     num_runs = {
-        "scenes": 3 * (17 + 7) + 2 * (8 + 7),
-        "pairs": 3 * (17 + 7) + 8 + 7,
+        "scenes": 3 * (17 + 7 + 7) + 2 * (8 + 7),
+        "pairs": 3 * (17 + 7 + 7) + 8 + 7,
         "larger": 2 * (4 + 3),
         "peer": 4 * 3,
         "peer_sample": 4 * 3,

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import ttest_1samp
 
 BASELINE = "none"  # the method that the others are compared with, where a study names no other
-BUDGETS = {"samples": "Equal samples", "time": "Equal time"}  # their names, and titles
+BUDGETS = {"samples": "Equal samples", "tokens": "Equal tokens", "time": "Equal time"}  # their names, and titles
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's; black is the baseline's
 
 EXPLANATION = """\

@@ -37,8 +37,9 @@ class Study:
         columns: of the report, name -> the metrics that it is the mean of, such as `zero_shot_pair/top1`.
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
         rivals: the methods and peers that each other one is compared with, seed by seed.
-        samples_only: the methods and peers that get no run of `time` and no further seeds, and are evaluated at their end only.
-        further_seeds: those that all other methods get beside `seeds`.
+        budgets: of [`BUDGETS`], with `samples` among them, for other runs are measured by these.
+        samples_only: the methods and peers that get no other budget and no further seeds, and are evaluated at their end only.
+        further_seeds: those that all other methods get beside `seeds`, but not of `tokens`.
         baseline: the method whose time others are measured by.
     """
 
@@ -49,6 +50,7 @@ class Study:
     headline: str
     peers: dict[str, Any] = field(default_factory=dict)
     rivals: list[str] = field(default_factory=list)
+    budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
     samples_only: list[str] = field(default_factory=list)
     further_seeds: list[int] = field(default_factory=list)
     baseline: str = BASELINE
@@ -92,13 +94,13 @@ class StudyRun:
     def result(self) -> Path:
         return (self.output_dir / "results" / self.name).with_suffix(".json")
 
-    def options(self, time_ratio: float = 1.0) -> dict[str, Any]:
+    def options(self, ratio: float = 1.0) -> dict[str, Any]:
         """Those of `training/train.py`, the steps scaled by a ratio."""
         given = self.study.base | self.study.own_options[self.method]
-        if self.method in self.study.samples_only:
+        if self.budget == "tokens" or self.method in self.study.samples_only:  # no curve is drawn of these
             given |= {"eval_every": given["max_steps"]}
         counts = {name: given[name] for name in SCALED_OPTIONS if given.get(name, 0) > 0}
-        scaled = {name: max(1, round(time_ratio * count)) for name, count in counts.items()}
+        scaled = {name: max(1, round(ratio * count)) for name, count in counts.items()}
         return given | scaled | {"output_dir": str(self.folder), "seed": self.seed}
 
 
@@ -136,14 +138,20 @@ def only_scores(metrics: dict[str, Any]) -> dict[str, float]:
     return {key: round(value, 6) for key, value in metrics.items() if isinstance(value, float)}
 
 
-def time_ratio(run: StudyRun) -> float | None:
+def steps_ratio(run: StudyRun) -> float | None:
     """What a run's steps are scaled by; None where the runs that say so are not finished."""
     if run.budget == "samples":
         return 1.0
-    baseline, own = (least_seconds(finished_seeds(run, method)) for method in (run.study.baseline, run.method))
+    cost = least_seconds if run.budget == "time" else mean_patches
+    baseline, own = (cost(finished_seeds(run, method)) for method in (run.study.baseline, run.method))
     if baseline is None or own is None:
         return None
     return baseline / own
+
+
+def mean_patches(results: list[dict[str, Any]]) -> float | None:
+    """The patches that the vision tower encodes of a picture, in the mean of the runs; None without runs."""
+    return statistics.mean(result["kept_patches"] for result in results) if results else None
 
 
 def finished_seeds(run: StudyRun, method: str) -> list[dict[str, Any]]:
@@ -214,6 +222,7 @@ def result_of(run: StudyRun) -> dict[str, Any]:
         "samples_seen": summary["samples_seen"],
         "train_seconds": round(sum(seconds), 1),
         "seconds_per_step": statistics.mean(seconds),
+        "kept_patches": round(statistics.mean(record["kept_patches"] for record in steps), 3),
         "curve": learning_curve(records, seconds, summary["samples_seen"] // summary["steps"]),
         "metrics": only_scores(metrics),
         "versions": {name: version(name) for name in PACKAGES},

@@ -5,11 +5,13 @@
 
 The budget `samples` gives each method the steps of `base`. The budget `time` gives it as many as take the time that the study's
 baseline took, which is the method `none` where it names no other: the steps of `base` times the seconds a step of the baseline,
-over those of the method, each the least of its seeds. Warm-up, evaluations and the last steps on whole images keep their share
-of the run. Runs of `samples` go first, so that all seeds have the same time, and seed by seed, so that what is finished can be
-compared. A finished run is a JSON in `results/` and is never run again. One that was interrupted begins anew, for a time of one
-piece. SIGTERM and Ctrl-C end the study, and the same command goes on. After each run the report is written, and
-`results.jsonl`, which gathers what is finished.
+over those of the method, each the least of its seeds. The budget `tokens`, where a study asks for it, gives it the steps
+that encode as many patches as the baseline's. Warm-up, evaluations and the last steps on whole images keep their share.
+
+Runs of `samples` go first, so that all seeds have the same time, and seed by seed, so that what is finished can be compared. A
+finished run is a JSON in `results/` and is never run again. One that was interrupted begins anew, for a time of one piece.
+SIGTERM and Ctrl-C end the study, and the same command goes on. After each run the report is written, and `results.jsonl`, which
+gathers what is finished.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from hf_maskclip.errors import ConfigError, fail
 from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.config import load_config
 from training.study.report import BUDGETS, Report, read_results, write_results
-from training.study.run import Study, StudyRun, as_arguments, carry_out, time_ratio
+from training.study.run import Study, StudyRun, as_arguments, carry_out, steps_ratio
 
 OWN_OPTIONS = ("output_dir", "patch_mask", "seed", "samples_seen", "log_every", "checkpoint_every", "resume")
 
@@ -47,7 +49,7 @@ def read_study(path: Path) -> Study:
         fail(f"study {str(path)!r}: must have {', '.join(needed)}, and may have {', '.join(known[len(needed) :])}")
     study = Study(**values)
     kinds = {name: dict for name in ("base", "methods", "columns", "peers")}
-    kinds |= {"seeds": list, "samples_only": list, "further_seeds": list, "rivals": list}
+    kinds |= {name: list for name in ("seeds", "rivals", "budgets", "samples_only", "further_seeds")}
     for name, kind in kinds.items():
         if not isinstance(value := getattr(study, name), kind):
             fail(f"{path}: {name} {value!r}: must be a {'mapping' if kind is dict else 'list'}")
@@ -61,6 +63,8 @@ def read_study(path: Path) -> Study:
         fail(f"{path}: methods has no {study.baseline!r}, with which the others are compared")
     if wrong := [name for name in study.own_options if "/" in name]:
         fail(f"{path}: method {wrong[0]!r}: a name must have no slash")
+    if not {"samples"} <= set(study.budgets) <= set(BUDGETS):
+        fail(f"{path}: budgets {study.budgets!r}: must have samples, and may have {', '.join(list(BUDGETS)[1:])}")
     for name, given in (("samples_only", study.samples_only), ("rivals", study.rivals)):
         if wrong := [method for method in given if method not in study.own_options]:
             fail(f"{path}: {name} {wrong[0]!r}: must be among the methods and peers")
@@ -76,7 +80,8 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
     return [
         StudyRun(study, output_dir, seed, budget, method)
         for budget in BUDGETS
-        for seed in study.all_seeds
+        if budget in study.budgets
+        for seed in (study.seeds if budget == "tokens" else study.all_seeds)
         for method in study.own_options
         if budget == "samples" or method != study.baseline  # the baseline's equal time is its own
         if method not in study.samples_only or (budget == "samples" and seed in study.seeds)
@@ -133,7 +138,7 @@ def run_all(runs: list[StudyRun], lock: Any) -> int:
         if run.result.exists():
             continue
         name = f"[{number}/{len(runs)}] {run.method}, seed {run.seed}, {BUDGETS[run.budget].lower()}"
-        ratio = time_ratio(run)
+        ratio = steps_ratio(run)
         if ratio is None:
             print(f"{name}: left out, the run with equal samples of it or of {run.study.baseline} failed", flush=True)
             num_failed += 1
