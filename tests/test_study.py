@@ -249,7 +249,8 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
     [
         (
             {"base": None},
-            "must have base, methods, seeds, columns, headline, and may have peers, rivals, budgets, samples_only, further",
+            "must have base, methods, seeds, columns, headline, "
+            "and may have peers, rivals, budgets, samples_only, further_seeds, baseline",
         ),
         ({"seeds": 3}, "seeds 3: must be a list"),
         ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
