@@ -75,8 +75,7 @@ def _short_row(reports: dict[str, Report], method: str) -> list[str]:
     cells = [f"`{method}`", _mean_time(reports, method)]
     for report in reports.values():
         values = report.values(report.of(method, "time"), report.headline)
-        reached = report.reach(method, "time")
-        cells += [cell([100 * value for value in values], 1), "not" if reached is None else f"{reached:.2f}"]
+        cells += [cell([100 * value for value in values], 1), report.reach_cell(method, "time")]
     return cells
 
 
@@ -112,9 +111,11 @@ def peers_table(reports: dict[str, Report]) -> str:
     """The headline of each method less the baseline's, on each set, and over the seeds of all sets together."""
     first, rows = next(iter(reports.values())), []
     for method in (name for name in first.methods if name != first.baseline):
-        pairs = [report.paired(method, first.baseline, "samples") for report in reports.values()]
-        values = [[first.values(results, first.headline) for results in pair] for pair in pairs]
-        together = [[value for pair in values for value in pair[side]] for side in (0, 1)]
+        values = []  # of each set, those of the method and of the baseline
+        for report in reports.values():
+            pairs = report.paired(method, report.baseline, "samples")
+            values.append([report.values(results, report.headline) for results in pairs])
+        together = [sum(side, []) for side in zip(*values, strict=True)]
         rows.append([f"`{method}`", *(paired_difference(*pair) for pair in [*values, together])])
     return markdown_table([f"less `{first.baseline}`", *reports, "together"], rows)
 
