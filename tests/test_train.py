@@ -18,6 +18,7 @@ from hf_maskclip.models.patch_mask_registry import patch_masks
 from hf_maskclip.models.patch_masking import keep_count
 from training import loop
 from training.config import TrainingConfig, load_config
+from training.model import precision as fastest
 from training.saving.checkpoint import prepare_output_dir
 from training.tracking import read_metrics
 from training.train import main
@@ -256,11 +257,14 @@ def test_training_goes_on_from_an_export_with_its_mask_and_tokenizer(run, tmp_pa
     assert first == second
 
 
-def test_bf16_training_is_close_to_float32(run, tmp_path):
+def test_bf16_training_is_close_to_float32_and_says_where_it_is_slow(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fastest, "CPU_INFO", tmp_path / "absent")
     losses = []
     for precision in ("no", "bf16"):
         _, steps, _ = run(mixed_precision=precision, output_dir=str(tmp_path / precision))
         losses.append(steps[0]["loss"])
+        is_said = "this CPU is not known to multiply it in hardware" in capsys.readouterr().out
+        assert is_said == (precision == "bf16")
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)
 

@@ -32,6 +32,7 @@ from training.model.compilation import compile_encoders
 from training.model.fit import check_tokenizer, check_tokens
 from training.model.loss import PairLoss, prepare_loss
 from training.model.optimization import build_average, build_schedule
+from training.model.precision import fastest_precision
 from training.model.presets import (
     CONTEXT_LENGTH,
     PRESETS,
@@ -231,6 +232,11 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         )
     if accelerator.device.type == "cpu":
         use_share_of_cpus()
+        if config.mixed_precision == "bf16" and fastest_precision() == "no":
+            accelerator.print(
+                "mixed_precision='bf16': this CPU is not known to multiply it in hardware; steps can take many times as long "
+                "as with 'no'"
+            )
     set_seed(config.seed)
     return accelerator
 

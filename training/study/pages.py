@@ -102,8 +102,9 @@ def comparison_table(reports: dict[str, Report], budget: str, controls: dict[str
             own = report.values(report.of(method, budget), report.headline)
             rows[-1].append(f"{cell([100 * value for value in own], 1)} ({len(own)})")
             for rival in [*report.rivals, *([controls.get(method)] if controls else [])]:
-                pairs = report.paired(method, rival, budget) if rival not in (None, method) else ([], [])
-                rows[-1].append(paired_difference(*(report.values(results, report.headline) for results in pairs)))
+                apart = rival not in (None, method)
+                values = report.paired_values(method, rival, budget, report.headline) if apart else ([], [])
+                rows[-1].append(paired_difference(*values))
     return markdown_table(header, rows)
 
 
@@ -111,10 +112,9 @@ def peers_table(reports: dict[str, Report]) -> str:
     """The headline of each method less the baseline's, on each set, and over the seeds of all sets together."""
     first, rows = next(iter(reports.values())), []
     for method in (name for name in first.methods if name != first.baseline):
-        values = []  # of each set, those of the method and of the baseline
-        for report in reports.values():
-            pairs = report.paired(method, report.baseline, "samples")
-            values.append([report.values(results, report.headline) for results in pairs])
+        values = [  # of each set, those of the method and of the baseline
+            report.paired_values(method, report.baseline, "samples", report.headline) for report in reports.values()
+        ]
         together = [sum(side, []) for side in zip(*values, strict=True)]
         rows.append([f"`{method}`", *(paired_difference(*pair) for pair in [*values, together])])
     return markdown_table([f"less `{first.baseline}`", *reports, "together"], rows)
@@ -122,13 +122,11 @@ def peers_table(reports: dict[str, Report]) -> str:
 
 def additions_table(ablation: Report) -> str:
     """What edges and transport add at equal samples, seed by seed."""
-    columns, rows = list(ablation.columns), []
-    for name, methods in ADDITIONS.items():
-        rows.append([name])
-        for column in columns:
-            pairs = ablation.paired(*methods, "samples")
-            rows[-1].append(paired_difference(*(ablation.values(results, column) for results in pairs)))
-    return markdown_table(["added", *columns], rows)
+    rows = [
+        [name, *(paired_difference(*ablation.paired_values(*methods, "samples", column)) for column in ablation.columns)]
+        for name, methods in ADDITIONS.items()
+    ]
+    return markdown_table(["added", *ablation.columns], rows)
 
 
 def initialization_table() -> str:
@@ -155,6 +153,8 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     peers = {"public pairs": read_report("peer"), "sample data": read_report("peer_sample")}
     found |= {f"peer, {name}": report.table("samples") for name, report in peers.items()}
     found["peer, differences"] = peers_table(peers)
+    larger = {"scenes": read_report("larger")}
+    found |= {f"larger, {BUDGETS[budget].lower()}": comparison_table(larger, budget) for budget in BUDGETS}
     parts = read_report("ablation")
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
     for name, report in both.items():

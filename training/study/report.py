@@ -187,17 +187,16 @@ class Report:
         """A table of each method less a rival: [`paired_difference`] over the seeds that both have."""
         rows = []
         for method in self.methods:
-            pairs = self.paired(method, rival, budget)
-            if method != rival and pairs[0]:
-                columns = [[self.values(results, column) for results in pairs] for column in self.columns]
-                rows.append([method, str(len(pairs[0])), *(paired_difference(*values) for values in columns)])
+            both = {column: self.paired_values(method, rival, budget, column) for column in self.columns}
+            if method != rival and (own := both[self.headline][0]):
+                rows.append([method, str(len(own)), *(paired_difference(*values) for values in both.values())])
         return markdown_table(["method", "n", *self.columns], rows)
 
-    def paired(self, method: str, rival: str, budget: str) -> list[list[dict[str, Any]]]:
-        """The results of a method and of a rival, of the seeds that both have."""
+    def paired_values(self, method: str, rival: str, budget: str, column: str) -> list[list[float]]:
+        """A column of a method and of a rival, of the seeds that both have."""
         both = [self.of(name, budget) for name in (method, rival)]
         seeds = set.intersection(*({result["seed"] for result in results} for results in both))
-        return [[result for result in results if result["seed"] in seeds] for results in both]
+        return [self.values([result for result in results if result["seed"] in seeds], column) for results in both]
 
     def circumstances(self) -> str:
         """What all runs were made under; more than one line of a kind where they differ."""

@@ -150,8 +150,9 @@ def steps_ratio(run: StudyRun) -> float | None:
 
 
 def mean_patches(results: list[dict[str, Any]]) -> float | None:
-    """The patches that the vision tower encodes of a picture, in the mean of the runs; None without runs."""
-    return statistics.mean(result["kept_patches"] for result in results) if results else None
+    """The patches that the vision tower encodes of a picture, in the mean of the runs that counted them; None without these."""
+    counted = [result["kept_patches"] for result in results if "kept_patches" in result]
+    return statistics.mean(counted) if counted else None
 
 
 def finished_seeds(run: StudyRun, method: str) -> list[dict[str, Any]]:
