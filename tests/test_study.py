@@ -296,6 +296,21 @@ def test_two_studies_do_not_work_in_one_folder_nor_one_with_other_options(write,
         read_study(tmp_path / "absent.yaml")
 
 
+def test_equal_times_are_not_made_of_the_seconds_of_two_machines(write, values, tmp_path, trainings, capsys):
+    arguments = [str(write(values)), "--output_dir", str(tmp_path / "study")]
+    assert program(arguments) == 0
+    (baseline,) = (tmp_path / "study").glob("results/samples/none/*.json")
+    result = json.loads(baseline.read_text())
+    assert result["machine"]["precision"] == "float32"  # of the options' mixed_precision
+    baseline.write_text(json.dumps(result | {"machine": {"processor": "another one", "cpus": 1, "precision": "bf16"}}))
+    assert program(arguments) == 0  # nothing is left
+    (timed,) = (tmp_path / "study").glob("results/time/*/*.json")
+    timed.unlink()
+    capsys.readouterr()
+    assert program(arguments) == 2
+    assert "seed-0.json: was made on another one, 1 CPUs, bf16, and this is" in capsys.readouterr().err
+
+
 def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(write, values, tmp_path, trainings, capsys):
     arguments = ["--output_dir", str(tmp_path / "study")]
     assert program([str(write(values | {"columns": values["columns"] | {"probe": ["linear_probe_x/top1"]}})), *arguments]) == 2

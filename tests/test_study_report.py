@@ -23,7 +23,7 @@ def made_up(method: str, seed: int, budget: str, step_seconds: float, scores: li
     ]
     run = {"method": method, "seed": seed, "budget": budget, "steps": steps, "samples_seen": 8 * steps, "base": {}}
     run |= {"seconds_per_step": step_seconds, "train_seconds": steps * step_seconds, "curve": curve, "commit": None}
-    run |= {"versions": {"torch": "2"}, "machine": {"processor": "CPU", "cpus": 2}}
+    run |= {"versions": {"torch": "2"}, "machine": {"processor": "CPU", "cpus": 2, "precision": "bf16"}}
     return run | {"metrics": {PAIR: scores[-1], "other/top1": scores[-1] / 2}}
 
 
@@ -60,7 +60,7 @@ def test_the_report_has_means_errors_relative_times_and_times_to_reach(report):
     text = report.markdown()
     assert "over that of `none`" in text
     assert "cluster" not in text
-    assert "CPU, 2 CPUs" in text
+    assert "CPU, 2 CPUs, bf16" in text
     assert text.index("Equal samples") < text.index("Equal time")
 
 

@@ -47,6 +47,10 @@ def least_seconds(results: Sequence[dict[str, Any]]) -> float | None:
     return min((result["seconds_per_step"] for result in results), default=None)
 
 
+def machine_in_words(machine: dict[str, Any]) -> str:
+    return f"{machine['processor']}, {machine['cpus']} CPUs, {machine['precision']}"
+
+
 class Curve(NamedTuple):
     """The headline of a method over training: arrays of equal length."""
 
@@ -201,7 +205,7 @@ class Report:
     def circumstances(self) -> str:
         """What all runs were made under; more than one line of a kind where they differ."""
         base = {f"`{json.dumps(result['base'])}`" for result in self.results}
-        machines = {f"{r['machine']['processor']}, {r['machine']['cpus']} CPUs" for r in self.results}
+        machines = {machine_in_words(result["machine"]) for result in self.results}
         versions = {", ".join(f"{name} {number}" for name, number in r["versions"].items()) for r in self.results}
         commits = {f"commit {result['commit']}" for result in self.results if result["commit"]}
         return "".join(f"- {line}\n" for kind in (base, machines, versions, commits) for line in sorted(kind))

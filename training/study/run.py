@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hf_maskclip.distributed import usable_cpus
+from training.config import load_config
 from training.study.report import BASELINE, least_seconds
 from training.tracking import read_metrics
 
@@ -227,8 +228,18 @@ def result_of(run: StudyRun) -> dict[str, Any]:
         "curve": learning_curve(records, seconds, summary["samples_seen"] // summary["steps"]),
         "metrics": only_scores(metrics),
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": {"processor": processor_name(), "cpus": usable_cpus()},
+        "machine": machine_of(run),
         "commit": commit(),
+    }
+
+
+def machine_of(run: StudyRun) -> dict[str, Any]:
+    """What a run's seconds depend on, here and now."""
+    precision = load_config(as_arguments(run.options())).mixed_precision
+    return {
+        "processor": processor_name(),
+        "cpus": usable_cpus(),
+        "precision": "float32" if precision == "no" else precision,
     }
 
 

@@ -32,8 +32,8 @@ import yaml
 from hf_maskclip.errors import ConfigError, fail
 from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.config import load_config
-from training.study.report import BUDGETS, Report, read_results, write_results
-from training.study.run import Study, StudyRun, as_arguments, carry_out, steps_ratio
+from training.study.report import BUDGETS, Report, machine_in_words, read_results, write_results
+from training.study.run import Study, StudyRun, as_arguments, carry_out, machine_of, steps_ratio
 
 OWN_OPTIONS = ("output_dir", "patch_mask", "seed", "samples_seen", "log_every", "checkpoint_every", "resume")
 
@@ -101,7 +101,11 @@ def locked(output_dir: Path) -> Iterator[Any]:
 
 
 def check_finished(runs: list[StudyRun]) -> None:
-    """Raise ConfigError where a finished run is one of other options than the study has now, or the columns are not its."""
+    """Raise ConfigError where a finished run has other options than the study has now, or columns that are not its.
+
+    Also where it is of another machine, and runs of equal time are left, whose steps would follow the seconds of both.
+    """
+    is_time_left = any(run.budget == "time" and not run.result.exists() for run in runs)
     for run in runs:
         if run.result.exists():
             result = json.loads(run.result.read_text(encoding="utf-8"))
@@ -109,6 +113,9 @@ def check_finished(runs: list[StudyRun]) -> None:
             there = result.get("options", {}) | {"patch_mask": resolve_patch_mask(result["patch_mask"])}
             if result["base"] != run.study.base or there != own | {"patch_mask": resolve_patch_mask(own["patch_mask"])}:
                 fail(f"{run.result}: was made with other options than the study has; give another --output_dir, or remove it")
+            if is_time_left and result["machine"] != (here := machine_of(run)):
+                two = f"was made on {machine_in_words(result['machine'])}, and this is {machine_in_words(here)}"
+                fail(f"{run.result}: {two}, so that equal times differ; give another --output_dir")
             check_columns(run.study, result)
 
 
