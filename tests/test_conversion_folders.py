@@ -263,7 +263,8 @@ def test_a_padded_vocabulary_is_converted(pool_type, make_clip, processor, folde
     ids = torch.as_tensor(np.stack([processor.tokenizer(["a red ball"])["input_ids"][0]]))
     features = model.eval().get_text_features(ids).pooler_output
     for other in (back, convert_open_clip_checkpoint(there / "padded.pt").model):  # in Python, without a tokenizer's ids
-        assert torch.equal(other.eval().get_text_features(ids).pooler_output, features)
+        found = other.eval().get_text_features(ids).pooler_output
+        torch.testing.assert_close(found, features, rtol=0, atol=1e-6)  # some CPUs' sums depend on where memory begins
 
 
 def test_the_python_function_reads_a_folder(folder):
