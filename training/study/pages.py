@@ -108,6 +108,12 @@ def comparison_table(reports: dict[str, Report], budget: str, controls: dict[str
     return markdown_table(header, rows)
 
 
+def comparison_tables(name: str, reports: dict[str, Report], controls: dict[str, str] | None = None) -> dict[str, str]:
+    """A [`comparison_table`] for each budget that all sets have runs of."""
+    budgets = [budget for budget in BUDGETS if all(budget in report.budgets for report in reports.values())]
+    return {f"{name}, {BUDGETS[budget].lower()}": comparison_table(reports, budget, controls) for budget in budgets}
+
+
 def peers_table(reports: dict[str, Report]) -> str:
     """The headline of each method less the baseline's, on each set, and over the seeds of all sets together."""
     first, rows = next(iter(reports.values())), []
@@ -145,16 +151,15 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     """The tables of all pages by their names."""
     both = {"scenes": scenes, "pairs": pairs}
     found = {"in short": short_table(both)}
-    found |= {f"summary, {BUDGETS[budget].lower()}": comparison_table(both, budget) for budget in BUDGETS}
+    found |= comparison_tables("summary", both)
     found["initial weights"] = initialization_table()
     found["quickstart"] = quickstart.table()
     ideas = {name: read_report(f"ideas_{name}") for name in TITLES}
-    found |= {f"ideas, {BUDGETS[budget].lower()}": comparison_table(ideas, budget, CONTROLS) for budget in BUDGETS}
+    found |= comparison_tables("ideas", ideas, CONTROLS)
     peers = {"public pairs": read_report("peer"), "sample data": read_report("peer_sample")}
     found |= {f"peer, {name}": report.table("samples") for name, report in peers.items()}
     found["peer, differences"] = peers_table(peers)
-    larger = {"scenes": read_report("larger")}
-    found |= {f"larger, {BUDGETS[budget].lower()}": comparison_table(larger, budget) for budget in BUDGETS}
+    found |= comparison_tables("larger", {"scenes": read_report("larger")})
     parts = read_report("ablation")
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
     for name, report in both.items():
