@@ -327,7 +327,7 @@ def test_the_studies_that_are_kept_can_be_read(masks_of_ideas):
         "larger": 2 * (4 + 3),
         "peer": 4 * 3,
         "peer_sample": 4 * 3,
-        "ablation": 3 * 4,
+        "ablation": 3 * 5,
     }
     for name, number in num_runs.items():
         study = read_study(folder / f"{name}.yaml")
