@@ -324,6 +324,7 @@ def test_the_studies_that_are_kept_can_be_read(masks_of_ideas):
     num_runs = {
         "scenes": 3 * (17 + 7 + 7) + 2 * (8 + 7),
         "pairs": 3 * (17 + 7 + 7) + 8 + 7,
+        "pairs_float32": 3,
         "larger": 2 * (4 + 3),
         "peer": 4 * 3,
         "peer_sample": 4 * 3,

@@ -98,6 +98,19 @@ def test_peers_are_compared_on_each_set_and_on_all_together(report):
     assert pgs == "| `pgs` | -20.0 (-147.1 to +107.1; 0 of 2) | +10.0 | -10.0 (-59.7 to +39.7; 1 of 3) |"
 
 
+def test_precisions_are_compared_by_what_the_results_say_they_ran_in(report):
+    exact = [made_up("pgs", seed, "samples", 1.0, [0.5]) for seed in (1, 2)]
+    for result in exact:
+        result["machine"] = result["machine"] | {"precision": "float32"}
+    other = replace(report, results=exact, methods=["pgs", "cluster"], baseline="pgs")
+    header, _, pgs, cluster = pages.precisions_table({"scenes": (report, other)}).splitlines()
+    assert header == "| set | method | float32 | bf16 | float32 less bf16 |"
+    assert pgs == "| drawn scenes | `pgs` | 50.0 | 30.0 | +20.0 |"  # of seed 1 alone, which ran in both
+    assert cluster == "| drawn scenes | `cluster` | – | – | – |"
+    alike = replace(other, results=[made_up("pgs", 1, "samples", 1.0, [0.5])])  # a machine with bf16 has nothing to compare
+    assert "| drawn scenes | `pgs` | – | – | – |" in pages.precisions_table({"scenes": (report, alike)})
+
+
 def test_the_table_of_the_readme_is_that_of_equal_time(report):
     header, _, none, pgs = pages.short_table({"scenes": report, "pairs": report}).splitlines()
     sets = "drawn scenes, equal time | reached at | clip art and emoji, equal time | reached at"
@@ -147,7 +160,7 @@ def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(repor
 
 
 def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path, masks_of_ideas):
-    kept = {"scenes": 123, "pairs": 108, "peer": 12, "peer_sample": 12, "ablation": 15, "larger": 14}
+    kept = {"scenes": 123, "pairs": 108, "peer": 12, "peer_sample": 12, "pairs_float32": 3, "ablation": 15, "larger": 14}
     for name, num_runs in kept.items():
         file, copy = pages.RESULTS / f"{name}.jsonl", tmp_path / f"{name}.jsonl"
         write_results(results := read_results(file), copy)

@@ -135,6 +135,19 @@ def additions_table(ablation: Report) -> str:
     return markdown_table(["added", *ablation.columns], rows)
 
 
+def precisions_table(reports: dict[str, tuple[Report, Report]]) -> str:
+    """The headline in bf16 and in float32, at equal samples, of the methods that two reports of a set share, seed by seed."""
+    rows = []
+    for name, two in reports.items():
+        for method in (method for method in two[1].methods if method in two[0].methods):
+            results = [result for report in two for result in report.of(method, "samples")]
+            by_precision = replace(two[0], results=[result | {"method": result["machine"]["precision"]} for result in results])
+            values = by_precision.paired_values("float32", "bf16", "samples", two[0].headline)
+            scores = (cell([100 * value for value in side], 1) for side in values)
+            rows.append([TITLES[name], f"`{method}`", *scores, paired_difference(*values)])
+    return markdown_table(["set", "method", "float32", "bf16", "float32 less bf16"], rows)
+
+
 def initialization_table() -> str:
     """Two runs on scenes that differ in their initial weights, evaluated while they trained. No study makes them."""
     columns = read_study(Path(__file__).with_name("scenes.yaml")).columns
@@ -162,6 +175,7 @@ def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     found |= comparison_tables("larger", {"scenes": read_report("larger")})
     parts = read_report("ablation")
     found |= {"ablation": parts.table("samples"), "additions": additions_table(parts)}
+    found["precisions"] = precisions_table({"scenes": (scenes, parts), "pairs": (pairs, read_report("pairs_float32"))})
     for name, report in both.items():
         found |= {f"{name}, {BUDGETS[budget].lower()}": report.table(budget) for budget in report.budgets}
         found[f"{name}, circumstances"] = report.circumstances()
