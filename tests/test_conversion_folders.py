@@ -263,8 +263,9 @@ def test_a_padded_vocabulary_is_converted(pool_type, make_clip, processor, folde
     ids = torch.as_tensor(np.stack([processor.tokenizer(["a red ball"])["input_ids"][0]]))
     features = model.eval().get_text_features(ids).pooler_output
     for other in (back, convert_open_clip_checkpoint(there / "padded.pt").model):  # in Python, without a tokenizer's ids
+        weights = other.state_dict()
         for name, weight in model.state_dict().items():
-            same = other.state_dict()[name]
+            same = weights[name]
             assert torch.equal(same[: len(weight)] if name.endswith("token_embedding.weight") else same, weight), name
         found = other.eval().get_text_features(ids).pooler_output
         torch.testing.assert_close(found, features, rtol=0, atol=1e-6)  # some CPUs' sums depend on where memory begins

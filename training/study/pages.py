@@ -138,11 +138,11 @@ def additions_table(ablation: Report) -> str:
 def precisions_table(reports: dict[str, tuple[Report, Report]]) -> str:
     """The headline in bf16 and in float32, at equal samples, of the methods that two reports of a set share, seed by seed."""
     rows = []
-    for name, two in reports.items():
-        for method in (method for method in two[1].methods if method in two[0].methods):
-            results = [result for report in two for result in report.of(method, "samples")]
-            by_precision = replace(two[0], results=[result | {"method": result["machine"]["precision"]} for result in results])
-            values = by_precision.paired_values("float32", "bf16", "samples", two[0].headline)
+    for name, (first, second) in reports.items():
+        for method in (method for method in first.methods if method in second.methods):
+            results = [*first.of(method, "samples"), *second.of(method, "samples")]
+            by_precision = replace(first, results=[result | {"method": result["machine"]["precision"]} for result in results])
+            values = by_precision.paired_values("float32", "bf16", "samples", first.headline)
             scores = (cell([100 * value for value in side], 1) for side in values)
             rows.append([TITLES[name], f"`{method}`", *scores, paired_difference(*values)])
     return markdown_table(["set", "method", "float32", "bf16", "float32 less bf16"], rows)
