@@ -230,6 +230,9 @@ def test_methods_with_all_budgets_get_further_seeds(write, values, tmp_path):
     further = [(run.budget, run.method) for run in runs_of(study, tmp_path) if run.seed == 5]
     assert further == [("samples", "none"), ("samples", "random 0.5"), ("time", "random 0.5")]
     assert len(runs_of(study, tmp_path)) == 4 + 3
+    fewer = read_study(write(values | {"fewer_seeds": ["pgs"], "further_seeds": [5]}))
+    own = [run for run in runs_of(fewer, tmp_path) if run.method == "pgs"]
+    assert [(run.budget, run.seed, run.options()["eval_every"]) for run in own] == [("samples", 0, 4), ("time", 0, 4)]
     for seed, method, seconds in ((0, "none", 2.0), (5, "none", 1.0), (0, "random 0.5", 0.25)):
         file = StudyRun(study, tmp_path, seed, "samples", method).result
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +259,7 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
         (
             {"base": None},
             "must have base, methods, seeds, columns, headline, "
-            "and may have peers, rivals, budgets, samples_only, further_seeds, baseline",
+            "and may have peers, rivals, budgets, fewer_seeds, samples_only, further_seeds, baseline",
         ),
         ({"seeds": 3}, "seeds 3: must be a list"),
         ({"methods": ["none"]}, "methods ['none']: must be a mapping"),
@@ -265,6 +268,7 @@ def test_the_seconds_of_steps_and_of_the_curve_are_typical_ones():
         ({"methods": {"none": "none", "a/b": "pgs"}}, "method 'a/b': a name must have no slash"),
         ({"methods": {"none": "none", "x": "checkers"}}, "checkers"),
         ({"headline": "speed"}, "headline 'speed': must be one of the columns text R@1"),
+        ({"fewer_seeds": ["pgs"]}, "fewer_seeds 'pgs': must be among the methods and peers"),
         ({"samples_only": ["pgs"]}, "samples_only 'pgs': must be among the methods and peers"),
         ({"budgets": ["time"]}, "budgets ['time']: must have samples, and may have tokens, time"),
         ({"budgets": ["samples", "half"]}, "budgets ['samples', 'half']: must have samples"),
@@ -299,16 +303,24 @@ def test_two_studies_do_not_work_in_one_folder_nor_one_with_other_options(write,
 def test_equal_times_are_not_made_of_the_seconds_of_two_machines(write, values, tmp_path, trainings, capsys):
     arguments = [str(write(values)), "--output_dir", str(tmp_path / "study")]
     assert program(arguments) == 0
-    (baseline,) = (tmp_path / "study").glob("results/samples/none/*.json")
+    baseline, masked = sorted((tmp_path / "study").glob("results/samples/*/*.json"))
+    (timed,) = (tmp_path / "study").glob("results/time/*/*.json")
     result = json.loads(baseline.read_text())
     assert result["machine"]["precision"] == "float32"  # of the options' mixed_precision
-    baseline.write_text(json.dumps(result | {"machine": {"processor": "another one", "cpus": 1, "precision": "bf16"}}))
+    elsewhere = {"machine": {"processor": "another one", "cpus": 1, "precision": "bf16"}}
+    baseline.write_text(json.dumps(result | elsewhere))
     assert program(arguments) == 0  # nothing is left
-    (timed,) = (tmp_path / "study").glob("results/time/*/*.json")
     timed.unlink()
     capsys.readouterr()
     assert program(arguments) == 2
-    assert "seed-0.json: was made on another one, 1 CPUs, bf16, and this is" in capsys.readouterr().err
+    assert "study: its equal samples would be of " in (error := capsys.readouterr().err)
+    assert "another one, 1 CPUs" in error
+    both = masked.read_text()
+    masked.unlink()  # what is left of equal samples would be of this machine
+    assert program(arguments) == 2
+    masked.write_text(json.dumps(json.loads(both) | elsewhere))
+    assert program(arguments) == 0  # all seconds are of one, and the steps follow them here, too
+    assert json.loads(timed.read_text())["steps"] == 8
 
 
 def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(write, values, tmp_path, trainings, capsys):
@@ -322,8 +334,8 @@ def test_a_column_that_runs_do_not_have_stops_the_study_after_its_first_run(writ
 def test_the_studies_that_are_kept_can_be_read(masks_of_ideas):
     folder = study_run.ROOT / "training" / "study"
     num_runs = {
-        "scenes": 3 * (17 + 7 + 7) + 2 * (8 + 7),
-        "pairs": 3 * (17 + 7 + 7) + 8 + 7,
+        "scenes": 3 * (17 + 16 + 16) + 2 * (8 + 7),
+        "pairs": 3 * (17 + 16 + 16) + 8 + 7,
         "pairs_float32": 3,
         "larger": 2 * (4 + 3),
         "peer": 4 * 3,

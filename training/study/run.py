@@ -39,7 +39,8 @@ class Study:
         headline: the column that is drawn over time; its metrics are of the run's own evaluations.
         rivals: the methods and peers that each other one is compared with, seed by seed.
         budgets: of [`BUDGETS`], with `samples` among them, for other runs are measured by these.
-        samples_only: the methods and peers that get no other budget and no further seeds, and are evaluated at their end only.
+        fewer_seeds: the methods and peers that get no further seeds, and are evaluated at their end only.
+        samples_only: such methods and peers that get no other budget either.
         further_seeds: those that all other methods get beside `seeds`, but not of `tokens`.
         baseline: the method whose time others are measured by.
     """
@@ -52,6 +53,7 @@ class Study:
     peers: dict[str, Any] = field(default_factory=dict)
     rivals: list[str] = field(default_factory=list)
     budgets: list[str] = field(default_factory=lambda: ["samples", "time"])
+    fewer_seeds: list[str] = field(default_factory=list)
     samples_only: list[str] = field(default_factory=list)
     further_seeds: list[int] = field(default_factory=list)
     baseline: str = BASELINE
@@ -59,6 +61,11 @@ class Study:
     @property
     def all_seeds(self) -> list[int]:
         return [*self.seeds, *self.further_seeds]
+
+    @property
+    def minor(self) -> set[str]:
+        """The methods and peers that get no further seeds."""
+        return {*self.fewer_seeds, *self.samples_only}
 
     @property
     def own_options(self) -> dict[str, dict[str, Any]]:
@@ -98,7 +105,7 @@ class StudyRun:
     def options(self, ratio: float = 1.0) -> dict[str, Any]:
         """Those of `training/train.py`, the steps scaled by a ratio."""
         given = self.study.base | self.study.own_options[self.method]
-        if self.budget == "tokens" or self.method in self.study.samples_only:  # no curve is drawn of these
+        if self.budget == "tokens" or self.method in self.study.minor:  # no curve is drawn of these
             given |= {"eval_every": given["max_steps"]}
         counts = {name: given[name] for name in SCALED_OPTIONS if given.get(name, 0) > 0}
         scaled = {name: max(1, round(ratio * count)) for name, count in counts.items()}

@@ -32,7 +32,7 @@ import yaml
 from hf_maskclip.errors import ConfigError, fail
 from hf_maskclip.models.patch_mask_registry import resolve_patch_mask
 from training.config import load_config
-from training.study.report import BUDGETS, Report, machine_in_words, read_results, write_results
+from training.study.report import BUDGETS, Report, read_results, write_results
 from training.study.run import Study, StudyRun, as_arguments, carry_out, machine_of, steps_ratio
 
 OWN_OPTIONS = ("output_dir", "patch_mask", "seed", "samples_seen", "log_every", "checkpoint_every", "resume")
@@ -49,7 +49,7 @@ def read_study(path: Path) -> Study:
         fail(f"study {str(path)!r}: must have {', '.join(needed)}, and may have {', '.join(known[len(needed) :])}")
     study = Study(**values)
     kinds = {name: dict for name in ("base", "methods", "columns", "peers")}
-    kinds |= {name: list for name in ("seeds", "rivals", "budgets", "samples_only", "further_seeds")}
+    kinds |= {name: list for name in ("seeds", "rivals", "budgets", "fewer_seeds", "samples_only", "further_seeds")}
     for name, kind in kinds.items():
         if not isinstance(value := getattr(study, name), kind):
             fail(f"{path}: {name} {value!r}: must be a {'mapping' if kind is dict else 'list'}")
@@ -65,7 +65,7 @@ def read_study(path: Path) -> Study:
         fail(f"{path}: method {wrong[0]!r}: a name must have no slash")
     if not {"samples"} <= set(study.budgets) <= set(BUDGETS):
         fail(f"{path}: budgets {study.budgets!r}: must have samples, and may have {', '.join(list(BUDGETS)[1:])}")
-    for name, given in (("samples_only", study.samples_only), ("rivals", study.rivals)):
+    for name, given in (("fewer_seeds", study.fewer_seeds), ("samples_only", study.samples_only), ("rivals", study.rivals)):
         if wrong := [method for method in given if method not in study.own_options]:
             fail(f"{path}: {name} {wrong[0]!r}: must be among the methods and peers")
     if study.headline not in study.columns:
@@ -84,7 +84,8 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
         for seed in (study.seeds if budget == "tokens" else study.all_seeds)
         for method in study.own_options
         if budget == "samples" or method != study.baseline  # the baseline's equal time is its own
-        if method not in study.samples_only or (budget == "samples" and seed in study.seeds)
+        if budget == "samples" or method not in study.samples_only
+        if seed in study.seeds or method not in study.minor
     ]
 
 
@@ -101,11 +102,7 @@ def locked(output_dir: Path) -> Iterator[Any]:
 
 
 def check_finished(runs: list[StudyRun]) -> None:
-    """Raise ConfigError where a finished run has other options than the study has now, or columns that are not its.
-
-    Also where it is of another machine, and runs of equal time are left, whose steps would follow the seconds of both.
-    """
-    is_time_left = any(run.budget == "time" and not run.result.exists() for run in runs)
+    """Raise ConfigError where a finished run has other options than the study has now, or columns that are not its."""
     for run in runs:
         if run.result.exists():
             result = json.loads(run.result.read_text(encoding="utf-8"))
@@ -113,10 +110,25 @@ def check_finished(runs: list[StudyRun]) -> None:
             there = result.get("options", {}) | {"patch_mask": resolve_patch_mask(result["patch_mask"])}
             if result["base"] != run.study.base or there != own | {"patch_mask": resolve_patch_mask(own["patch_mask"])}:
                 fail(f"{run.result}: was made with other options than the study has; give another --output_dir, or remove it")
-            if is_time_left and result["machine"] != (here := machine_of(run)):
-                two = f"was made on {machine_in_words(result['machine'])}, and this is {machine_in_words(here)}"
-                fail(f"{run.result}: {two}, so that equal times differ; give another --output_dir")
             check_columns(run.study, result)
+
+
+def check_machines(runs: list[StudyRun]) -> None:
+    """Raise ConfigError where runs of equal time are left, and those of equal samples are of two machines, or would be.
+
+    Equal times follow the seconds of equal samples. So they may be trained on another machine, with the steps of the first.
+    """
+    if all(run.result.exists() for run in runs if run.budget == "time"):
+        return
+    of_samples = (run for run in runs if run.budget == "samples")
+    machines = [
+        json.loads(run.result.read_text(encoding="utf-8"))["machine"] if run.result.exists() else machine_of(run)
+        for run in of_samples
+    ]
+    found = {f"{machine['processor']}, {machine['cpus']} CPUs" for machine in machines}
+    if len(found) > 1:
+        two = " and of ".join(sorted(found))
+        fail(f"{runs[0].output_dir}: its equal samples would be of {two}, so that no time is equal; give another --output_dir")
 
 
 def check_columns(study: Study, result: dict[str, Any]) -> None:
@@ -183,6 +195,7 @@ def program(arguments: list[str]) -> int:
         runs = runs_of(study, options.output_dir)
         with locked(options.output_dir) as lock:
             check_finished(runs)
+            check_machines(runs)
             num_failed = run_all(runs, lock)
             write_report(study, options.output_dir)
     except ConfigError as error:
