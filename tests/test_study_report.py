@@ -160,7 +160,7 @@ def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(repor
 
 
 def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path, masks_of_ideas):
-    kept = {"scenes": 123, "pairs": 108, "peer": 12, "peer_sample": 12, "pairs_float32": 3, "ablation": 15, "larger": 14}
+    kept = {"scenes": 150, "pairs": 135, "peer": 12, "peer_sample": 12, "pairs_float32": 3, "ablation": 15, "larger": 14}
     for name, num_runs in kept.items():
         file, copy = pages.RESULTS / f"{name}.jsonl", tmp_path / f"{name}.jsonl"
         write_results(results := read_results(file), copy)
@@ -177,6 +177,22 @@ def test_the_pages_say_what_the_results_say(masks_of_ideas):
         assert page == pages.fill(page, tables), f"{name}: run python -m training.study.pages"
     assert tables["in short"] in (study_run.ROOT / "README.md").read_text()
     assert tables["summary, equal time"] in (study_run.ROOT / "docs" / "study.md").read_text()
+
+
+def test_the_summary_has_the_methods_of_all_seeds_and_the_others_have_tables_of_their_own(masks_of_ideas):
+    scenes, pairs = (pages.read_report(name) for name in ("scenes", "pairs"))
+    tables = pages.tables(scenes, pairs)
+    for budget in ("samples", "time"):
+        _, _, *summary = tables[f"summary, equal {budget}"].splitlines()
+        _, _, *others = tables[f"other rows, equal {budget}"].splitlines()
+        assert len(summary) == 8
+        assert all("(5)" in row and "(4)" in row for row in summary)
+        assert len(others) == 9
+        assert all(row.count("(3)") == 2 for row in others)
+    assert len(tables["in short"].splitlines()) == 2 + 8
+    drawn = {line.get_label() for axes in pages.figure(scenes, pairs).axes for line in axes.get_lines()}
+    assert "pgs 0.5" in drawn
+    assert "coarse" not in drawn
 
 
 def test_a_table_goes_between_its_comments_and_nowhere_else():

@@ -23,7 +23,7 @@ from training.study.report import (
     paired_difference,
     read_results,
 )
-from training.study.run import ROOT
+from training.study.run import ROOT, Study
 from training.study.study import read_study
 
 RESULTS = ROOT / "docs" / "study"
@@ -54,13 +54,27 @@ CONTROLS = {
 }
 
 
+def read_kept(name: str) -> Study:
+    """A study whose YAML is beside this file."""
+    return read_study(Path(__file__).with_name(f"{name}.yaml"))
+
+
 def read_report(name: str) -> Report:
     """The finished runs of a study, by its YAML beside this file."""
-    study = read_study(Path(__file__).with_name(f"{name}.yaml"))
+    study = read_kept(name)
     results = read_results(RESULTS / f"{name}.jsonl")
     finished = {result["method"] for result in results}
     methods = [name for name in study.own_options if name in finished]
     return Report(results, methods, study.columns, study.headline, study.rivals, study.baseline)
+
+
+def with_rows(reports: dict[str, Report], minor: bool) -> dict[str, Report]:
+    """The reports of studies with the methods that have all seeds alone, or with those of fewer."""
+    chosen = {}
+    for name, report in reports.items():
+        study = read_kept(name)
+        chosen[name] = replace(report, methods=[method for method in report.methods if (method in study.minor) == minor])
+    return chosen
 
 
 def short_table(reports: dict[str, Report]) -> str:
@@ -150,7 +164,7 @@ def precisions_table(reports: dict[str, tuple[Report, Report]]) -> str:
 
 def initialization_table() -> str:
     """Two runs on scenes that differ in their initial weights, evaluated while they trained. No study makes them."""
-    columns = read_study(Path(__file__).with_name("scenes.yaml")).columns
+    columns = read_kept("scenes").columns
     names = ("zero-shot colour", "zero-shot pair", "retrieval R@10")
     rows = []
     for result in read_results(RESULTS / "initial_weights.jsonl"):
@@ -163,8 +177,9 @@ def initialization_table() -> str:
 def tables(scenes: Report, pairs: Report) -> dict[str, str]:
     """The tables of all pages by their names."""
     both = {"scenes": scenes, "pairs": pairs}
-    found = {"in short": short_table(both)}
-    found |= comparison_tables("summary", both)
+    major = with_rows(both, minor=False)
+    found = {"in short": short_table(major)} | comparison_tables("summary", major)
+    found |= comparison_tables("other rows", with_rows(both, minor=True))
     found["initial weights"] = initialization_table()
     found["quickstart"] = quickstart.table()
     ideas = {name: read_report(f"ideas_{name}") for name in TITLES}
@@ -193,10 +208,10 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 
 def figure(scenes: Report, pairs: Report) -> Figure:
-    """The headline over seconds of training, at equal time, a panel for each study."""
+    """The headline over seconds of training, at equal time, a panel for each study, of the methods that have all seeds."""
     drawn = Figure(figsize=(11.5, 4.2), layout="constrained")
     panels = drawn.subplots(1, 2)
-    reports = {"scenes": scenes, "pairs": pairs}
+    reports = with_rows({"scenes": scenes, "pairs": pairs}, minor=False)
     methods = _on_all_sets(reports, "time")
     for axes, (name, report) in zip(panels, reports.items(), strict=True):
         replace(report, methods=methods).draw(axes, "time")
