@@ -315,10 +315,10 @@ def test_equal_times_are_not_made_of_the_seconds_of_two_machines(write, values, 
     assert program(arguments) == 2
     assert "study: its equal samples would be of " in (error := capsys.readouterr().err)
     assert "another one, 1 CPUs" in error
-    both = masked.read_text()
+    made_here = json.loads(masked.read_text())
     masked.unlink()  # what is left of equal samples would be of this machine
     assert program(arguments) == 2
-    masked.write_text(json.dumps(json.loads(both) | elsewhere))
+    masked.write_text(json.dumps(made_here | elsewhere))
     assert program(arguments) == 0  # all seconds are of one, and the steps follow them here, too
     assert json.loads(timed.read_text())["steps"] == 8
 

@@ -9,6 +9,7 @@ page has each table between two comments with its name. Only these and docs/stud
 import re
 import statistics
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -54,6 +55,7 @@ CONTROLS = {
 }
 
 
+@cache
 def read_kept(name: str) -> Study:
     """A study whose YAML is beside this file."""
     return read_study(Path(__file__).with_name(f"{name}.yaml"))

@@ -102,6 +102,10 @@ class StudyRun:
     def result(self) -> Path:
         return (self.output_dir / "results" / self.name).with_suffix(".json")
 
+    def read_result(self) -> dict[str, Any] | None:
+        """What it left behind; None where it is not finished."""
+        return json.loads(self.result.read_text(encoding="utf-8")) if self.result.exists() else None
+
     def options(self, ratio: float = 1.0) -> dict[str, Any]:
         """Those of `training/train.py`, the steps scaled by a ratio."""
         given = self.study.base | self.study.own_options[self.method]
@@ -165,8 +169,8 @@ def mean_patches(results: list[dict[str, Any]]) -> float | None:
 
 def finished_seeds(run: StudyRun, method: str) -> list[dict[str, Any]]:
     """The results of a method at equal samples, of the study's seeds that are finished."""
-    of_seeds = [replace(run, method=method, budget="samples", seed=seed).result for seed in run.study.all_seeds]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in of_seeds if path.exists()]
+    of_seeds = (replace(run, method=method, budget="samples", seed=seed).read_result() for seed in run.study.all_seeds)
+    return [result for result in of_seeds if result is not None]
 
 
 def carry_out(run: StudyRun, ratio: float, lock: Any) -> dict[str, Any]:

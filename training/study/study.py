@@ -16,7 +16,6 @@ gathers what is finished.
 
 import argparse
 import fcntl
-import json
 import signal
 import statistics
 import subprocess
@@ -83,8 +82,7 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
         if budget in study.budgets
         for seed in (study.seeds if budget == "tokens" else study.all_seeds)
         for method in study.own_options
-        if budget == "samples" or method != study.baseline  # the baseline's equal time is its own
-        if budget == "samples" or method not in study.samples_only
+        if budget == "samples" or method not in (study.baseline, *study.samples_only)  # the baseline's equal time is its own
         if seed in study.seeds or method not in study.minor
     ]
 
@@ -104,8 +102,7 @@ def locked(output_dir: Path) -> Iterator[Any]:
 def check_finished(runs: list[StudyRun]) -> None:
     """Raise ConfigError where a finished run has other options than the study has now, or columns that are not its."""
     for run in runs:
-        if run.result.exists():
-            result = json.loads(run.result.read_text(encoding="utf-8"))
+        if result := run.read_result():
             own = run.study.own_options[run.method]
             there = result.get("options", {}) | {"patch_mask": resolve_patch_mask(result["patch_mask"])}
             if result["base"] != run.study.base or there != own | {"patch_mask": resolve_patch_mask(own["patch_mask"])}:
@@ -121,10 +118,7 @@ def check_machines(runs: list[StudyRun]) -> None:
     if all(run.result.exists() for run in runs if run.budget == "time"):
         return
     of_samples = (run for run in runs if run.budget == "samples")
-    machines = [
-        json.loads(run.result.read_text(encoding="utf-8"))["machine"] if run.result.exists() else machine_of(run)
-        for run in of_samples
-    ]
+    machines = [result["machine"] if (result := run.read_result()) else machine_of(run) for run in of_samples]
     found = {f"{machine['processor']}, {machine['cpus']} CPUs" for machine in machines}
     if len(found) > 1:
         two = " and of ".join(sorted(found))
