@@ -41,7 +41,7 @@ class Study:
         budgets: of [`BUDGETS`], with `samples` among them, for other runs are measured by these.
         fewer_seeds: the methods and peers that get no further seeds, and are evaluated at their end only.
         samples_only: such methods and peers that get no other budget either.
-        further_seeds: those that all other methods get beside `seeds`, but not of `tokens`.
+        further_seeds: those that all other methods get beside `seeds`.
         baseline: the method whose time others are measured by.
     """
 

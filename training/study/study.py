@@ -80,7 +80,7 @@ def runs_of(study: Study, output_dir: Path) -> list[StudyRun]:
         StudyRun(study, output_dir, seed, budget, method)
         for budget in BUDGETS
         if budget in study.budgets
-        for seed in (study.seeds if budget == "tokens" else study.all_seeds)
+        for seed in study.all_seeds
         for method in study.own_options
         if budget == "samples" or method not in (study.baseline, *study.samples_only)  # the baseline's equal time is its own
         if seed in study.seeds or method not in study.minor
