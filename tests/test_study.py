@@ -55,7 +55,13 @@ def trainings(monkeypatch) -> list[str]:
         (folder / "export").mkdir(parents=True)
         record = {"step": config.max_steps, "eval/retrieval_data/image_to_text_recall@1": 0.5}
         seconds = 1.0 if config.patch_mask == {"name": "none"} else 0.5
-        same = {"loss": 1.0, "step_seconds": seconds, "phase": 1, "kept_patches": 16.0}
+        same = {
+            "loss": 1.0,
+            "step_seconds": seconds,
+            "phase": 1,
+            "kept_patches": 16.0,
+            "views": 1 if config.views == "one" else 2,
+        }
         steps = [{"step": step} | same for step in range(1, config.max_steps + 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*steps, record]))
         summary = {"steps": len(steps), "samples_seen": 4 * len(steps), "train_seconds": seconds * len(steps)}
@@ -70,6 +76,7 @@ def test_a_method_can_be_more_than_a_mask(write, values, trainings, tmp_path, ca
     phases = [{"share": 0.5, "image_size": 32}, {"share": 0.5}]
     values["base"] |= {"unmasked_tuning_steps": 1}
     values["methods"] |= {"resize": {"patch_mask": "none", "phases": phases, "unmasked_tuning_steps": 0}}
+    values["methods"] |= {"two views": {"patch_mask": "random", "views": "two"}}
     path, folder = write(values), tmp_path / "study"
     runs = {run.method: run for run in runs_of(read_study(path), folder)}
     assert runs["resize"].options()["phases"] == phases
@@ -79,6 +86,7 @@ def test_a_method_can_be_more_than_a_mask(write, values, trainings, tmp_path, ca
     results = {result["method"]: result for result in read_results(folder / "results")}
     assert results["resize"]["options"] == {"phases": phases, "unmasked_tuning_steps": 0}
     assert results["none"]["options"] == {}
+    assert (results["none"]["kept_patches"], results["two views"]["kept_patches"]) == (16, 32)
     assert program([str(path), "--output_dir", str(folder)]) == 0
     values["methods"]["resize"]["phases"] = [{"share": 1, "image_size": 32}]
     assert program([str(write(values)), "--output_dir", str(folder)]) == 2

@@ -22,8 +22,8 @@ from training.tracking import MetricsLog, ProgressLines, SlowDataWarning, StepRe
 from training.train import main
 
 NAMES = (
-    "loss learning_rate logit_scale phase image_size kept_patches text_tokens samples_seen samples_per_second data_seconds "
-    "step_seconds skipped"
+    "loss learning_rate logit_scale phase image_size kept_patches views text_tokens samples_seen samples_per_second "
+    "data_seconds step_seconds skipped"
 )
 
 
@@ -167,7 +167,12 @@ def test_a_log_that_is_no_terminal_has_a_line_every_half_minute(capsys, monkeypa
     lines = ProgressLines(Timeline([Phase(1.0)], num_steps=1000), is_on=True)
     for step in range(1, 101):
         lines.step(
-            step, 8 * step, StepResult(2.0, 44.8, 64, 16, 64, 1, 14.3), learning_rate=1e-3, data_seconds=0.5, step_seconds=2.0
+            step,
+            8 * step,
+            StepResult(2.0, 44.8, 64, 1, 16, 64, 1, 14.3),
+            learning_rate=1e-3,
+            data_seconds=0.5,
+            step_seconds=2.0,
         )
         clock.now += 2.0
     printed = capsys.readouterr().err.splitlines()
@@ -194,6 +199,6 @@ def test_a_run_says_its_first_step_its_checkpoints_and_its_evaluations(run, data
 def test_a_loss_that_ends_at_chance_is_said(losses, is_said, caplog):
     lines = ProgressLines(Timeline([Phase(1.0)], num_steps=40), is_on=False)
     for step, loss in enumerate(losses, start=1):
-        lines.step(step, 16 * step, StepResult(loss, 64, 64, 16, 64, 1, 14.3), 0.1, 0.0, 1.0)
+        lines.step(step, 16 * step, StepResult(loss, 64, 64, 1, 16, 64, 1, 14.3), 0.1, 0.0, 1.0)
     lines.warn_of_chance(16, math.log(16))
     assert ("which is chance for 16 pairs (2.7726)" in caplog.text) == is_said

@@ -96,6 +96,13 @@ def test_two_masks_without_chance_are_refused_or_said_and_two_crops_are_not(run,
     assert steps[-1]["kept_patches"] < 64
 
 
+@pytest.mark.parametrize("views, masked, whole", [("one", 1, 1), ("two", 2, 1), ("complementary", 2, 1), ("crops", 2, 2)])
+def test_a_step_says_how_many_views_of_a_picture_it_encodes(views, masked, whole, run, capsys):
+    _, steps, _ = run(views=views, patch_mask={"name": "random", "mask_ratio": 0.75}, max_steps=2, unmasked_tuning_steps=1)
+    assert [(step["views"], step["kept_patches"]) for step in steps] == [(masked, 16), (whole, 64)]
+    assert f"loss {steps[0]['loss']:.4f}, {'2 x ' if masked == 2 else ''}16 of 64 patches, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("naflex", [False, True])
 def test_two_crops_of_a_picture_follow_one_another_and_each_has_its_mask(naflex, run, tmp_path):
     model = {"model": str(save_folder("siglip2", tmp_path / "model"))} if naflex else {}

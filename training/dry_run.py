@@ -99,7 +99,7 @@ def phase_in_words(number: int, trial: Trial, timeline: Timeline, factor: float)
     steps, result = timeline.steps_of(number), trial.result
     size = f"{result.image_size} pixels, " if result.image_size else ""
     ramp = " half-way" if timeline.phases[number].ramp else ""
-    encoded = f"{result.kept_patches:.0f} of {result.num_patches} patches visible{ramp}, {result.text_tokens} text tokens"
+    encoded = f"{result.patches_in_words} visible{ramp}, {result.text_tokens} text tokens"
     flops = factor * trial.flops
     which = f"steps {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"step {steps[0]:,}"
     return (

@@ -65,7 +65,7 @@ def train(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
 
         if config.log_every and step % config.log_every == 0:
             write_step(run, log, step, result, rates, data_seconds, step_seconds)
-        bar.set_postfix_str(f"step {step}, loss {result.loss:.3f}, {result.kept_patches:.0f} patches", refresh=False)
+        bar.set_postfix_str(f"step {step}, loss {result.loss:.3f}, {result.patches_in_words}", refresh=False)
         bar.update(run.samples_per_step)
         lines.step(step, run.samples_seen(step), result, rates["learning_rate"], data_seconds, step_seconds)
         save_and_evaluate(run, log, lines, step)
@@ -122,7 +122,8 @@ def training_step(run: Run, batch: Batch, step: int) -> StepResult:
     sizes = [len(chunk) for chunk in chunks]
     kept = num_patches * sum(map(math.prod, zip(shares, sizes, strict=True))) / sum(sizes)
     phase = 1 + run.timeline.number_at(step)
-    return StepResult(mean_loss, kept, num_patches, batch.input_ids.shape[1], batch.image_size, phase, logit_scale)
+    views = chunks[0].num_views * batch.num_crops
+    return StepResult(mean_loss, kept, num_patches, views, batch.input_ids.shape[1], batch.image_size, phase, logit_scale)
 
 
 def numbers_of(run: Run, loss: torch.Tensor, chunks: list[Chunk], num_patches: int) -> NumbersOnHost:
@@ -155,6 +156,7 @@ def write_step(
         phase=result.phase,
         image_size=result.image_size,
         kept_patches=result.kept_patches,
+        views=result.views,
         text_tokens=result.text_tokens,
         samples_seen=run.samples_seen(step),
         samples_per_second=run.samples_per_step / step_seconds,

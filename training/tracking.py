@@ -75,8 +75,9 @@ class StepResult:
 
     Attributes:
         loss: the mean over all processes.
-        kept_patches: the visible patches of an image of this process, in the mean.
+        kept_patches: the visible patches of a view of an image of this process, in the mean.
         num_patches: of an image, visible or not.
+        views: of an image; the vision tower encodes each.
         text_tokens: of the longest caption of this process, rounded up as the text tower gets it.
         image_size: the side of the pictures, in pixels; None where their sizes differ.
         phase: its number, counted from 1.
@@ -86,10 +87,17 @@ class StepResult:
     loss: float
     kept_patches: float
     num_patches: int
+    views: int
     text_tokens: int
     image_size: int | None
     phase: int
     logit_scale: float
+
+    @property
+    def patches_in_words(self) -> str:
+        """What the vision tower encodes of an image."""
+        times = f"{self.views} x " if self.views > 1 else ""
+        return f"{times}{self.kept_patches:.0f} of {self.num_patches} patches"
 
 
 class ProgressLines:
@@ -129,7 +137,7 @@ class ProgressLines:
         where = f"step {step} of {self.num_steps}, {samples_seen} pairs"
         size = f", {result.image_size} pixels" if result.image_size else ""
         phase = f", phase {result.phase} of {self.num_phases}{size}" if self.num_phases > 1 else ""
-        encoded = f"{result.kept_patches:.0f} of {result.num_patches} patches, {result.text_tokens} text tokens"
+        encoded = f"{result.patches_in_words}, {result.text_tokens} text tokens"
         self.say(f"{where}{phase}, loss {result.loss:.4f}, {encoded}, learning rate {learning_rate:.3g}{speed}")
         self.samples_before, self.steps, self.seconds, self.data_seconds = samples_seen, 0, 0.0, 0.0
 

@@ -224,6 +224,7 @@ def result_of(run: StudyRun) -> dict[str, Any]:
     metrics = {f"{name}/{key}": value for name, record in summary["results"].items() for key, value in record.items()}
     steps = [record for record in records if "loss" in record]
     seconds = typical_seconds(steps)
+    patches = statistics.mean(record["views"] * record["kept_patches"] for record in steps)  # of a picture
     return {
         "method": run.method,
         "patch_mask": run.study.own_options[run.method]["patch_mask"],
@@ -235,7 +236,7 @@ def result_of(run: StudyRun) -> dict[str, Any]:
         "samples_seen": summary["samples_seen"],
         "train_seconds": round(sum(seconds), 1),
         "seconds_per_step": statistics.mean(seconds),
-        "kept_patches": round(statistics.mean(record["kept_patches"] for record in steps), 3),
+        "kept_patches": round(patches, 3),
         "curve": learning_curve(records, seconds, summary["samples_seen"] // summary["steps"]),
         "metrics": only_scores(metrics),
         "versions": {name: version(name) for name in PACKAGES},
