@@ -55,13 +55,8 @@ def trainings(monkeypatch) -> list[str]:
         (folder / "export").mkdir(parents=True)
         record = {"step": config.max_steps, "eval/retrieval_data/image_to_text_recall@1": 0.5}
         seconds = 1.0 if config.patch_mask == {"name": "none"} else 0.5
-        same = {
-            "loss": 1.0,
-            "step_seconds": seconds,
-            "phase": 1,
-            "kept_patches": 16.0,
-            "views": 1 if config.views == "one" else 2,
-        }
+        views = 1 if config.views == "one" else 2
+        same = {"loss": 1.0, "step_seconds": seconds, "phase": 1, "kept_patches": 16.0, "views": views}
         steps = [{"step": step} | same for step in range(1, config.max_steps + 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*steps, record]))
         summary = {"steps": len(steps), "samples_seen": 4 * len(steps), "train_seconds": seconds * len(steps)}
