@@ -160,7 +160,7 @@ def test_the_figure_has_a_line_for_each_method_and_a_panel_for_each_budget(repor
 
 
 def test_the_results_that_are_kept_are_all_there_one_a_line(tmp_path, masks_of_ideas):
-    kept = {"scenes": 181, "pairs": 169, "peer": 12, "peer_sample": 12, "pairs_float32": 3, "ablation": 15, "larger": 14}
+    kept = {"scenes": 191, "pairs": 169, "peer": 12, "peer_sample": 12, "pairs_float32": 3, "ablation": 15, "larger": 14}
     for name, num_runs in kept.items():
         file, copy = pages.RESULTS / f"{name}.jsonl", tmp_path / f"{name}.jsonl"
         write_results(results := read_results(file), copy)
@@ -182,7 +182,7 @@ def test_the_pages_say_what_the_results_say(masks_of_ideas):
 def test_the_summary_has_the_methods_of_all_seeds_and_the_others_have_tables_of_their_own(masks_of_ideas):
     scenes, pairs = (pages.read_report(name) for name in ("scenes", "pairs"))
     tables = pages.tables(scenes, pairs)
-    for budget in ("samples", "time"):
+    for budget in ("samples", "tokens", "time"):
         _, _, *summary = tables[f"summary, equal {budget}"].splitlines()
         _, _, *others = tables[f"other rows, equal {budget}"].splitlines()
         assert len(summary) == 8
