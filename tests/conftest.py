@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,12 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """On a GPU, what asks for no device would only be done again on the CPU."""
+    """Files with the most slow tests come first, so that no worker is left alone with one at the end.
+
+    On a GPU, what asks for no device would only be done again on the CPU.
+    """
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     if config.getoption("--device") != "cpu":
         others = [item for item in items if "device" not in item.fixturenames]
         config.hook.pytest_deselected(items=others)

@@ -3,8 +3,6 @@ says what the run would take."""
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from helpers import losses_of, pair, write_shard
+from helpers import pair, words, write_shard
+from processes import Processes
 
 from hf_maskclip import MaskCLIPModel
 from training.config import load_config
@@ -77,10 +76,10 @@ def test_a_recipe_says_how_to_run_it_on_what_how_long_and_with_which_data(file):
     for part in ("Command:", "Hardware:", "Time:", "Expected numbers:", "Data:", "img2dataset --url_list", "hf download"):
         assert part in text
     command = text.partition("Command: ")[2].partition(" Hardware:")[0]
-    words = shlex.split(command)
-    assert words[:2] == ["accelerate", "launch"]
-    assert words[-1] == f"training/recipes/{file.name}"
-    assert all((ROOT / word).is_file() for word in words if word.endswith((".yaml", ".py")))
+    arguments = shlex.split(command)
+    assert arguments[:2] == ["accelerate", "launch"]
+    assert arguments[-1] == f"training/recipes/{file.name}"
+    assert all((ROOT / word).is_file() for word in arguments if word.endswith((".yaml", ".py")))
 
 
 @pytest.mark.parametrize("file", LAUNCH_FILES, ids=lambda file: file.stem)
@@ -112,23 +111,6 @@ def test_a_launch_file_is_one_that_accelerate_takes(file, monkeypatch):
         if file.stem in ("fsdp2", "zero2"):
             assert environment["FSDP_VERSION"] == "2"
             assert environment["FSDP_RESHARD_AFTER_FORWARD"] == str(file.stem == "fsdp2").lower()
-
-
-@pytest.mark.slow
-def test_the_launch_file_for_the_cpu_starts_two_processes_that_train_together(options, tmp_path):
-    file = ROOT / "training" / "launch" / "cpu-2-processes.yaml"
-    words = [word for key, value in (options | {"max_steps": 2}).items() for word in (f"--{key}", str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(file),
-        str(ROOT / "training" / "train.py"),
-    ]
-    finished = subprocess.run([*command, *words], capture_output=True, text=True, timeout=200, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert [record["samples_seen"] for record in losses_of(options["output_dir"])] == [8, 16]
 
 
 def test_there_are_launch_files_for_one_machine_and_several():
@@ -187,13 +169,22 @@ def test_activations_are_counted_once_and_without_the_weights():
 
 
 def test_a_dry_run_is_a_word_on_the_command_line(small_data, capsys, tmp_path):
-    words = ["--dry_run", "--model", "tiny", "--batch_size", "16", "--chunk_size", "4", "--output_dir", str(tmp_path / "run")]
-    assert program([*words, *small_data]) == 0
+    sizes = ["--model", "tiny", "--batch_size", "16", "--chunk_size", "4"]
+    arguments = ["--dry_run", *sizes, "--output_dir", str(tmp_path / "run"), *small_data]
+    assert program(arguments) == 0
     printed = capsys.readouterr().out
     assert "600 steps of 16 pairs x 1 processes" in printed
     assert "one step    of 4 pairs" in printed
-    assert program([*words, *small_data, "--train_data", "absent.tar"]) == 2
+    assert program([*arguments, "--train_data", "absent.tar"]) == 2
     assert capsys.readouterr().err == "error: 'absent.tar': there is no 'absent.tar'\n"
+
+
+@pytest.mark.slow
+def test_the_table_of_a_dry_run_on_two_processes_is_printed_once(options, tmp_path):
+    processes = Processes(2, tmp_path, program, words(options | {"dry_run": True}))
+    assert processes.wait() == [0, 0], processes.printed()
+    assert processes.printed().count("4 steps of 4 pairs x 2 processes") == 1
+    assert processes.printed().count("FLOPs ") == 1
 
 
 def test_under_slurm_each_process_gets_the_signal_itself_and_minutes_to_save():
