@@ -16,7 +16,7 @@ from hf_maskclip import MaskCLIPModel
 from hf_maskclip.errors import TrainingStopped
 from training import loop, stopping
 from training import run as run_module
-from training.data.skipping import WINDOW
+from training.data import skipping
 from training.model import loss as loss_module
 from training.saving.checkpoint import latest_checkpoint
 from training.stopping import StopRequest
@@ -86,7 +86,7 @@ def test_weights_that_are_not_numbers_are_never_saved(run, monkeypatch):
 @pytest.mark.slow
 def test_too_many_bad_samples_end_the_run_name_the_shard_and_save_what_was_learnt(options, data, tmp_path):
     bad = {"png": b"not a picture", "txt": b"a ball"}
-    write_shard(data / "train-4.tar", {f"bad-{n}": bad for n in range(WINDOW)})
+    write_shard(data / "train-4.tar", {f"bad-{n}": bad for n in range(skipping.WINDOW)})
     options |= {"max_steps": 10_000, "max_skipped_share": 0.9}
     processes = Processes(1, tmp_path, program, words(options))
     assert processes.wait() == [2]
@@ -102,6 +102,11 @@ def test_too_many_bad_samples_end_the_run_name_the_shard_and_save_what_was_learn
     assert "key bad-" in logged[0]
 
 
+def with_a_small_window(arguments: list[str]) -> int:
+    skipping.WINDOW = 100
+    return program(arguments)
+
+
 @pytest.mark.slow
 def test_a_process_whose_data_gives_out_ends_all_of_them(options, data, tmp_path):
     """Of two shards one has no usable picture, so that one of two processes finds nothing."""
@@ -109,12 +114,12 @@ def test_a_process_whose_data_gives_out_ends_all_of_them(options, data, tmp_path
         (data / f"train-{number}.tar").unlink()
     files = {"png": encode_image(random_picture(0))[:100], "txt": b"a ball"}
     write_shard(data / "train-1.tar", {str(n): files for n in range(5)})
-    processes = Processes(2, tmp_path, program, words(options | {"max_steps": 10_000}))
+    processes = Processes(2, tmp_path, with_a_small_window, words(options | {"max_steps": 10_000}))
     assert processes.wait(60) == [2, 2]
     printed = processes.printed()
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(set(errors)) == 1  # both know why, whichever of them is heard
-    assert f"of the last {WINDOW} samples gave no image-text pair" in errors[0]
+    assert "of the last 100 samples gave no image-text pair" in errors[0]
     assert f"of them in {data}/train-1.tar" in errors[0]
 
 
