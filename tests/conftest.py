@@ -35,6 +35,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist takes files in the order in which they are collected
     if (device := config.getoption("--device")) not in ("cpu", "cuda"):
         raise pytest.UsageError(f"--device {device}: must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
